@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+// One register_x a concept, each in its own file beside this one; module.cc calls them all.
+namespace qwen2vl {
+
+void register_errors(pybind11::module_& m);
+
+}  // namespace qwen2vl

@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled runtime of qwen2vl_rt. Private: use the package's own classes.";
+  m.attr("__version__") = QWEN2VL_VERSION;
+  qwen2vl::register_errors(m);
+}

@@ -1,0 +1,40 @@
+"""The project's exceptions: one family, so that `except Qwen2VLError` catches all of it.
+
+Each message says what was wrong, with the offending value, and what to do.
+"""
+
+
+class Qwen2VLError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InputError(Qwen2VLError, ValueError):
+    """A prompt, message, picture, video or option that cannot be used. The session stays usable."""
+
+
+class PictureError(InputError):
+    """A picture that cannot be read or prepared."""
+
+
+class VideoError(InputError):
+    """A video that cannot be read or sampled."""
+
+
+class PromptTooLongError(InputError):
+    """Prompt and answer together do not fit the session's cache (`max_length`)."""
+
+
+class CheckpointError(Qwen2VLError):
+    """A checkpoint that is incomplete, damaged or of another architecture."""
+
+
+class BundleError(Qwen2VLError):
+    """A bundle that is incomplete, damaged or of an unknown schema version."""
+
+
+class MemoryLimitError(Qwen2VLError):
+    """The planned memory of a session exceeds what it may use."""
+
+
+class BackendError(Qwen2VLError):
+    """An inference engine that is missing, or that failed."""
