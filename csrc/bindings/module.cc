@@ -4,4 +4,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled runtime of qwen2vl_rt. Private: use the package's own classes.";
   m.attr("__version__") = QWEN2VL_VERSION;
   qwen2vl::register_errors(m);
+  qwen2vl::register_rope(m);
+  qwen2vl::register_embedding(m);
+  qwen2vl::register_cache(m);
 }

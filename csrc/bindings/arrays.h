@@ -1,0 +1,87 @@
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/error.h"
+
+// numpy arrays at the border: checked on the way in, views without copies on the way out.
+namespace qwen2vl {
+
+// C-contiguous float32; other float arrays are converted. Throws InputError for another number of dimensions.
+using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+
+inline void require_dimensions(const pybind11::array& array, int dimensions, const char* name) {
+  if (array.ndim() != dimensions) {
+    throw InputError(std::string(name) + " must have " + std::to_string(dimensions) + " dimensions, got " +
+                     std::to_string(array.ndim()));
+  }
+}
+
+inline FloatArray float_array(const pybind11::handle& object, int dimensions, const char* name) {
+  FloatArray array = FloatArray::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw InputError(std::string(name) + " must be a float32 array");
+  }
+  require_dimensions(array, dimensions, name);
+  return array;
+}
+
+// Integers of any width; floats and strings are refused rather than rounded.
+template <typename Integer>
+std::vector<Integer> integer_vector(const pybind11::handle& object, const char* name) {
+  namespace py = pybind11;
+  py::array array = py::array::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw InputError(std::string(name) + " must be an array of integers");
+  }
+  const char kind = array.dtype().kind();
+  if (array.size() != 0 && kind != 'i' && kind != 'u') {
+    throw InputError(std::string(name) + " must be an array of integers, got dtype " +
+                     std::string(py::str(array.dtype())));
+  }
+  using Wide = std::conditional_t<std::is_unsigned_v<Integer>, uint64_t, int64_t>;
+  const auto wide = py::array_t < Wide, py::array::c_style | py::array::forcecast > ::ensure(array);
+  std::vector<Integer> values(wide.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const Wide value = wide.data()[i];
+    if (value < static_cast<Wide>(std::numeric_limits<Integer>::min()) ||
+        value > static_cast<Wide>(std::numeric_limits<Integer>::max())) {
+      throw InputError(std::string(name) + "[" + std::to_string(i) + "] = " + std::to_string(value) +
+                       " is out of range");
+    }
+    values[i] = static_cast<Integer>(value);
+  }
+  return values;
+}
+
+// grids [n, 3]: t, h, w in patches, flattened. An empty list counts as n = 0.
+inline std::vector<int64_t> grid_vector(const pybind11::handle& object) {
+  namespace py = pybind11;
+  if (object.is_none()) return {};
+  const py::array array = py::array::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw InputError("grids must be an array of integers [n, 3]");
+  }
+  if (array.size() == 0) return {};
+  if (array.ndim() != 2 || array.shape(1) != 3) throw InputError("grids must have the shape [n, 3]");
+  return integer_vector<int64_t>(array, "grids");
+}
+
+// A view of memory that `owner` keeps alive.
+template <typename T>
+pybind11::array_t<T> view_of(const T* data, std::vector<pybind11::ssize_t> shape,
+                             const pybind11::handle& owner) {
+  return pybind11::array_t<T>(std::move(shape), data, owner);
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,34 @@
+#include "bindings/arrays.h"
+#include "bindings/bindings.h"
+#include "embedding/embedding_table.h"
+
+namespace py = pybind11;
+
+namespace qwen2vl {
+
+void register_embedding(py::module_& m) {
+  py::class_<EmbeddingTable, std::shared_ptr<EmbeddingTable>>(
+      m, "EmbeddingTable", "The token embedding table [rows, width], memory-mapped and read as float32.")
+      .def(py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype,
+                       int64_t offset) {
+             return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype),
+                                                     offset);
+           }),
+           py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"), py::arg("offset") = 0,
+           "dtype: float32, bfloat16 or float16; offset: bytes before the first row.")
+      .def_property_readonly("rows", &EmbeddingTable::rows)
+      .def_property_readonly("width", &EmbeddingTable::width)
+      .def(
+          "gather",
+          [](const EmbeddingTable& table, const py::object& ids) {
+            const auto values = integer_vector<int32_t>(ids, "ids");
+            py::array_t<float> output({static_cast<int64_t>(values.size()), table.width()});
+            float* data = output.mutable_data();
+            const py::gil_scoped_release release;
+            table.gather(values.data(), static_cast<int64_t>(values.size()), data);
+            return output;
+          },
+          py::arg("ids"), "float32 [len(ids), width].");
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,60 @@
+#include "common/mapped_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "common/error.h"
+
+namespace qwen2vl {
+
+MappedMemory MappedMemory::anonymous(size_t bytes) {
+  if (bytes == 0) return {};
+  void* pages =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (pages == MAP_FAILED) {
+    throw Error("cannot reserve " + std::to_string(bytes >> 20) + " MiB of memory: " + std::strerror(errno));
+  }
+  return {static_cast<std::byte*>(pages), bytes};
+}
+
+MappedMemory MappedMemory::file(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw BundleError("cannot open " + path + ": " + std::strerror(errno));
+  struct stat status;
+  int failure = 0;
+  void* pages = MAP_FAILED;
+  size_t bytes = 0;
+  if (fstat(descriptor, &status) != 0) {
+    failure = errno;
+  } else if (!S_ISREG(status.st_mode) || status.st_size == 0) {
+    failure = EINVAL;
+  } else {
+    bytes = static_cast<size_t>(status.st_size);
+    pages = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
+    if (pages == MAP_FAILED) failure = errno;
+  }
+  close(descriptor);
+  if (failure != 0) throw BundleError("cannot map " + path + ": " + std::strerror(failure));
+  return {static_cast<std::byte*>(pages), bytes};
+}
+
+MappedMemory::MappedMemory(MappedMemory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedMemory& MappedMemory::operator=(MappedMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedMemory::~MappedMemory() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace qwen2vl {
+
+// A range of pages that belongs to this object and goes back to the system with it. Movable, not copyable.
+class MappedMemory {
+ public:
+  MappedMemory() = default;
+  // Zeroed private pages. The system commits each page when it is first written.
+  static MappedMemory anonymous(size_t bytes);
+  // The whole of a file, read only; its pages come and go with the page cache. Throws BundleError when the
+  // file cannot be opened or mapped.
+  static MappedMemory file(const std::string& path);
+
+  MappedMemory(MappedMemory&& other) noexcept;
+  MappedMemory& operator=(MappedMemory&& other) noexcept;
+  ~MappedMemory();
+
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  MappedMemory(std::byte* data, size_t size) : data_(data), size_(size) {}
+
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace qwen2vl

@@ -1,0 +1,86 @@
+#include "embedding/embedding_table.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/error.h"
+#include "common/parallel.h"
+#include "embedding/half.h"
+
+namespace qwen2vl {
+
+namespace {
+
+// Widens one row; reads through memcpy, since the table may begin at any byte of the file.
+template <float (*widen)(uint16_t)>
+void widen_row(const std::byte* row, int64_t width, float* output) {
+  for (int64_t i = 0; i < width; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, row + 2 * i, sizeof(bits));
+    output[i] = widen(bits);
+  }
+}
+
+}  // namespace
+
+ElementType element_type_from_name(const std::string& name) {
+  if (name == "float32") return ElementType::kFloat32;
+  if (name == "bfloat16") return ElementType::kBFloat16;
+  if (name == "float16") return ElementType::kFloat16;
+  throw InputError("unknown element type '" + name + "', expected float32, bfloat16 or float16");
+}
+
+int64_t element_size(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+
+EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type,
+                               int64_t offset)
+    : file_(MappedMemory::file(path)), rows_(rows), width_(width), type_(type) {
+  if (rows < 1 || width < 1 || offset < 0) {
+    throw InputError("an embedding table of " + std::to_string(rows) + " rows of " + std::to_string(width) +
+                     " at byte " + std::to_string(offset) + " makes no sense");
+  }
+  // Compared by division, so that no product of unchecked sizes can overflow.
+  const auto available = static_cast<int64_t>(file_.size());
+  if (offset > available || rows > (available - offset) / element_size(type) / width) {
+    throw BundleError(path + " holds " + std::to_string(available) + " bytes, too few for " +
+                      std::to_string(rows) + " rows of " + std::to_string(width) + " values of " +
+                      std::to_string(element_size(type)) + " bytes from byte " + std::to_string(offset) +
+                      " on");
+  }
+  table_ = file_.data() + offset;
+  // Rows are asked for one here, one there: reading ahead would fill memory with rows that nobody wants.
+  madvise(file_.data(), file_.size(), MADV_RANDOM);
+}
+
+void EmbeddingTable::gather(const int32_t* ids, int64_t count, float* output) const {
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] < 0 || ids[i] >= rows_) {
+      throw InputError("token id " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
+                       " is outside the vocabulary of " + std::to_string(rows_));
+    }
+  }
+  const int64_t row_bytes = width_ * element_size(type_);
+  const auto gather_rows = [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const std::byte* row = table_ + ids[i] * row_bytes;
+      float* out = output + i * width_;
+      switch (type_) {
+        case ElementType::kFloat32:
+          std::memcpy(out, row, row_bytes);
+          break;
+        case ElementType::kBFloat16:
+          widen_row<bfloat16_to_float>(row, width_, out);
+          break;
+        case ElementType::kFloat16:
+          widen_row<float16_to_float>(row, width_, out);
+          break;
+      }
+    }
+  };
+  // A slice worth a thread is some hundred microseconds: a quarter million values.
+  parallel_for(count, std::max<int64_t>(1, (1 << 18) / width_), gather_rows);
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/mapped_memory.h"
+
+namespace qwen2vl {
+
+enum class ElementType { kFloat32, kBFloat16, kFloat16 };
+
+// Accepts "float32", "bfloat16" and "float16"; throws InputError otherwise.
+ElementType element_type_from_name(const std::string& name);
+int64_t element_size(ElementType type);  // in bytes
+
+// The token embedding table [rows, width], memory-mapped: only the pages of the rows in use take memory, and
+// they are shared with other processes (and with the engine, when the model ties its output projection to
+// this table).
+class EmbeddingTable {
+ public:
+  // Row-major elements from byte `offset` of the file on. Throws BundleError when the file is too short.
+  EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type, int64_t offset = 0);
+
+  int64_t rows() const { return rows_; }
+  int64_t width() const { return width_; }
+
+  // Writes the rows of `ids` [count] as float32, output [count, width]. Throws InputError for an id outside
+  // the table, before anything is written.
+  void gather(const int32_t* ids, int64_t count, float* output) const;
+
+ private:
+  MappedMemory file_;
+  const std::byte* table_;
+  int64_t rows_, width_;
+  ElementType type_;
+};
+
+}  // namespace qwen2vl

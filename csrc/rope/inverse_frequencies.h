@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+
+namespace qwen2vl {
+
+// inv_freq[i] = 1 / theta^(2i / dim) for i in [0, dim / 2), each operation rounded to float32 as the
+// reference does.
+void inverse_frequencies(int64_t dim, float theta, float* inv_freq);
+
+// cos and sin of position * inv_freq: the angle is a float32 product (the reference's), its cosine and sine
+// are correctly rounded.
+void cos_sin(int64_t position, float inv_freq, float* cos, float* sin);
+
+}  // namespace qwen2vl
