@@ -1,0 +1,1 @@
+"""Training of the tiny Qwen2-VL checkpoint: data generators, model, loop, evaluation set."""

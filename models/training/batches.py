@@ -1,0 +1,243 @@
+"""From samples to batches: which tasks and sizes are drawn, and how prompts become token ids and positions.
+
+All samples of a batch have the same layout (sizes of pictures), so nothing is padded in the vision tower.
+The questions about one sample are branches: each sees the system prompt, the pictures and itself, exactly as
+if it had been asked alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from . import phrases
+from .digits import handwritten
+from .pictures import several
+from .sample import CELL, Sample
+from .scenes import scene
+from .text import printed
+from .video import video
+
+MOST_CELLS = 16  # a side of 448 pixels
+KINDS = ("scene", "printed", "handwritten", "video", "several")
+
+Layout = list[tuple[int, int, int]]  # frames, width, height of each block, in pixels
+
+
+def draw_sample(rng: np.random.Generator, kind: str, layout: Layout, level: float) -> Sample:
+    """One sample of a kind; level 0..1 is how far the curriculum has come."""
+    frames, width, height = layout[0]
+    if kind == "scene":
+        return scene(rng, width, height, most=3 + round(3 * level), questions=5)
+    if kind == "printed":
+        return printed(rng, width, height)
+    if kind == "handwritten":
+        return handwritten(rng, width, height)
+    if kind == "video":
+        return video(rng, frames, width, height, most=2 + round(level))
+    return several(rng, [(w, h) for _, w, h in layout], most=2 + round(level))
+
+
+def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:
+    """Sizes of the pictures: 56 to 448 pixels a side, wide and tall ones too; small ones while level is low."""
+
+    def side(least_area: float, most_area: float, stretch: float) -> tuple[int, int]:
+        area, aspect = (
+            np.exp(rng.uniform(np.log(least_area), np.log(most_area))),
+            np.exp(rng.normal(0, stretch)),
+        )
+        sides = (
+            np.clip(np.round((area * aspect) ** 0.5), 2, MOST_CELLS),
+            np.clip(np.round((area / aspect) ** 0.5), 2, MOST_CELLS),
+        )
+        return CELL * int(sides[0]), CELL * int(sides[1])
+
+    if kind == "scene":
+        if rng.random() < 0.05 * level:
+            return [(1, *side(150, 256, 0.2))]
+        return [(1, *side(6 - 2 * level, 20 * 6**level, 0.15 + 0.25 * level))]
+    if kind == "printed":
+        width, height = side(6 - 2 * level, 16 * 4**level, 0.45)
+        return [(1, max(width, height), min(width, height)) if rng.random() < 0.7 else (1, width, height)]
+    if kind == "handwritten":
+        return [(1, *side(4, 9 + 16 * level, 0.2))]
+    if kind == "video":
+        return [(int(rng.choice((4, 6, 8))), *side(4, 12 + 13 * level, 0.3))]
+    count = int(rng.integers(2, 5))
+    if rng.random() < 0.6:
+        return [(1, *side(4, 12 + 13 * level, 0.3))] * count
+    return [(1, *side(4, 12 + 13 * level, 0.3)) for _ in range(count)]
+
+
+def draw_kind(rng: np.random.Generator, level: float) -> str:
+    """Single pictures first; videos and several pictures join as the level rises."""
+    late = 0.04 + 0.2 * min(1.0, 3 * level)
+    weights = np.array([0.62, 0.22, 0.08, late, late])
+    return KINDS[rng.choice(len(KINDS), p=weights / weights.sum())]
+
+
+@dataclass
+class Batch:
+    """B samples of one layout; L is the longest sequence, A the number of answer tokens in all."""
+
+    frames: list[torch.Tensor]  # of each block: uint8 [B, frames, height, width, 3]
+    cells: list[
+        list[torch.Tensor]
+    ]  # of each block: colour, shape, glyph, box, motion (see sample.Cells), each [B, t, h, w, ...]
+    ids: torch.Tensor  # [B, L] int64
+    positions: torch.Tensor  # [3, B, L] int64
+    branch: torch.Tensor  # [B, L] int64: 0 the shared prefix, 1.. a question, -1 padding
+    visual: torch.Tensor  # [V] int64: columns of L that hold visual tokens
+    places: torch.Tensor  # [V, 3] int64: temporal patch, row and column of each visual token in its block
+    answers: torch.Tensor  # [A, 3] int64: sample, column whose next token is predicted, that token
+    answer_branch: torch.Tensor  # [A] int64: index into tasks
+    asks: torch.Tensor  # [number of branches, 2] int64: sample, column of the last token before the answer
+    boxes: torch.Tensor  # [number of boxes, 2] int64: sample, column of <|box_start|>
+    box_edges: torch.Tensor  # [number of boxes, 4] float32 in 0..1
+    tasks: list[str]  # of each branch
+    texts: list[tuple[str, str]]  # question and answer of each branch
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                value = value.to(device, non_blocking=True)
+            elif item.name == "frames":
+                value = [frames.to(device, non_blocking=True) for frames in value]
+            elif item.name == "cells":
+                value = [[labels.to(device, non_blocking=True) for labels in block] for block in value]
+            moved[item.name] = value
+        return Batch(**moved)
+
+
+class Encoder:
+    """Turns samples of one layout into a batch."""
+
+    def __init__(self, tokenizer_file: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self.special = {
+            name: self.tokenizer.token_to_id(f"<|{name}|>")
+            for name in ("vision_start", "vision_end", "image_pad", "video_pad", "box_start", "im_end")
+        }
+        self.opening = self.encode(f"<|im_start|>system\n{phrases.SYSTEM}<|im_end|>\n<|im_start|>user\n")
+        self.middle = self.encode("<|im_end|>\n<|im_start|>assistant\n")
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prefix(self, sample: Sample) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+        """ids [P], positions [3, P], columns of visual tokens [V], their places [V, 3]"""
+        ids, positions = list(self.opening), [np.tile(np.arange(len(self.opening)), (3, 1))]
+        visual, places = [], []
+        start = len(ids)
+
+        def text(token: int) -> None:
+            nonlocal start
+            ids.append(token)
+            positions.append(np.full((3, 1), start))
+            start += 1
+
+        for block in sample.blocks:
+            text(self.special["vision_start"])
+            place = np.stack(np.meshgrid(*(np.arange(n) for n in block.grid), indexing="ij"), -1).reshape(
+                -1, 3
+            )
+            visual.append(len(ids) + np.arange(len(place)))
+            places.append(place)
+            ids.extend([self.special["video_pad" if block.is_video else "image_pad"]] * len(place))
+            positions.append(place.T + start)
+            start += max(block.grid)
+            text(self.special["vision_end"])
+        return ids, np.concatenate(positions, 1), np.concatenate(visual), np.concatenate(places)
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        prefix, prefix_positions, visual, places = self.prefix(samples[0])
+        start = int(prefix_positions.max()) + 1
+        rows, answers, answer_branch, asks, boxes, edges, tasks, texts = [], [], [], [], [], [], [], []
+        for b, sample in enumerate(samples):
+            ids, positions, branch = list(prefix), [prefix_positions], [0] * len(prefix)
+            for number, turn in enumerate(sample.turns, 1):
+                ask = self.encode(turn.question) + self.middle
+                answer = self.encode(turn.answer + "<|im_end|>")
+                first = len(ids) + len(ask)
+                asks.append((b, first - 1))
+                answers.extend((b, first - 1 + i, token) for i, token in enumerate(answer))
+                answer_branch.extend([len(tasks)] * len(answer))
+                boxes.extend(
+                    (b, first + i) for i, token in enumerate(answer) if token == self.special["box_start"]
+                )
+                edges.extend(box_edges(turn.answer))
+                tasks.append(turn.task)
+                texts.append((turn.question, turn.answer))
+                length = len(ask) + len(answer) - 1
+                ids.extend((ask + answer)[:length])
+                positions.append(np.tile(start + np.arange(length), (3, 1)))
+                branch.extend([number] * length)
+            rows.append((ids, np.concatenate(positions, 1), branch))
+        longest = max(len(ids) for ids, _, _ in rows)
+        all_ids = np.zeros((len(rows), longest), np.int64)
+        all_positions = np.zeros((3, len(rows), longest), np.int64)
+        all_branches = np.full((len(rows), longest), -1, np.int64)
+        for b, (ids, positions, branch) in enumerate(rows):
+            all_ids[b, : len(ids)], all_positions[:, b, : len(ids)], all_branches[b, : len(ids)] = (
+                ids,
+                positions,
+                branch,
+            )
+        blocks = range(len(samples[0].blocks))
+        cell = ("colour", "shape", "glyph", "box", "motion")
+        return Batch(
+            frames=[
+                torch.from_numpy(np.stack([sample.blocks[i].frames for sample in samples])) for i in blocks
+            ],
+            cells=[
+                [
+                    torch.from_numpy(np.stack([getattr(sample.blocks[i].cells, name) for sample in samples]))
+                    for name in cell
+                ]
+                for i in blocks
+            ],
+            ids=torch.from_numpy(all_ids),
+            positions=torch.from_numpy(all_positions),
+            branch=torch.from_numpy(all_branches),
+            visual=torch.from_numpy(visual),
+            places=torch.from_numpy(places),
+            answers=torch.tensor(answers),
+            answer_branch=torch.tensor(answer_branch),
+            asks=torch.tensor(asks),
+            boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 2),
+            box_edges=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
+            tasks=tasks,
+            texts=texts,
+        )
+
+
+def box_edges(answer: str) -> list[list[float]]:
+    """The boxes of an answer, in 0..1."""
+    found = re.findall(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", answer)
+    return [[(int(edge) + 0.5) / 1000 for edge in box] for box in found]
+
+
+def batch_size(layout: Layout, budget: float) -> int:
+    """Samples a batch, so that all batches cost about the same; budget in patches of the vision tower."""
+    cells = sum((frames + 1) // 2 * width * height // CELL**2 for frames, width, height in layout)
+    return int(np.clip(budget / (4 * cells + 1.4 * (cells + 120)), 3, 96))
+
+
+def stream(tokenizer_file: Path, seed: int, level_of: callable, budget: float) -> Iterator[Batch]:
+    """Endless batches; level_of(samples drawn so far) is the curriculum's level."""
+    encoder, rng, drawn = Encoder(tokenizer_file), np.random.default_rng(seed), 0
+    while True:
+        level = level_of(drawn)
+        kind = draw_kind(rng, level)
+        layout = draw_layout(rng, kind, level)
+        size = batch_size(layout, budget)
+        yield encoder.batch([draw_sample(rng, kind, layout, level) for _ in range(size)])
+        drawn += size

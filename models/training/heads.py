@@ -1,0 +1,87 @@
+"""Throw-away heads that say densely, at every visual token, what is there.
+
+They teach far faster than answers alone. On the vision tower's tokens: what covers each patch, the edges of
+They teach far faster than answers alone. On the vision tower's tokens: what covers each patch, edges of the
+are relative); that comes from M-RoPE in the decoder, so the heads there ask for row, column, time, edges from
+the picture's corner, and the picture's size where an answer begins.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .batches import MOST_CELLS, Batch
+from .phrases import COLOUR_NAMES, DIRECTIONS, SHAPES
+from .sample import GLYPHS, IGNORE
+
+CLASSES = {"colour": len(COLOUR_NAMES) + 1, "shape": len(SHAPES) + 1, "glyph": len(GLYPHS) + 1}
+
+
+class Heads(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.patches = nn.ModuleDict({name: nn.Linear(hidden, 4 * n) for name, n in CLASSES.items()})
+        self.box = nn.Linear(hidden, 4)
+        self.motion = nn.Linear(hidden, len(DIRECTIONS) + 1)
+        self.place = nn.Linear(hidden, 2 * MOST_CELLS + 8)
+        self.edges = nn.Linear(hidden, 4)
+        self.size = nn.Linear(hidden, 2 * MOST_CELLS)
+        self.answer_box = nn.Linear(hidden, 4)
+
+    def tower_loss(self, tokens: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """tokens of each block: [B, t * h * w, H]"""
+        losses: dict[str, Tensor] = {}
+        x = torch.cat([block.flatten(0, 1) for block in tokens]).float()
+        labels = [torch.cat([block[i].flatten(0, 3) for block in batch.cells]) for i in range(5)]
+        for name, label in zip(CLASSES, labels, strict=False):
+            if name != "glyph" or (label > 0).any():
+                logits = self.patches[name](x).view(-1, CLASSES[name])
+                weight = torch.full((CLASSES[name],), 1.0, device=x.device)
+                weight[0] = 0.2
+                losses[name] = F.cross_entropy(logits, label.flatten(), weight, ignore_index=IGNORE)
+        losses["box"] = _edge_loss(self.box(x) * 4, labels[3])
+        if any(block.shape[1] > 1 for block in batch.frames):
+            weight = torch.tensor([0.1, 1, 1, 1, 1], device=x.device)
+            losses["motion"] = F.cross_entropy(self.motion(x), labels[4], weight)
+        return losses
+
+    def decoder_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """hidden [B, L, H] of a middle layer."""
+        losses: dict[str, Tensor] = {}
+        x = hidden[:, batch.visual].float()
+        t, row, column = (batch.places[:, i].expand(len(x), -1).flatten() for i in range(3))
+        logits = self.place(x).flatten(0, 1)
+        losses["place"] = (
+            F.cross_entropy(logits[:, :MOST_CELLS], row)
+            + F.cross_entropy(logits[:, MOST_CELLS : 2 * MOST_CELLS], column)
+            + F.cross_entropy(logits[:, 2 * MOST_CELLS :], t)
+        ) / 3
+        box = torch.cat([block[3].flatten(1, 3) for block in batch.cells], 1)
+        corner = batch.places[:, [2, 1, 2, 1]].float() + 0.5
+        losses["edges"] = _edge_loss(self.edges(x) * 8, box + corner)
+        if len(batch.frames) == 1:
+            _, height, width = batch.frames[0].shape[1:4]
+            asks = self.size(hidden[batch.asks[:, 0], batch.asks[:, 1]].float())
+            label = torch.tensor([height // 28 - 1, width // 28 - 1], device=x.device).expand(len(asks), 2)
+            losses["size"] = (
+                F.cross_entropy(asks[:, :MOST_CELLS], label[:, 0])
+                + F.cross_entropy(asks[:, MOST_CELLS:], label[:, 1])
+            ) / 2
+        return losses
+
+    def answer_loss(self, last: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """last hidden states [B, L, H]"""
+        if not len(batch.boxes):
+            return {}
+        guess = self.answer_box(last[batch.boxes[:, 0], batch.boxes[:, 1]].float()) * 0.3 + 0.5
+        return {"answer_box": 8 * F.smooth_l1_loss(guess, batch.box_edges, beta=0.05)}
+
+
+def _edge_loss(guess: Tensor, edges: Tensor) -> Tensor:
+    """Mean smooth L1 in cells over the edges that are known."""
+    known = ~edges.isnan().any(-1)
+    if not known.any():
+        return guess.sum() * 0
+    return F.smooth_l1_loss(guess[known], edges[known], beta=0.2)
