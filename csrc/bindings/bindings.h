@@ -9,5 +9,6 @@ void register_errors(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
 void register_embedding(pybind11::module_& m);
 void register_cache(pybind11::module_& m);
+void register_image(pybind11::module_& m);
 
 }  // namespace qwen2vl

@@ -7,4 +7,5 @@ PYBIND11_MODULE(_core, m) {
   qwen2vl::register_rope(m);
   qwen2vl::register_embedding(m);
   qwen2vl::register_cache(m);
+  qwen2vl::register_image(m);
 }

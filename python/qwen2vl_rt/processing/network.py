@@ -1,0 +1,52 @@
+"""Reading http(s) addresses, with a deadline and a size limit."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from typing import BinaryIO
+
+_CHUNK = 1 << 16
+
+
+class FetchError(Exception):
+    """An address could not be read; the message says why."""
+
+
+def fetch(url: str, out: BinaryIO, limit: int, timeout: float) -> None:
+    """Writes what `url` (http or https) answers to `out`.
+
+    limit: most bytes; timeout: seconds for the whole of it, and for each wait on the network.
+    Raises FetchError: refused, an error status, too large, too slow.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "qwen2vl_rt", "Accept": "*/*"})
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            length = response.headers.get("Content-Length", "")
+            if length.isdecimal() and int(length) > limit:
+                raise FetchError(f"it holds {length} bytes; the limit is {limit}")
+            received = 0
+            # read1 hands over what has come, so that a slow sender meets the deadline.
+            while chunk := response.read1(_CHUNK):
+                received += len(chunk)
+                if received > limit:
+                    raise FetchError(f"it holds more than {limit} bytes, the limit")
+                if time.monotonic() > deadline:
+                    raise FetchError(f"it did not arrive within {timeout:g} seconds")
+                out.write(chunk)
+            if length.isdecimal() and received < int(length):
+                raise FetchError(f"the connection broke off after {received} of {length} bytes")
+    except urllib.error.HTTPError as error:
+        raise FetchError(f"the server answered {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise FetchError(str(error.reason)) from None
+    except TimeoutError:
+        raise FetchError(f"no answer within {timeout:g} seconds") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise FetchError(f"{type(error).__name__}: {error}") from None
+    except Exception as error:  # http.client's own family, which URLError does not wrap
+        if isinstance(error, FetchError):
+            raise
+        raise FetchError(f"{type(error).__name__}: {error}") from None

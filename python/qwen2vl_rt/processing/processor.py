@@ -1,0 +1,201 @@
+"""Processor: a conversation with pictures and videos to what the model takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen2vl_rt.errors import BundleError, InputError, PictureError
+from qwen2vl_rt.processing import chat_template as templates
+from qwen2vl_rt.processing.messages import Conversation, VisualItem, conversation
+from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.pictures import load_picture
+from qwen2vl_rt.processing.pixels import PatchWriter, PixelSettings
+from qwen2vl_rt.processing.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Visual:
+    """A prepared picture or video.
+
+    Attributes:
+        kind: "image" or "video".
+        grid_thw: temporal patches, rows and columns of patches.
+        patches: float32 [t, grid_h * grid_w, patch_values], in merge order.
+        width, height: of the original picture or of the video's frames, in pixels (what boxes are scaled to).
+        digest: 32 bytes that identify kind and content; equal inputs have equal digests.
+        sample_fps: a video's frames per second after sampling, None for a picture.
+        frame_times: seconds of each sampled frame of a video, empty for a picture.
+    """
+
+    kind: str
+    grid_thw: tuple[int, int, int]
+    patches: np.ndarray = field(repr=False)
+    width: int
+    height: int
+    digest: bytes = field(repr=False)
+    sample_fps: float | None = None
+    frame_times: tuple[float, ...] = field(default=(), repr=False)
+
+    def tokens(self, merge_size: int) -> int:
+        """Visual tokens that it becomes."""
+        t, h, w = self.grid_thw
+        return t * h * w // merge_size**2
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """What the model takes, on the host.
+
+    Attributes:
+        token_ids: int32 [T], with one pad token for every visual token.
+        visuals: the pictures and videos in order of appearance.
+        text: the rendered prompt, before pads were expanded.
+        load_seconds: reading and decoding pictures and videos.
+        resize_seconds: resizing, normalising and cutting into patches.
+        tokenize_seconds: template and tokenizer.
+    """
+
+    token_ids: np.ndarray
+    visuals: list[Visual]
+    text: str = field(repr=False)
+    load_seconds: float = 0.0
+    resize_seconds: float = 0.0
+    tokenize_seconds: float = 0.0
+
+    @property
+    def grids(self) -> np.ndarray:
+        """int64 [visuals, 3]: grid_thw of each visual, in order of appearance."""
+        return np.asarray([visual.grid_thw for visual in self.visuals], dtype=np.int64).reshape(-1, 3)
+
+
+class Processor:
+    """Prepares prompts for one bundle. Usable from several threads at once.
+
+    folder: the bundle (tokenizer.json, preprocessor_config.json, and a chat template).
+    geometry: the bundle's Geometry, or anything with its `vision` and `special_ids`.
+    Raises BundleError for files that are missing, damaged or don't belong together.
+    """
+
+    def __init__(self, folder: str | Path, geometry: Any):
+        folder = Path(folder)
+        self.tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.pixels = PixelSettings.from_file(folder / "preprocessor_config.json")
+        self.template = templates.find_template(folder)
+        vision = geometry.vision
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            if getattr(vision, name) != getattr(self.pixels, name):
+                raise BundleError(
+                    f"{folder}: preprocessor_config.json has {name} {getattr(self.pixels, name)}, "
+                    f"the model {getattr(vision, name)}"
+                )
+        self._pads = {"image": geometry.special_ids.image_pad, "video": geometry.special_ids.video_pad}
+        for kind, pad in self._pads.items():
+            if self.tokenizer.token_of(pad) is None:
+                raise BundleError(
+                    f"{folder}: tokenizer.json has no token {pad}, which the model takes for {kind} pads"
+                )
+
+    def prepare(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        images: Any = (),
+        videos: Any = (),
+        system: str | None = None,
+        options: VisualOptions | Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        add_vision_id: bool = False,
+    ) -> PreparedPrompt:
+        """Renders, tokenizes, loads and resizes.
+
+        messages: a prompt, or a list of messages (see messages.conversation for the accepted forms).
+        images, videos: pictures and videos of a plain prompt, or of items without a source.
+        system: a system message to put first (the template adds its default where there is none).
+        options: for every picture and video that has no options of its own.
+        chat_template: a jinja2 template to use instead of the bundle's.
+        add_generation_prompt: end with the begin of an answer.
+        add_vision_id: number the pictures and videos ("Picture 1: ") in the prompt.
+
+        Raises InputError (PictureError, VideoError) naming the item. A text that contains the chat's or the
+        pictures' own special tokens, such as <|im_end|> or <|image_pad|>, is refused: it would end a message
+        or shift pictures. The notation for objects and boxes is allowed.
+        """
+        talk = conversation(messages, images, videos, system)
+        defaults = (
+            options if isinstance(options, VisualOptions) else VisualOptions.from_mapping(options or {})
+        )
+
+        started = time.perf_counter()
+        # The text comes first: it is cheap, and a mistake there should not cost a video's decoding.
+        text = self._render(talk, chat_template, add_generation_prompt, add_vision_id)
+        ids = self.tokenizer.encode(text)
+        places = self._places(ids, talk)
+        tokenized = time.perf_counter()
+
+        visuals, load_seconds = [], 0.0
+        for item in talk.visuals:
+            visual, seconds = self._visual(item, item.options.over(defaults))
+            visuals.append(visual)
+            load_seconds += seconds
+        prepared = time.perf_counter()
+
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[places] = [visual.tokens(self.pixels.merge_size) for visual in visuals]
+        return PreparedPrompt(
+            token_ids=np.repeat(ids, repeats),
+            visuals=visuals,
+            text=text,
+            load_seconds=load_seconds,
+            resize_seconds=prepared - tokenized - load_seconds,
+            tokenize_seconds=tokenized - started,
+        )
+
+    def _render(self, talk: Conversation, template: str | None, generation: bool, vision_id: bool) -> str:
+        for name, text in talk.texts():
+            for token in self.tokenizer.reserved:
+                if token in text:
+                    raise InputError(
+                        f"{name}: the text contains {token}, which structures the conversation for the "
+                        "model; remove it (pictures and videos are passed as items, not as text)"
+                    )
+        source = self.template if template is None else template
+        if source is None:
+            raise InputError("the bundle has no chat template: pass chat_template=")
+        return templates.compiled(source).render(talk.messages, generation, vision_id)
+
+    def _places(self, ids: np.ndarray, talk: Conversation) -> np.ndarray:
+        """Positions in ids of the pads, one for each visual, checked against the conversation."""
+        places = np.flatnonzero((ids == self._pads["image"]) | (ids == self._pads["video"]))
+        found = ["image" if id_ == self._pads["image"] else "video" for id_ in ids[places]]
+        wanted = [item.kind for item in talk.visuals]
+        if found != wanted:
+            raise InputError(
+                f"the chat template renders {len(found)} visual places ({', '.join(found[:8])}) for {len(wanted)} "
+                f"pictures and videos ({', '.join(wanted[:8])}): it must render each once, in order"
+            )
+        return places
+
+    def _visual(self, item: VisualItem, options: VisualOptions) -> tuple[Visual, float]:
+        """The prepared visual, and the seconds that loading took."""
+        if item.kind == "video":
+            raise InputError(f"{item.name}: videos are not supported yet")
+        started = time.perf_counter()
+        picture = load_picture(item.source, item.name)
+        loaded = time.perf_counter()
+        try:
+            height, width = self.pixels.resized(picture.height, picture.width, options)
+            writer = PatchWriter(self.pixels, 1, height, width, "image")
+            writer.add(picture.pixels)
+        except InputError as error:
+            raise PictureError(f"{item.name}: {error}") from None
+        visual = Visual(
+            "image", writer.grid_thw, writer.patches, picture.width, picture.height, writer.digest()
+        )
+        return visual, loaded - started
