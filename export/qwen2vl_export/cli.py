@@ -1,0 +1,88 @@
+"""The command `qwen2vl-export`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qwen2vl_export.bundle_writer import check_target
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_export.hub import SIZES, download
+from qwen2vl_rt.bundle import PRECISIONS
+from qwen2vl_rt.errors import Qwen2VLError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wrong option
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    # A polite kill ends as an exception, so that what was being written is removed.
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _export(options)
+    except Qwen2VLError as error:
+        print(f"qwen2vl-export: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("qwen2vl-export: interrupted; no bundle was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    quiet = not sys.stderr.isatty()
+    name = SIZES[options.size].name if options.size else Path(options.checkpoint).resolve().name
+    output = Path(options.output or f"{name.lower()}-{options.precision}")
+    check_target(output, options.force)  # before gigabytes are fetched
+    checkpoint = download(options.size, quiet=quiet) if options.size else Path(options.checkpoint)
+    with tqdm(desc=f"writing {output}", unit="B", unit_scale=True, unit_divisor=1000, disable=quiet) as bar:
+        bundle = export_checkpoint(
+            checkpoint,
+            output,
+            options.precision,
+            name=name,
+            force=options.force,
+            on_total=bar.reset,
+            progress=bar.update,
+        )
+    size = sum(entry.size for entry in bundle.files.values())
+    print(f"{output}: {bundle.name}, {bundle.precision}, {size / 1e9:.2f} GB")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen2vl-export",
+        description="Write a bundle (ONNX graphs, weights, tokenizer) from a Qwen2-VL checkpoint.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--size", choices=sorted(SIZES), help="a published Instruct model, fetched from the hub"
+    )
+    source.add_argument(
+        "--checkpoint", metavar="DIR", help="a checkpoint folder: config.json and safetensors"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="the bundle to write; by default named after the model"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="number format of the weights (default: fp32, which every backend runs)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    return parser
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

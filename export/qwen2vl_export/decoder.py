@@ -1,0 +1,154 @@
+"""The language model as an ONNX graph: embeddings and a KV cache in, logits of the rows asked for out.
+
+Shapes: B rows of the batch, T tokens of this step, S the cache's capacity, K rows of logits, H the hidden
+size, D the head size, V the vocabulary. Positions come in as cos and sin (the M-RoPE table is the
+caller's), so that attention stays generic; what may be attended to follows from the order in the sequence
+alone, never from positions.
+
+    logits = lm_head(norm(layer_n(... layer_1(x))))
+    layer(x): x += attention(norm(x)); x += mlp(norm(x))
+"""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING
+from qwen2vl_rt.geometry import DecoderGeometry
+
+from qwen2vl_export.graph import Graph
+
+EMBEDDING_SOURCE, LM_HEAD_SOURCE = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def decoder_graph(geometry: DecoderGeometry, precision: str) -> Graph:
+    """Return the decoder's graph, its weights declared; docs/bundle-format.md lists inputs and outputs."""
+    graph = Graph("decoder", precision, DECODER_WEIGHTS)
+    hidden, half = geometry.hidden_size, geometry.head_dim // 2
+    cache = ["B", geometry.kv_heads, "S", geometry.head_dim]
+
+    x = graph.input("inputs_embeds", ["B", "T", hidden])
+    cos = graph.input("cos", ["B", "T", half])
+    sin = graph.input("sin", ["B", "T", half])
+    past_length = graph.input("past_length", ["B"], TensorProto.INT64)
+    logit_rows = graph.input("logit_rows", ["B", "K"], TensorProto.INT64)
+
+    tokens = graph.op("Shape", "tokens", x, start=1, end=2)  # [1], the number T
+    present_length = graph.op("Add", "present_length", past_length, tokens)  # [B]
+
+    for i in range(geometry.layers):
+        past_k, past_v = graph.input(f"past_k.{i}", cache), graph.input(f"past_v.{i}", cache)
+        x = _attention(graph, geometry, i, x, cos, sin, past_k, past_v, past_length, present_length)
+        x = _mlp(graph, geometry, i, x)
+
+    logits = _head(graph, geometry, x, logit_rows)
+    graph.output(logits, ["B", "K", geometry.vocab_size], TensorProto.FLOAT)
+    for i in range(geometry.layers):
+        graph.output(f"present_k.{i}", cache)
+        graph.output(f"present_v.{i}", cache)
+    return graph
+
+
+def _attention(
+    graph: Graph,
+    geometry: DecoderGeometry,
+    layer: int,
+    x: str,
+    cos: str,
+    sin: str,
+    past_k: str,
+    past_v: str,
+    past_length: str,
+    present_length: str,
+) -> str:
+    """x + o(attention(q, k, v)), grouped-query, causal over the tokens that the row's cache holds."""
+    name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
+    hidden, head_dim = geometry.hidden_size, geometry.head_dim
+    heads, kv_heads = geometry.heads, geometry.kv_heads
+
+    normed = _norm(graph, geometry, f"{name}.norm", x, f"model.layers.{layer}.input_layernorm")
+    q = graph.linear(f"{name}.q", normed, f"{source}.q_proj", hidden, heads * head_dim, bias=True)
+    k = graph.linear(f"{name}.k", normed, f"{source}.k_proj", hidden, kv_heads * head_dim, bias=True)
+    v = graph.linear(f"{name}.v", normed, f"{source}.v_proj", hidden, kv_heads * head_dim, bias=True)
+
+    q = graph.to_heads(f"{name}.q", q, heads, head_dim)  # [B, heads, T, D]
+    k = graph.to_heads(f"{name}.k", k, kv_heads, head_dim)  # [B, kv_heads, T, D]
+    v = graph.to_heads(f"{name}.v", v, kv_heads, head_dim)  # [B, kv_heads, T, D]
+    q = graph.op("RotaryEmbedding", f"{name}.q.rotated", q, cos, sin, interleaved=0)
+    k = graph.op("RotaryEmbedding", f"{name}.k.rotated", k, cos, sin, interleaved=0)
+
+    # The cache: row b takes this step's keys and values from past_length[b] on.       [B, kv_heads, S, D]
+    k = graph.op("TensorScatter", f"present_k.{layer}", past_k, k, past_length, axis=2, mode="linear")
+    v = graph.op("TensorScatter", f"present_v.{layer}", past_v, v, past_length, axis=2, mode="linear")
+
+    # Token t of row b sees the cache's positions 0 .. past_length[b] + t.              [B, heads, T, D]
+    y = graph.op(
+        "Attention",
+        f"{name}.scores",
+        q,
+        k,
+        v,
+        "",
+        "",
+        "",
+        present_length,
+        is_causal=1,
+        **float32_softmax(graph),
+    )
+    y = graph.from_heads(name, y, heads * head_dim)  # [B, T, heads * D]
+    y = graph.linear(f"{name}.o", y, f"{source}.o_proj", heads * head_dim, hidden, bias=False)
+    return graph.op("Add", f"{name}.residual", x, y)  # [B, T, H]
+
+
+def _mlp(graph: Graph, geometry: DecoderGeometry, layer: int, x: str) -> str:
+    """x + down(silu(gate(norm x)) * up(norm x)): SwiGLU."""
+    name, source = f"layers.{layer}.mlp", f"model.layers.{layer}.mlp"
+    hidden, width = geometry.hidden_size, geometry.mlp_size
+
+    normed = _norm(graph, geometry, f"{name}.norm", x, f"model.layers.{layer}.post_attention_layernorm")
+    gate = graph.linear(f"{name}.gate", normed, f"{source}.gate_proj", hidden, width, bias=False)  # [B, T, M]
+    up = graph.linear(f"{name}.up", normed, f"{source}.up_proj", hidden, width, bias=False)  # [B, T, M]
+    silu = graph.op("Mul", f"{name}.silu", gate, graph.op("Sigmoid", f"{name}.sigmoid", gate))
+    y = graph.op("Mul", f"{name}.product", silu, up)
+    y = graph.linear(f"{name}.down", y, f"{source}.down_proj", width, hidden, bias=False)
+    return graph.op("Add", f"{name}.residual", x, y)  # [B, T, H]
+
+
+def _head(graph: Graph, geometry: DecoderGeometry, x: str, logit_rows: str) -> str:
+    """Logits of the K rows asked for: float32 [B, K, V].
+
+    The rows are taken before the last norm, so that neither the norm nor the [V, H] product sees the
+    others. The product is a Gemm over the table as the checkpoint has it, [V, H]: a tied table serves here
+    and as embedding.
+    """
+    hidden, vocab = geometry.hidden_size, geometry.vocab_size
+    rows = graph.op("Unsqueeze", "head.row_indices", logit_rows, graph.integers(-1))  # [B, K, 1]
+    x = graph.op("GatherND", "head.rows", x, rows, batch_dims=1)  # [B, K, H]
+    x = _norm(graph, geometry, "head.norm", x, "model.norm")
+    x = graph.op("Reshape", "head.flat", x, graph.integers(-1, hidden))  # [B*K, H]
+    if geometry.tied_embedding:
+        table = graph.weight("lm_head.weight", [vocab, hidden], EMBEDDING_SOURCE, file=EMBEDDING)
+    else:
+        table = graph.weight("lm_head.weight", [vocab, hidden], LM_HEAD_SOURCE)
+    x = graph.op("Gemm", "lm_head", x, table, transB=1)  # [B*K, V]
+    shape = graph.op(
+        "Concat",
+        "head.shape",
+        graph.op("Shape", "head.rows_shape", logit_rows),
+        graph.integers(vocab),
+        axis=0,
+    )
+    if graph.precision == "fp32":
+        return graph.op("Reshape", "logits", x, shape)  # [B, K, V]
+    x = graph.op("Reshape", "head.logits", x, shape)
+    return graph.op("Cast", "logits", x, to=TensorProto.FLOAT)
+
+
+def _norm(graph: Graph, geometry: DecoderGeometry, name: str, x: str, source: str) -> str:
+    """RMS norm over the hidden size; the statistics are float32 in every precision (stash_type)."""
+    scale = graph.weight(f"{name}.weight", [geometry.hidden_size], f"{source}.weight")
+    return graph.op("RMSNormalization", name, x, scale, axis=-1, epsilon=geometry.rms_norm_eps, stash_type=1)
+
+
+def float32_softmax(graph: Graph) -> dict[str, int]:
+    """Return the attribute that keeps a 16-bit graph's softmax in float32, as the reference computes it."""
+    return {} if graph.precision == "fp32" else {"softmax_precision": TensorProto.FLOAT}

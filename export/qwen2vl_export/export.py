@@ -1,0 +1,127 @@
+"""The whole export: a checkpoint folder in, a bundle out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from qwen2vl_rt import __version__
+from qwen2vl_rt.bundle import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    DECODER_GRAPH,
+    EMBEDDING,
+    GENERATION_CONFIG,
+    PRECISIONS,
+    PREPROCESSOR_CONFIG,
+    TOKENIZER,
+    VISION_GRAPH,
+    Bundle,
+)
+from qwen2vl_rt.errors import CheckpointError
+
+from qwen2vl_export.bundle_writer import BundleWriter, check_target, writing
+from qwen2vl_export.checkpoint import Checkpoint, read_json
+from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
+from qwen2vl_export.errors import ExportError
+from qwen2vl_export.graph import Graph, Weight
+from qwen2vl_export.vision import vision_graph
+from qwen2vl_export.weights import Places, stored_bytes, write_weights
+
+_SMALL_FILES_BYTES = 64 * 2**20  # graphs, tokenizer and settings, generously
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    output: str | Path,
+    precision: str = "fp32",
+    *,
+    name: str | None = None,
+    force: bool = False,
+    on_total: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Bundle:
+    """Export the checkpoint folder into the bundle `output` and return the opened bundle.
+
+    `name` is the model's name in the manifest (the folder's by default). `force` replaces an existing bundle.
+    `on_total` is told once how many bytes of weights will be written, `progress` the bytes since its last
+    call. Raises CheckpointError for what is wrong with the checkpoint and ExportError for what is wrong
+    with the output; in both cases no bundle appears.
+    """
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    target = Path(output).absolute()
+    check_target(target, force)
+    source = Checkpoint.open(checkpoint)
+    geometry = source.geometry
+
+    decoder = decoder_graph(geometry.decoder, precision)
+    vision = vision_graph(geometry.vision, geometry.decoder.hidden_size, precision)
+    table_shape = (geometry.decoder.vocab_size, geometry.decoder.hidden_size)
+    table = Weight("embedding", table_shape, EMBEDDING_SOURCE, table_shape, transposed=False, file=EMBEDDING)
+    source.check([table, *decoder.weights, *vision.weights])
+    settings = _settings(source.path)
+
+    # Weights by the file that holds them. A tied table is asked for twice, by the runtime and by the
+    # decoder's last product, and stored once.
+    by_file: dict[str, list[Weight]] = {EMBEDDING: [table]}
+    for weight in [*decoder.weights, *vision.weights]:
+        if weight.file != EMBEDDING:
+            by_file.setdefault(weight.file, []).append(weight)
+    total = sum(stored_bytes(weights, precision) for weights in by_file.values())
+    if on_total:
+        on_total(total)
+
+    with writing(target, force, total + _SMALL_FILES_BYTES) as writer:
+        places: dict[str, Places] = {}
+        for file, weights in by_file.items():
+            places[file], writer.files[file] = write_weights(
+                writer.folder / file, weights, source, precision, progress or (lambda count: None)
+            )
+        if geometry.decoder.tied_embedding:
+            places[decoder.weights_file]["lm_head.weight"] = places[EMBEDDING]["embedding"]
+        _write_graph(writer, DECODER_GRAPH, decoder, places[decoder.weights_file])
+        _write_graph(writer, VISION_GRAPH, vision, places[vision.weights_file])
+        for file, data in settings.items():
+            if isinstance(data, bytes):
+                writer.add(file, data)
+            else:
+                writer.add_json(file, data)
+        writer.finish(name or source.path.resolve().name, precision, geometry, __version__)
+    return Bundle.open(output)
+
+
+def _write_graph(writer: BundleWriter, file: str, graph: Graph, places: Places) -> None:
+    """Write a graph and have ONNX check it, shapes included, beside its weights."""
+    writer.add(file, graph.model(places).SerializeToString())
+    onnx.checker.check_model(str(writer.folder / file), full_check=True)
+
+
+def _settings(checkpoint: Path) -> dict[str, object]:
+    """Read the small files that go along: {name in the bundle: bytes, or a JSON value to write}."""
+    files: dict[str, object] = {}
+    for name in (CONFIG, TOKENIZER, PREPROCESSOR_CONFIG):
+        read_json(checkpoint / name)  # refuses a missing or damaged one
+        files[name] = (checkpoint / name).read_bytes()
+    generation = checkpoint / GENERATION_CONFIG
+    files[GENERATION_CONFIG] = generation.read_bytes() if generation.exists() else {}
+    if (template := _chat_template(checkpoint)) is not None:
+        files[CHAT_TEMPLATE] = {"chat_template": template}
+    return files
+
+
+def _chat_template(checkpoint: Path) -> str | None:
+    """Return the chat template from wherever this checkpoint keeps it, newest place first, or None."""
+    plain = checkpoint / "chat_template.jinja"
+    if plain.exists():
+        try:
+            return plain.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{plain} cannot be read: {error}") from error
+    for name in (CHAT_TEMPLATE, "tokenizer_config.json"):
+        if (checkpoint / name).exists():
+            value = read_json(checkpoint / name)
+            if isinstance(value, dict) and isinstance(value.get("chat_template"), str):
+                return value["chat_template"]
+    return None

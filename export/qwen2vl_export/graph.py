@@ -1,0 +1,153 @@
+"""A small builder of ONNX graphs: readable names for nodes and tensors, and weights that stay on disk.
+
+A node and its (first) output share one name, `layers.3.attention.q`: lowering passes, profilers and people
+find things by it. A weight is only declared here: its name and shape in the graph, and the checkpoint's
+tensor that it comes from. `weights.py` writes the bytes later, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+OPSET = 24
+IR_VERSION = 12  # the one that opset 24 was released with; a newer one would shut out engines for nothing
+ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One stored tensor of a graph and where it comes from.
+
+    `source` is the tensor's name in the published checkpoints and `source_shape` its shape there. It is
+    read as a matrix [source_shape[0], rest]; `transposed` stores that matrix the other way round. `shape`
+    is the shape in the graph. `file` names the file of the bundle that holds the bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    source_shape: tuple[int, ...]
+    transposed: bool
+    file: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of the source read as a matrix."""
+        return self.source_shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the source read as a matrix."""
+        return math.prod(self.source_shape[1:])
+
+
+class Graph:
+    """Collects nodes, constants, weights, inputs and outputs; `model()` makes the ONNX model of them.
+
+    Floating-point values have the graph's `precision` unless said otherwise.
+    """
+
+    def __init__(self, name: str, precision: str, weights_file: str):
+        self.name = name
+        self.precision = precision
+        self.weights_file = weights_file
+        self.element_type = ELEMENT_TYPES[precision]
+        self.weights: list[Weight] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, shape: Sequence[Dim], element_type: int | None = None) -> str:
+        """Declare a graph input; a string in `shape` is a size that varies from call to call."""
+        self._inputs.append(helper.make_tensor_value_info(name, element_type or self.element_type, shape))
+        return name
+
+    def output(self, name: str, shape: Sequence[Dim], element_type: int | None = None) -> None:
+        """Declare the existing tensor `name` a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, element_type or self.element_type, shape))
+
+    def op(self, kind: str, name: str, *inputs: str, **attributes: object) -> str:
+        """Add a node called `name` and return its output, of the same name. An empty input is left out."""
+        self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def split(self, name: str, x: str, outputs: Sequence[str]) -> list[str]:
+        """Cut the last axis into equal parts."""
+        self._nodes.append(
+            helper.make_node("Split", [x], list(outputs), name=name, axis=-1, num_outputs=len(outputs))
+        )
+        return list(outputs)
+
+    def integers(self, *values: int) -> str:
+        """Return a constant int64 vector; equal ones are stored once."""
+        name = "constant." + "_".join(str(value) for value in values)
+        self._constants[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        return name
+
+    def number(self, name: str, value: float) -> str:
+        """Return a constant scalar of the graph's precision."""
+        self._constants[name] = helper.make_tensor(name, self.element_type, [], [value])
+        return name
+
+    def weight(self, name: str, shape: Sequence[int], source: str, file: str | None = None) -> str:
+        """Declare a weight that is stored as the checkpoint has it, a vector or a matrix of `shape`."""
+        shape = tuple(shape)
+        self.weights.append(Weight(name, shape, source, shape, False, file or self.weights_file))
+        return name
+
+    def linear_weight(self, name: str, source: str, inputs: Sequence[int], outputs: int) -> str:
+        """Declare a linear layer's matrix: [outputs, *inputs] in the checkpoint, [product of inputs,
+        outputs] here.
+
+        `MatMul` then takes it as it is, with one column an output.
+        """
+        shape = (math.prod(inputs), outputs)
+        self.weights.append(Weight(name, shape, source, (outputs, *inputs), True, self.weights_file))
+        return name
+
+    def linear(self, name: str, x: str, source: str, inputs: int, outputs: int, bias: bool) -> str:
+        """Add x @ W (+ b): [.., inputs] -> [.., outputs]. `source` is the checkpoint's name of the layer."""
+        weight = self.linear_weight(f"{name}.weight", f"{source}.weight", [inputs], outputs)
+        if not bias:
+            return self.op("MatMul", name, x, weight)
+        product = self.op("MatMul", f"{name}.product", x, weight)
+        return self.op("Add", name, product, self.weight(f"{name}.bias", [outputs], f"{source}.bias"))
+
+    def to_heads(self, name: str, x: str, heads: int, head_dim: int) -> str:
+        """Split the last axis into heads: [B, T, heads * head_dim] -> [B, heads, T, head_dim]."""
+        x = self.op("Reshape", f"{name}.split", x, self.integers(0, 0, heads, head_dim))
+        return self.op("Transpose", f"{name}.heads", x, perm=[0, 2, 1, 3])
+
+    def from_heads(self, name: str, x: str, width: int) -> str:
+        """Undo `to_heads`: [B, heads, T, head_dim] -> [B, T, width]."""
+        x = self.op("Transpose", f"{name}.tokens", x, perm=[0, 2, 1, 3])
+        return self.op("Reshape", f"{name}.merged", x, self.integers(0, 0, width))
+
+    def model(self, places: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+        """Return the ONNX model; `places` gives every weight's offset and length in its file."""
+        initializers = [
+            *self._constants.values(),
+            *(self._initializer(w, *places[w.name]) for w in self.weights),
+        ]
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
+        return helper.make_model(
+            graph,
+            producer_name="qwen2vl_export",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+
+    def _initializer(self, weight: Weight, offset: int, length: int) -> onnx.TensorProto:
+        tensor = TensorProto(name=weight.name, data_type=self.element_type, dims=weight.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", weight.file), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor

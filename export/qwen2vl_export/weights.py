@@ -1,0 +1,110 @@
+"""Writing the bundle's weight files: one tensor after the other, cast and transposed in blocks of bounded
+size.
+
+What is in memory at a time: one block, and for a transposed matrix its source (at most 29568 x 8192
+numbers in the published models, 484 MB at 16 bit). The large tables (embedding, lm_head) are never
+transposed and never whole in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from qwen2vl_rt.bundle import FileEntry
+from qwen2vl_rt.errors import CheckpointError
+
+from qwen2vl_export.checkpoint import Checkpoint
+from qwen2vl_export.graph import Weight
+
+NUMBERS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype(np.float16)}
+BLOCK_BYTES = 32 * 2**20
+PAGE, CACHE_LINE = (
+    4096,
+    64,
+)  # alignment of tensors of a page or more, so that they can be mapped, and of small ones
+
+Places = dict[str, tuple[int, int]]
+
+
+def write_weights(
+    file: Path,
+    weights: Iterable[Weight],
+    checkpoint: Checkpoint,
+    precision: str,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[Places, FileEntry]:
+    """Write `weights` into `file`, each aligned, and return every tensor's (offset, length) and the file's
+    entry.
+
+    `progress` is called with the number of bytes written since its last call. Raises CheckpointError for a
+    tensor that cannot be read or whose values the precision cannot hold; OSError from writing passes through.
+    """
+    number = NUMBERS[precision]
+    places: Places = {}
+    digest, position = hashlib.sha256(), 0
+    with open(file, "wb", buffering=0) as stream:
+
+        def put(data: memoryview) -> None:
+            nonlocal position
+            digest.update(data)
+            position += len(data)
+            progress(len(data))
+            while data:  # an unbuffered write may take only a part
+                data = data[stream.write(data) :]
+
+        for weight in weights:
+            length = weight.rows * weight.columns * number.itemsize
+            alignment = PAGE if length >= PAGE else CACHE_LINE
+            put(memoryview(bytes(-position % alignment)))
+            places[weight.name] = (position, length)
+            for block in _blocks(weight, checkpoint, number):
+                put(memoryview(block.reshape(-1).view(np.uint8)))
+    return places, FileEntry(size=position, sha256=digest.hexdigest())
+
+
+def stored_bytes(weights: Iterable[Weight], precision: str) -> int:
+    """Return about how many bytes `weights` take, alignment included (an upper bound)."""
+    item = NUMBERS[precision].itemsize
+    return sum(weight.rows * weight.columns * item + PAGE for weight in weights)
+
+
+def _blocks(weight: Weight, checkpoint: Checkpoint, number: np.dtype) -> Iterator[np.ndarray]:
+    """Yield the tensor as stored in the bundle, as contiguous blocks of about BLOCK_BYTES."""
+    rows, columns = weight.rows, weight.columns
+    if weight.transposed:
+        source = checkpoint.read_rows(weight, 0, rows)  # [rows, columns]
+        step = max(1, BLOCK_BYTES // (rows * 4))
+        for start in range(0, columns, step):
+            yield _cast(np.ascontiguousarray(source[:, start : start + step].T), number, weight)
+    else:
+        step = max(1, BLOCK_BYTES // (columns * 4))
+        for start in range(0, rows, step):
+            yield _cast(checkpoint.read_rows(weight, start, min(start + step, rows)), number, weight)
+
+
+def _cast(block: np.ndarray, number: np.dtype, weight: Weight) -> np.ndarray:
+    """Convert to `number`, rounding to nearest even."""
+    if block.dtype == number:
+        return block
+    if number == np.float16:
+        return _to_float16(block.astype(np.float32), weight)
+    if block.dtype == np.float16:
+        block = block.astype(np.float32)  # exact; ml_dtypes then rounds once
+    return block.astype(number)
+
+
+def _to_float16(block: np.ndarray, weight: Weight) -> np.ndarray:
+    """Convert float32 to float16; a finite value that would become infinite is refused."""
+    with np.errstate(over="ignore"):
+        narrow = block.astype(np.float16)
+    lost = np.isinf(narrow) & np.isfinite(block)
+    if lost.any():
+        raise CheckpointError(
+            f"tensor {weight.source} holds {float(block[lost][0]):g}, beyond float16's 65504; "
+            "use --precision bf16"
+        )
+    return narrow
