@@ -1,0 +1,37 @@
+"""`qwen2vl eval`: score a bundle on an evaluation set, by task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser("eval", help="score a bundle on an evaluation set: exact match and box IoU")
+    parser.add_argument("bundle", type=Path, help="folder that qwen2vl-export wrote")
+    parser.add_argument(
+        "--set", type=Path, required=True, metavar="DIR", help="evaluation set (models/tiny/eval)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
+    add_session_options(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Answer every question of the set and print the table."""
+    from qwen2vl_rt.evaluate import format_table, load_examples, score
+    from qwen2vl_rt.session import Session
+
+    examples = load_examples(options.set)
+    with Session(options.bundle, **session_keywords(options)) as session:
+        report = score(examples, lambda messages: session.generate(messages, max_new_tokens=128).raw_text)
+    print(format_table(report))
+    if options.json:
+        options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return 0

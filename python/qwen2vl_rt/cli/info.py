@@ -1,0 +1,103 @@
+"""`qwen2vl info`: what a bundle holds, what it needs, and what this machine can run it on."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_rt import __version__
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cli.session_options import add_session_options
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.executors import select_backend
+from qwen2vl_rt.plan import MIB, plan_memory
+from qwen2vl_rt.progress import progress_bar
+from qwen2vl_rt.session import session_limits
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser("info", help="geometry, sizes and memory plan of a bundle; what runs here")
+    parser.add_argument("bundle", type=Path, nargs="?", help="folder that qwen2vl-export wrote")
+    parser.add_argument("--verify", action="store_true", help="check every file's SHA-256")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="largest picture to plan for")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_session_options(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print the report."""
+    report: dict[str, Any] = {"runtime": _runtime(options.backend)}
+    if options.bundle is not None:
+        bundle = Bundle.open(options.bundle)
+        if options.verify:
+            total = sum(entry.size for entry in bundle.files.values())
+            with progress_bar("verify", total, unit="B") as bar:
+                bundle.verify(bar.update)
+        limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels)
+        plan = plan_memory(bundle, limits, options.memory_limit)
+        report["bundle"] = {
+            "path": str(bundle.path),
+            "name": bundle.name,
+            "precision": bundle.precision,
+            "verified": options.verify,
+            "files": {name: entry.size for name, entry in bundle.files.items()},
+            "geometry": bundle.geometry.to_json(),
+        }
+        report["plan"] = plan.to_json() | {"fits": plan.total <= plan.limit}
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report, str(plan) if options.bundle is not None else None)
+    return 0
+
+
+def _runtime(backend: str) -> dict[str, Any]:
+    report = {
+        "qwen2vl_rt": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "compiled_with_cuda": False,
+    }
+    for package in ("onnxruntime", "onnxruntime-gpu", "numpy"):
+        try:
+            report[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            report[package] = None
+    try:
+        chosen = select_backend(backend)
+        report["backend"] = {"name": chosen.name, "reason": chosen.reason}
+    except BackendError as error:
+        report["backend"] = {"name": None, "reason": str(error)}
+    return report
+
+
+def _print(report: dict[str, Any], plan: str | None) -> None:
+    runtime = report["runtime"]
+    backend = runtime["backend"]
+    engine = runtime["onnxruntime"] or runtime["onnxruntime-gpu"] or "not installed"
+    print(f"qwen2vl_rt {runtime['qwen2vl_rt']} (CPU only build), ONNX Runtime {engine}, {runtime['machine']}")
+    print(f"backend: {backend['name'] or 'none'} ({backend['reason']})")
+    if "bundle" not in report:
+        return
+    bundle = report["bundle"]
+    decoder, vision = bundle["geometry"]["decoder"], bundle["geometry"]["vision"]
+    print(f"\n{bundle['name']}, {bundle['precision']}{', hashes verified' if bundle['verified'] else ''}")
+    print(
+        f"decoder: {decoder['layers']} layers of {decoder['hidden_size']}, {decoder['heads']} heads "
+        f"({decoder['kv_heads']} kv) of {decoder['head_dim']}, vocabulary {decoder['vocab_size']}"
+    )
+    print(f"vision: {vision['depth']} layers of {vision['embed_dim']}, {vision['heads']} heads")
+    for name, size in bundle["files"].items():
+        print(f"  {name:<28} {size / MIB:>10.2f} MiB")
+    limits = report["plan"]["limits"]
+    print(f"\nmemory plan for max_length {limits['max_length']}, max_batch {limits['max_batch']}, ", end="")
+    print(f"max_pixels {limits['max_pixels']}:\n{plan}")
+    if not report["plan"]["fits"]:
+        print("This session would be refused here.", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""Editing an ONNX graph: who makes a tensor, replacing a node, dropping what nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that makes each tensor, by tensor name."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def replace_nodes(graph: GraphProto, replacements: dict[str, Sequence[NodeProto]]) -> None:
+    """Put other nodes in the place of the named ones, keeping the order of computation."""
+    nodes = []
+    for node in graph.node:
+        nodes.extend(replacements.get(node.name, [node]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def drop_unread(graph: GraphProto) -> None:
+    """Remove nodes whose outputs are neither read nor graph outputs, and initializers nobody reads."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def use_contrib_operators(model: ModelProto) -> None:
+    """Declare ONNX Runtime's own operator domain."""
+    if all(opset.domain != CONTRIB_DOMAIN for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+
+
+def join_heads(graph: GraphProto, name: str, source: str) -> list[NodeProto]:
+    """Nodes for [B, heads, T, head_dim] to [B, T, heads * head_dim], in the tensor `name`.
+
+    Where they undo a split, ONNX Runtime's own transpose optimizer removes both.
+    """
+    shape = _constant(graph, "heads.joined_shape", [0, 0, -1])
+    return [
+        helper.make_node("Transpose", [source], [f"{name}.tokens"], f"{name}.tokens", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", [f"{name}.tokens", shape], [name], name),
+    ]
+
+
+def split_heads(graph: GraphProto, source: str, target: str, heads: int) -> list[NodeProto]:
+    """Nodes for [B, T, heads * head_dim] to [B, heads, T, head_dim], in the tensor `target`."""
+    shape = _constant(graph, "heads.split_shape", [0, 0, heads, -1])
+    return [
+        helper.make_node("Reshape", [source, shape], [f"{source}.split"], f"{source}.split"),
+        helper.make_node("Transpose", [f"{source}.split"], [target], f"{source}.heads", perm=[0, 2, 1, 3]),
+    ]
+
+
+def _constant(graph: GraphProto, name: str, values: Sequence[int]) -> str:
+    """An int64 vector among the graph's initializers, added once."""
+    if all(tensor.name != name for tensor in graph.initializer):
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+    return name

@@ -1,0 +1,207 @@
+"""How much memory a session will need, computed from the manifest before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import InputError, MemoryLimitError
+from qwen2vl_rt.geometry import Geometry
+
+DEFAULT_MAX_LENGTH = 8192
+PREFILL_CHUNK = 512
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+# Python, NumPy, ONNX Runtime and the compiled module, before any weight is touched.
+PROCESS_BYTES = 160 * MIB
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """What a session is built for; together with the bundle this fixes its memory."""
+
+    max_length: int
+    """Positions a cache row holds: prompt, visual tokens and answer."""
+    max_batch: int
+    """Cache rows: answers generated side by side."""
+    max_pixels: int
+    """The largest picture (or video frame) after resizing, in pixels."""
+    prefill_chunk: int
+    """Prompt tokens computed in one decoder step."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A session's memory by part, in bytes, at its stated limits in full use."""
+
+    limits: SessionLimits
+    parts: dict[str, int]
+    limit: int
+    """What the session may use: `memory_limit`, else what the machine had available."""
+    measured: int | None = field(default=None)
+    """The process's resident memory when the plan was asked for; None before loading."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts, in bytes."""
+        return sum(self.parts.values())
+
+    def with_measured(self, measured: int) -> MemoryPlan:
+        """This plan beside a measurement, in bytes."""
+        return replace(self, measured=measured)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as plain numbers."""
+        return {
+            "limits": vars(self.limits),
+            "parts": self.parts,
+            "total": self.total,
+            "limit": self.limit,
+            "measured": self.measured,
+        }
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.parts)
+        lines = [f"{name:<{width}}  {_human(size):>9}" for name, size in self.parts.items()]
+        lines.append(f"{'total':<{width}}  {_human(self.total):>9}  (may use {_human(self.limit)})")
+        if self.measured is not None:
+            lines.append(f"{'measured':<{width}}  {_human(self.measured):>9}")
+        return "\n".join(lines)
+
+
+def session_limits(
+    bundle: Bundle, max_length: int | None = None, max_batch: int = 1, max_pixels: int | None = None
+) -> SessionLimits:
+    """The limits of a session, with the defaults filled in from the bundle.
+
+    Raises:
+        InputError: a limit below 1, or a max_length beyond what the model was made for.
+    """
+    for name, value in (("max_length", max_length), ("max_batch", max_batch), ("max_pixels", max_pixels)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{name} is {value!r}: give a whole number, 1 or more.")
+    return SessionLimits(
+        max_length=max_length or DEFAULT_MAX_LENGTH,
+        max_batch=max_batch,
+        max_pixels=max_pixels or picture_limits(bundle.path).max_pixels,
+        prefill_chunk=PREFILL_CHUNK,
+    )
+
+
+def plan_memory(bundle: Bundle, limits: SessionLimits, memory_limit: int | None) -> MemoryPlan:
+    """Plan a session of the CPU backend.
+
+    The KV cache is float32, and so are weights that the CPU cannot multiply as they are (bfloat16, float16).
+    """
+    geometry = bundle.geometry
+    widening = 1 if bundle.precision == "fp32" else 2
+    embedding = bundle.files["embedding.bin"].size
+    # A tied lm_head is the embedding's own mapping where no widening makes a copy of it.
+    lm_head_copy = embedding * widening if geometry.decoder.tied_embedding and widening > 1 else 0
+    parts = {
+        "process": PROCESS_BYTES,
+        "embedding": embedding,
+        "decoder weights": bundle.files["decoder.weights"].size * widening + lm_head_copy,
+        "vision weights": bundle.files["vision.weights"].size * widening,
+        "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry),
+        "prefill and decode": _decoder_workspace(geometry, limits),
+        "vision": _vision_workspace(geometry, limits),
+    }
+    return MemoryPlan(limits, parts, available_memory() if memory_limit is None else memory_limit)
+
+
+def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
+    """Refuse a plan over its limit.
+
+    Raises:
+        MemoryLimitError: with the plan, and the largest max_length and max_pixels that would fit.
+    """
+    if plan.total <= plan.limit:
+        return
+
+    def fits(**changes: int) -> bool:
+        return plan_memory(bundle, replace(plan.limits, **changes), plan.limit).total <= plan.limit
+
+    advice = []
+    for name, step in (("max_length", 64), ("max_pixels", 28 * 28)):
+        largest = _largest(
+            getattr(plan.limits, name) // step, lambda n, name=name, step=step: fits(**{name: n * step})
+        )
+        if largest:
+            advice.append(f"{name}={largest * step}")
+    if not advice and fits(max_length=64, max_pixels=28 * 28 * 4, max_batch=1):
+        advice.append("a smaller max_batch, max_length and max_pixels together")
+    would = " or ".join(advice) if advice else "nothing: use a bundle of lower precision or a smaller model"
+    raise MemoryLimitError(
+        f"This session needs {_human(plan.total)} and may use {_human(plan.limit)}. "
+        f"What would fit: {would}.\n{plan}"
+    )
+
+
+def kv_bytes_per_token(geometry: Geometry) -> int:
+    """Bytes of one position in the float32 KV cache, all layers: keys and values."""
+    decoder = geometry.decoder
+    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 4
+
+
+def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
+    decoder = geometry.decoder
+    tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
+    # Gate, up and their product, plus the residual stream, q, k, v and norms; float32.
+    activations = tokens * (3 * decoder.mlp_size + 8 * decoder.hidden_size) * 4
+    logits = 2 * limits.max_batch * decoder.vocab_size * 4
+    return activations + logits
+
+
+def _vision_workspace(geometry: Geometry, limits: SessionLimits) -> int:
+    vision = geometry.vision
+    patches = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
+    patches //= vision.patch_size**2
+    # The patches themselves; residual, norm, q, k, v and their rotated copies; three MLP tensors (before,
+    # sigmoid, product); float32.
+    values = vision.patch_values + 8 * vision.embed_dim + 3 * vision.mlp_size
+    return patches * values * 4
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's available memory, or its cgroup's if less."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        available = min(available, int(limit) - int(used))
+    return available
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now, mapped files included."""
+    return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _largest(high: int, fits: object) -> int:
+    """The largest n in [1, high] for which fits(n), 0 if none: fits falls from true to false once."""
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):  # type: ignore[operator]
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _human(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"

@@ -1,0 +1,293 @@
+"""Session: a loaded bundle that answers questions about pictures and videos."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.answer import Answer
+from qwen2vl_rt.answer_builder import build_answer
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import InputError, PromptTooLongError, Qwen2VLError
+from qwen2vl_rt.executors import Backend, select_backend
+from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+from qwen2vl_rt.fair_lock import FairLock
+from qwen2vl_rt.options import GenerationOptions, split_options
+from qwen2vl_rt.plan import MemoryPlan, check_plan, plan_memory, resident_memory, session_limits
+from qwen2vl_rt.position_keys import position_keys, visual_spans
+from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.stream import AnswerStream
+from qwen2vl_rt.vision import VisionTower
+
+OnText = Callable[[int, str], None]
+
+
+class Session:
+    """A loaded bundle that answers questions about pictures and videos.
+
+        with qwen2vl_rt.Session("bundle") as session:
+            print(session.generate("What is on the desk?", images=["desk.jpg"]).text)
+
+    It may be used from several threads: pictures are prepared side by side, generation queues in order of
+    arrival. Consecutive prompts that begin alike (a conversation that goes on) reuse the KV cache; the answer
+    is the one that a fresh session would give.
+
+    Args:
+        bundle: folder that `qwen2vl-export` wrote.
+        backend: `"auto"` or `"cpu"`.
+        max_length: positions a cache row holds (prompt, visual tokens, answer); 8192 if None.
+        max_batch: answers that `generate_batch` generates side by side.
+        memory_limit: bytes the session may use; the machine's available memory if None.
+        threads: threads of one operator and of picture preparation; 0 takes all cores.
+        max_pixels: the largest picture or frame after resizing, in pixels; the bundle's own setting if None.
+
+    Raises:
+        BundleError: the bundle is incomplete or damaged.
+        BackendError: the backend is unknown or not installed.
+        MemoryLimitError: the plan exceeds the limit; nothing was loaded.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        backend: str = "auto",
+        max_length: int | None = None,
+        max_batch: int = 1,
+        memory_limit: int | None = None,
+        threads: int = 0,
+        max_pixels: int | None = None,
+    ) -> None:
+        self._bundle = Bundle.open(bundle)
+        self._backend = select_backend(backend)
+        limits = session_limits(self._bundle, max_length, max_batch, max_pixels)
+        self._plan = plan_memory(self._bundle, limits, memory_limit)
+        check_plan(self._bundle, self._plan)
+
+        geometry = self._bundle.geometry
+        decoder = geometry.decoder
+        self._processor = Processor(self._bundle.path, geometry)
+        self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
+        self._defaults = json.loads(self._bundle.file("generation_config.json").read_text())
+        _core.set_threads(threads)
+        self._vision = VisionTower(CpuVision(self._bundle, threads), geometry.vision)
+        cache = _core.KVCache(
+            decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
+        )
+        self._generator = _core.Generator(
+            executor=CpuDecoder(self._bundle, cache, threads),
+            cache=cache,
+            embedding=_core.EmbeddingTable(
+                str(self._bundle.file("embedding.bin")),
+                decoder.vocab_size,
+                decoder.hidden_size,
+                self._bundle.embedding_dtype,
+            ),
+            token_text=self._processor.token_text(),
+            hidden_size=decoder.hidden_size,
+            vocab_size=decoder.vocab_size,
+            head_dim=decoder.head_dim,
+            rope_theta=decoder.rope_theta,
+            mrope_section=decoder.mrope_section,
+            merge_size=geometry.vision.merge_size,
+            image_pad=geometry.special_ids.image_pad,
+            video_pad=geometry.special_ids.video_pad,
+            prefill_chunk=limits.prefill_chunk,
+        )
+        self._turn = FairLock()
+        self._closed = False
+
+    # --- answers ------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Any, **keywords: Any) -> Answer:
+        """Answer one prompt.
+
+        Args:
+            prompt: the question as a string, with `images=` and `videos=` beside it; or a list of messages in
+                the transformers/OpenAI content-list form, which carry their own pictures.
+            **keywords: what `Processor.prepare` takes (images, videos, system, add_vision_id, chat_template,
+                min_pixels, max_pixels, resized_height, resized_width, fps, nframes, ...), the fields of
+                `GenerationOptions` (max_new_tokens, temperature, seed, stop, ...), and `cancel`, a
+                `CancelToken` that another thread may set.
+
+        Returns:
+            The answer; after a cancel the part so far, with finish_reason `"cancelled"`.
+
+        Raises:
+            InputError: a prompt, picture, video or option that cannot be used; the session stays usable.
+        """
+        cancel = keywords.pop("cancel", None)
+        options, prompt_keywords = split_options(keywords)
+        prepared = self._prepare(prompt, prompt_keywords)
+        return self._generate([prepared], [options], None, cancel)[0]
+
+    def stream(self, prompt: Any, **keywords: Any) -> AnswerStream:
+        """Answer one prompt piece by piece; arguments and errors of `generate`.
+
+            with session.stream("Describe it.", images=["desk.jpg"]) as stream:
+                for piece in stream:
+                    print(piece, end="", flush=True)
+                print(stream.answer.timings)
+
+        A piece never ends inside a UTF-8 character or inside what may become a stop string.
+        """
+        options, prompt_keywords = split_options(keywords)
+
+        def produce(on_piece: Callable[[str], None], cancel: _core.CancelToken) -> Answer:
+            prepared = self._prepare(prompt, prompt_keywords)
+            return self._generate([prepared], [options], lambda _row, piece: on_piece(piece), cancel)[0]
+
+        return AnswerStream(produce)
+
+    def generate_batch(self, prompts: Sequence[Any], **keywords: Any) -> list[Answer]:
+        """Answer several prompts, `max_batch` of them side by side; each as `generate` would.
+
+        Args:
+            prompts: strings, message lists, or dicts of `generate`'s arguments
+                (`{"prompt": ..., "images": ...}`).
+            **keywords: arguments for all of them; a dict's own come first.
+
+        Raises:
+            InputError: as `generate`, naming the prompt's index; nothing was generated.
+        """
+        cancel = keywords.pop("cancel", None)
+        prepared, options = [], []
+        for index, item in enumerate(prompts):
+            own = dict(item) if isinstance(item, dict) else {"prompt": item}
+            if "prompt" not in own:
+                raise InputError(f"prompts[{index}] has no 'prompt': it has {sorted(own)}.")
+            call_options, prompt_keywords = split_options({**keywords, **own})
+            options.append(call_options)
+            try:
+                prepared.append(self._prepare(prompt_keywords.pop("prompt"), prompt_keywords))
+            except InputError as error:
+                raise type(error)(f"prompts[{index}]: {error}") from error
+        answers: list[Answer] = []
+        step = self._plan.limits.max_batch
+        for start in range(0, len(prepared), step):
+            group = slice(start, start + step)
+            answers += self._generate(prepared[group], options[group], None, cancel)
+        return answers
+
+    # --- memory, life --------------------------------------------------------------------------------------
+
+    def plan(self) -> MemoryPlan:
+        """The memory plan of this session by part, with what the process has resident now."""
+        return self._plan.with_measured(resident_memory())
+
+    @property
+    def backend(self) -> Backend:
+        """The engine in use, and why it was chosen."""
+        return self._backend
+
+    @property
+    def bundle(self) -> Bundle:
+        """The opened bundle."""
+        return self._bundle
+
+    def close(self) -> None:
+        """Free the engine, the cache and the mapped weights, after the calls in the queue. Idempotent."""
+        with self._turn:
+            self._closed = True
+            self._generator = self._vision = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- the way of a request ------------------------------------------------------------------------------
+
+    def _prepare(self, prompt: Any, keywords: dict[str, Any]) -> PreparedPrompt:
+        if self._closed:
+            raise Qwen2VLError("This session is closed: make a new one.")
+        return self._processor.prepare(prompt, **keywords)
+
+    def _generate(
+        self,
+        prompts: Sequence[PreparedPrompt],
+        options: Sequence[GenerationOptions],
+        on_text: OnText | None,
+        cancel: _core.CancelToken | None,
+    ) -> list[Answer]:
+        """Vision, prefill and decode of up to max_batch prepared prompts, in this call's turn."""
+        for prompt, option in zip(prompts, options, strict=True):
+            self._check_length(prompt, option)
+        with self._turn:
+            if self._closed:
+                raise Qwen2VLError("This session is closed: make a new one.")
+            started = time.perf_counter()
+            requests = self._encode(prompts, options)
+            vision_seconds = time.perf_counter() - started
+            results = self._generator.generate(
+                requests,
+                on_text and (lambda row, piece, _token: on_text(row, piece)),
+                cancel,
+            )
+        return [
+            build_answer(prompt, result, self._processor, vision_seconds)
+            for prompt, result in zip(prompts, results, strict=True)
+        ]
+
+    def _encode(
+        self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
+    ) -> list[_core.Request]:
+        """Requests with the visual embeddings of everything that the cache does not hold already."""
+        keys = [position_keys(prompt) for prompt in prompts]
+        cached = [0] * len(prompts)
+        cached[0] = self._generator.cached_prefix(keys[0])
+        new = [
+            (row, index)
+            for row, prompt in enumerate(prompts)
+            for index, (_start, end) in enumerate(visual_spans(prompt))
+            if end > cached[row]
+        ]
+        embeddings = self._vision.encode([prompts[row].visuals[index] for row, index in new])
+        encoded = [[None] * len(prompt.visuals) for prompt in prompts]
+        for (row, index), value in zip(new, embeddings, strict=True):
+            encoded[row][index] = value
+        return [
+            _core.Request(
+                token_ids=prompt.token_ids,
+                grids=[visual.grid_thw for visual in prompt.visuals],
+                embeddings=encoded[row],
+                keys=keys[row],
+                sampling=self._sampling(option),
+                max_new_tokens=option.max_new_tokens,
+                stop_ids=list(self._bundle.geometry.special_ids.eos),
+                stop_strings=list(option.stop),
+            )
+            for row, (prompt, option) in enumerate(zip(prompts, options, strict=True))
+        ]
+
+    def _sampling(self, option: GenerationOptions) -> _core.SamplingOptions:
+        penalty = option.repetition_penalty
+        return _core.SamplingOptions(
+            temperature=option.temperature,
+            top_k=option.top_k,
+            top_p=option.top_p,
+            min_p=option.min_p,
+            repetition_penalty=self._defaults.get("repetition_penalty", 1.0) if penalty is None else penalty,
+            presence_penalty=option.presence_penalty,
+            frequency_penalty=option.frequency_penalty,
+            seed=option.seed,
+            logprobs=-1 if option.logprobs is None else option.logprobs,
+        )
+
+    def _check_length(self, prompt: PreparedPrompt, option: GenerationOptions) -> None:
+        needed = len(prompt.token_ids) + option.max_new_tokens
+        capacity = self._plan.limits.max_length
+        if needed > capacity:
+            raise PromptTooLongError(
+                f"The prompt has {len(prompt.token_ids)} tokens, {prompt.visual_tokens} of them visual; with "
+                f"max_new_tokens={option.max_new_tokens} that is {needed}, over max_length={capacity}. Lower "
+                f"max_pixels or max_new_tokens, or open the session with max_length={needed}."
+            )

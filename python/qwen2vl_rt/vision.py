@@ -1,0 +1,60 @@
+"""From patches to visual embeddings: which pictures share a call of the vision tower, and their tables."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.geometry import VisionGeometry
+from qwen2vl_rt.processing.processor import Visual
+
+# Small frames of one size share a call up to this many patches; a larger one goes alone. It bounds the
+# activations that a video adds to what one picture needs.
+PATCHES_PER_CALL = 4096
+
+
+class VisionExecutor(Protocol):
+    """An engine's vision graph: see `executors.cpu.CpuVision.encode`."""
+
+    def encode(self, patches: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        """Patches [N, P, values] to embeddings [N, P / merge_size^2, hidden_size]."""
+
+
+class VisionTower:
+    """Encodes pictures and videos of any sizes.
+
+    The tower attends within one picture or frame pair only, so each is encoded by itself, exactly; those of
+    one size are batched, which changes nothing but the speed.
+    """
+
+    def __init__(self, executor: VisionExecutor, geometry: VisionGeometry) -> None:
+        self._executor = executor
+        self._geometry = geometry
+
+    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray]:
+        """Visual embeddings in the order given, each float32 [t * h * w / merge_size^2, hidden_size]."""
+        frames_by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for index, visual in enumerate(visuals):
+            t, h, w = visual.grid_thw
+            frames_by_size[h, w] += [(index, frame) for frame in range(t)]
+
+        encoded: list[list[np.ndarray]] = [[] for _ in visuals]
+        for (h, w), frames in frames_by_size.items():
+            cos, sin = self._rope_table(h, w)
+            per_call = max(1, PATCHES_PER_CALL // (h * w))
+            for start in range(0, len(frames), per_call):
+                group = frames[start : start + per_call]
+                patches = np.stack([visuals[index].patches[frame] for index, frame in group])
+                for (index, _), embeddings in zip(
+                    group, self._executor.encode(patches, cos, sin), strict=True
+                ):
+                    encoded[index].append(embeddings)
+        return [np.concatenate(parts) for parts in encoded]
+
+    def _rope_table(self, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+        geometry = self._geometry
+        return _core.vision_rope_table(h, w, geometry.head_dim, geometry.merge_size, geometry.rope_theta)
