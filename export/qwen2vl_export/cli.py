@@ -8,19 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen2vl_rt.bundle import PRECISIONS
+from qwen2vl_rt.errors import Qwen2VLError
 from tqdm import tqdm
 
 from qwen2vl_export.bundle_writer import check_target
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.hub import SIZES, download
-from qwen2vl_rt.bundle import PRECISIONS
-from qwen2vl_rt.errors import Qwen2VLError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wrong option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
+    """Run the command; returns its exit code: 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
     options = _parser().parse_args(arguments)
     # A polite kill ends as an exception, so that what was being written is removed.
     signal.signal(signal.SIGTERM, _terminated)

@@ -33,8 +33,8 @@ _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 def download(size: str, quiet: bool = False) -> Path:
     """Fetch a published checkpoint ("2b", "7b", "72b") and return its folder in the hub's cache.
 
-    What the cache holds is not fetched again, and an interrupted file goes on where it stopped. HF_ENDPOINT, HF_HOME,
-    HF_TOKEN and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`. Raises DownloadError.
+    What the cache holds is not fetched again, and an interrupted file goes on where it stopped. HF_ENDPOINT,
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`. Raises DownloadError.
     """
     from huggingface_hub import snapshot_download  # slow to import, and not needed for a local checkpoint
     from huggingface_hub.utils import disable_progress_bars
