@@ -89,7 +89,7 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     shape = array.shape
     if array.dtype != np.uint8:
         raise PictureError(
-            f"{name}: a numpy picture must be uint8, values 0 to 255, not {array.dtype} (scale and convert it)"
+            f"{name}: a numpy picture must be uint8, values 0 to 255, not {array.dtype}: convert it"
         )
     if array.ndim == 3 and shape[2] in (1, 3, 4):
         frame = array[:, :, :3]

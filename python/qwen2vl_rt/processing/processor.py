@@ -10,42 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qwen2vl_rt.errors import BundleError, InputError, PictureError
+from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing import chat_template as templates
-from qwen2vl_rt.processing.messages import Conversation, VisualItem, conversation
+from qwen2vl_rt.processing.messages import Conversation, conversation
 from qwen2vl_rt.processing.options import VisualOptions
-from qwen2vl_rt.processing.pictures import load_picture
-from qwen2vl_rt.processing.pixels import PatchWriter, PixelSettings
+from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Visual:
-    """A prepared picture or video.
-
-    Attributes:
-        kind: "image" or "video".
-        grid_thw: temporal patches, rows and columns of patches.
-        patches: float32 [t, grid_h * grid_w, patch_values], in merge order.
-        width, height: of the original picture or of the video's frames, in pixels (what boxes are scaled to).
-        digest: 32 bytes that identify kind and content; equal inputs have equal digests.
-        sample_fps: a video's frames per second after sampling, None for a picture.
-        frame_times: seconds of each sampled frame of a video, empty for a picture.
-    """
-
-    kind: str
-    grid_thw: tuple[int, int, int]
-    patches: np.ndarray = field(repr=False)
-    width: int
-    height: int
-    digest: bytes = field(repr=False)
-    sample_fps: float | None = None
-    frame_times: tuple[float, ...] = field(default=(), repr=False)
-
-    def tokens(self, merge_size: int) -> int:
-        """Visual tokens that it becomes."""
-        t, h, w = self.grid_thw
-        return t * h * w // merge_size**2
+from qwen2vl_rt.processing.visuals import Visual, prepare_picture, prepare_video
 
 
 @dataclass(frozen=True)
@@ -141,7 +112,8 @@ class Processor:
 
         visuals, load_seconds = [], 0.0
         for item in talk.visuals:
-            visual, seconds = self._visual(item, item.options.over(defaults))
+            prepare = prepare_picture if item.kind == "image" else prepare_video
+            visual, seconds = prepare(item.source, item.options.over(defaults), self.pixels, item.name)
             visuals.append(visual)
             load_seconds += seconds
         prepared = time.perf_counter()
@@ -177,25 +149,7 @@ class Processor:
         wanted = [item.kind for item in talk.visuals]
         if found != wanted:
             raise InputError(
-                f"the chat template renders {len(found)} visual places ({', '.join(found[:8])}) for {len(wanted)} "
-                f"pictures and videos ({', '.join(wanted[:8])}): it must render each once, in order"
+                f"the chat template renders {len(found)} visual places ({', '.join(found[:8])}) for "
+                f"{len(wanted)} pictures and videos ({', '.join(wanted[:8])}): each must come once, in order"
             )
         return places
-
-    def _visual(self, item: VisualItem, options: VisualOptions) -> tuple[Visual, float]:
-        """The prepared visual, and the seconds that loading took."""
-        if item.kind == "video":
-            raise InputError(f"{item.name}: videos are not supported yet")
-        started = time.perf_counter()
-        picture = load_picture(item.source, item.name)
-        loaded = time.perf_counter()
-        try:
-            height, width = self.pixels.resized(picture.height, picture.width, options)
-            writer = PatchWriter(self.pixels, 1, height, width, "image")
-            writer.add(picture.pixels)
-        except InputError as error:
-            raise PictureError(f"{item.name}: {error}") from None
-        visual = Visual(
-            "image", writer.grid_thw, writer.patches, picture.width, picture.height, writer.digest()
-        )
-        return visual, loaded - started

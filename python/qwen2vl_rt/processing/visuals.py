@@ -1,0 +1,117 @@
+"""One picture or video, loaded and brought to the vision tower's input."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qwen2vl_rt.errors import InputError, PictureError, VideoError
+from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.pictures import load_picture
+from qwen2vl_rt.processing.pixels import PatchWriter, PixelSettings
+from qwen2vl_rt.processing.sampling import frame_limits
+from qwen2vl_rt.processing.videos import IndexMismatchError, open_video
+
+
+@dataclass(frozen=True)
+class Visual:
+    """A prepared picture or video.
+
+    Attributes:
+        kind: "image" or "video".
+        grid_thw: temporal patches, rows and columns of patches.
+        patches: float32 [t, grid_h * grid_w, patch_values], in merge order.
+        width, height: of the original picture or of the video's frames, in pixels (what boxes are scaled to).
+        digest: 32 bytes that identify kind and content; equal inputs have equal digests.
+        sample_fps: a video's frames per second after sampling, None for a picture.
+        frame_times: seconds of each sampled frame of a video, empty for a picture.
+    """
+
+    kind: str
+    grid_thw: tuple[int, int, int]
+    patches: np.ndarray = field(repr=False)
+    width: int
+    height: int
+    digest: bytes = field(repr=False)
+    sample_fps: float | None = None
+    frame_times: tuple[float, ...] = field(default=(), repr=False)
+
+    def tokens(self, merge_size: int) -> int:
+        """Visual tokens that it becomes."""
+        t, h, w = self.grid_thw
+        return t * h * w // merge_size**2
+
+
+def prepare_picture(
+    source: Any, options: VisualOptions, settings: PixelSettings, name: str = "picture"
+) -> tuple[Visual, float]:
+    """Loads, resizes and cuts up a picture; also gives the seconds that loading took. Raises PictureError."""
+    started = time.perf_counter()
+    picture = load_picture(source, name)
+    loaded = time.perf_counter()
+    try:
+        height, width = settings.resized(picture.height, picture.width, options)
+        writer = PatchWriter(settings, 1, height, width, "image")
+        writer.add(picture.pixels)
+    except InputError as error:
+        raise PictureError(f"{name}: {error}") from None
+    visual = Visual("image", writer.grid_thw, writer.patches, picture.width, picture.height, writer.digest())
+    return visual, loaded - started
+
+
+def prepare_video(
+    source: Any, options: VisualOptions, settings: PixelSettings, name: str = "video"
+) -> tuple[Visual, float]:
+    """Samples, resizes and cuts up a video, frame by frame; also gives the seconds that decoding took.
+
+    Raises VideoError.
+    """
+    try:
+        return _prepare_video(source, options, settings, name, exact=False)
+    except IndexMismatchError:
+        return _prepare_video(source, options, settings, name, exact=True)
+
+
+def _prepare_video(
+    source: Any, options: VisualOptions, settings: PixelSettings, name: str, exact: bool
+) -> tuple[Visual, float]:
+    started = time.perf_counter()
+    resize_seconds = 0.0
+    writer, size = None, (0, 0)
+    with open_video(source, options, name, exact) as clip:
+        for frame in clip.frames:
+            decoded = time.perf_counter()
+            try:
+                if writer is None:
+                    size = frame.shape[:2]
+                    limits = frame_limits(
+                        clip.count, settings.factor, options, settings.min_pixels, settings.max_pixels
+                    )
+                    height, width = settings.resized(
+                        *size,
+                        VisualOptions(
+                            resized_height=options.resized_height, resized_width=options.resized_width
+                        ),
+                        limits,
+                    )
+                    writer = PatchWriter(settings, clip.count, height, width, "video")
+                writer.add(frame)
+            except InputError as error:
+                raise VideoError(f"{name}: {error}") from None
+            resize_seconds += time.perf_counter() - decoded
+    if writer is None or not writer.complete:
+        raise IndexMismatchError
+    visual = Visual(
+        "video",
+        writer.grid_thw,
+        writer.patches,
+        width=size[1],
+        height=size[0],
+        digest=writer.digest(),
+        sample_fps=clip.sample_fps,
+        frame_times=tuple(clip.times),
+    )
+    return visual, time.perf_counter() - started - resize_seconds
