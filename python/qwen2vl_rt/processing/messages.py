@@ -188,8 +188,8 @@ class _Reader:
             left = len(waiting) - self._taken[kind]
             if left:
                 raise InputError(
-                    f"{left} of {len(waiting)} {kind}s= have no place: in messages they are taken in order by "
-                    f'items {{"type": "{kind}"}}; a plain prompt takes them all'
+                    f"{left} of {len(waiting)} {kind}s= have no place: in messages they are taken by "
+                    f'items {{"type": "{kind}"}} in order; a plain prompt takes them all'
                 )
 
 
