@@ -185,8 +185,8 @@ def test_rope_table_equals_the_reference(head_dim, theta, sections, largest):
     expected_cos, expected_sin = reference_rope_table(positions, head_dim, theta, sections)
     assert cos.shape == (700, head_dim // 2)
     assert cos.dtype == np.float32
-    # torch's float32 power misses the correctly rounded inverse frequency in a few columns (which
-    # ones depends on its vector width). There, and only there, the angle may be off by its last bit; elsewhere nothing is.
+    # torch's float32 power misses the correctly rounded inverse frequency in a few columns; which depends
+    # on its vector width. There, and only there, the angle may be off by its last bit.
     angles, exact = reference_angles(positions, head_dim, theta, sections)
     assert exact.mean() > 0.95
     for actual, expected in ((cos, expected_cos), (sin, expected_sin)):
