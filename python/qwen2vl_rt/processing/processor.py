@@ -79,29 +79,27 @@ class Processor:
         images: Any = (),
         videos: Any = (),
         system: str | None = None,
-        options: VisualOptions | Mapping[str, Any] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         add_vision_id: bool = False,
+        **options: Any,
     ) -> PreparedPrompt:
         """Renders, tokenizes, loads and resizes.
 
         messages: a prompt, or a list of messages (see messages.conversation for the accepted forms).
         images, videos: pictures and videos of a plain prompt, or of items without a source.
         system: a system message to put first (the template adds its default where there is none).
-        options: for every picture and video that has no options of its own.
         chat_template: a jinja2 template to use instead of the bundle's.
         add_generation_prompt: end with the begin of an answer.
         add_vision_id: number the pictures and videos ("Picture 1: ") in the prompt.
+        options: VisualOptions' fields, for every picture and video that has no options of its own.
 
         Raises InputError (PictureError, VideoError) naming the item. A text that contains the chat's or the
         pictures' own special tokens, such as <|im_end|> or <|image_pad|>, is refused: it would end a message
         or shift pictures. The notation for objects and boxes is allowed.
         """
         talk = conversation(messages, images, videos, system)
-        defaults = (
-            options if isinstance(options, VisualOptions) else VisualOptions.from_mapping(options or {})
-        )
+        defaults = VisualOptions.from_mapping(options)
 
         started = time.perf_counter()
         # The text comes first: it is cheap, and a mistake there should not cost a video's decoding.
