@@ -10,5 +10,8 @@ void register_rope(pybind11::module_& m);
 void register_embedding(pybind11::module_& m);
 void register_cache(pybind11::module_& m);
 void register_image(pybind11::module_& m);
+void register_sampling(pybind11::module_& m);
+void register_text(pybind11::module_& m);
+void register_generate(pybind11::module_& m);
 
 }  // namespace qwen2vl

@@ -19,6 +19,8 @@ void register_errors(py::module_&) {
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
+    } catch (const PromptTooLongError& error) {
+      raise("PromptTooLongError", error.what());
     } catch (const InputError& error) {
       raise("InputError", error.what());
     } catch (const BundleError& error) {

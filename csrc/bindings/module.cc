@@ -8,4 +8,7 @@ PYBIND11_MODULE(_core, m) {
   qwen2vl::register_embedding(m);
   qwen2vl::register_cache(m);
   qwen2vl::register_image(m);
+  qwen2vl::register_sampling(m);
+  qwen2vl::register_text(m);
+  qwen2vl::register_generate(m);
 }

@@ -18,6 +18,12 @@ class InputError : public Error {
   using Error::Error;
 };
 
+// Prompt and answer together do not fit the KV cache (qwen2vl_rt.PromptTooLongError).
+class PromptTooLongError : public InputError {
+ public:
+  using InputError::InputError;
+};
+
 // A file of the bundle does not hold what its manifest promises (qwen2vl_rt.BundleError).
 class BundleError : public Error {
  public:

@@ -13,7 +13,7 @@ namespace qwen2vl {
 // data is null when the visual lies in the part of the prompt that the cache already holds.
 struct VisualEmbeddings {
   const float* data = nullptr;
-  int64_t rows = 0;
+  int64_t rows = 0, width = 0;
   std::shared_ptr<const void> owner;  // keeps data alive
 };
 

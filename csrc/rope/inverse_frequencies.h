@@ -4,8 +4,9 @@
 
 namespace qwen2vl {
 
-// inv_freq[i] = 1 / theta^(2i / dim) for i in [0, dim / 2), each operation rounded to float32 as the
-// reference does.
+// inv_freq[i] = 1 / theta^(2i / dim) for i in [0, dim / 2): exponent, power and quotient each rounded to
+// float32, as in the reference. The power is correctly rounded; torch's misses that by one unit in the last
+// place in a few columns (one of the published 64), and which ones depends on its vector width.
 void inverse_frequencies(int64_t dim, float theta, float* inv_freq);
 
 // cos and sin of position * inv_freq: the angle is a float32 product (the reference's), its cosine and sine

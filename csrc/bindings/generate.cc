@@ -1,0 +1,224 @@
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "bindings/bindings.h"
+#include "generate/generator.h"
+
+namespace py = pybind11;
+
+namespace qwen2vl {
+
+namespace {
+
+// An executor whose run() is a Python method: takes the GIL for the call.
+class PythonExecutor : public Executor {
+ public:
+  void run(DecoderStep& step) override {
+    const py::gil_scoped_acquire acquire;
+    const py::function method = py::get_override(static_cast<const Executor*>(this), "run");
+    if (!method) throw Error("an executor must define run(self, step)");
+    method(step.shared_from_this());
+  }
+};
+
+// A view of one of the step's buffers, shaped for the current B, T and K; keeps the step alive.
+template <typename T>
+py::array_t<T> view(const std::shared_ptr<DecoderStep>& step, T* data, std::vector<py::ssize_t> shape) {
+  return view_of(data, std::move(shape), py::cast(step));
+}
+
+void register_step(py::module_& m) {
+  using Step = std::shared_ptr<DecoderStep>;
+  py::class_<DecoderStep, Step>(m, "DecoderStep",
+                                "One run of the decoder: views of buffers whose addresses never change.")
+      .def_readonly("first_row", &DecoderStep::first_row, "The cache row of the step's row 0.")
+      .def_readonly("rows", &DecoderStep::rows, "B")
+      .def_readonly("tokens", &DecoderStep::tokens, "T")
+      .def_readonly("logit_row_count", &DecoderStep::logit_row_count, "K")
+      .def_property_readonly("max_rows", [](const DecoderStep& step) { return step.sizes.max_rows; })
+      .def_property_readonly("max_tokens", [](const DecoderStep& step) { return step.sizes.max_tokens; })
+      .def_property_readonly(
+          "inputs_embeds",
+          [](const Step& step) {
+            return view(step, step->inputs_embeds(), {step->rows, step->tokens, step->sizes.hidden});
+          },
+          "float32 [B, T, hidden]")
+      .def_property_readonly(
+          "cos",
+          [](const Step& step) {
+            return view(step, step->cos(), {step->rows, step->tokens, step->sizes.rope_width});
+          },
+          "float32 [B, T, head_dim / 2]")
+      .def_property_readonly(
+          "sin",
+          [](const Step& step) {
+            return view(step, step->sin(), {step->rows, step->tokens, step->sizes.rope_width});
+          },
+          "float32 [B, T, head_dim / 2]")
+      .def_property_readonly(
+          "past_length", [](const Step& step) { return view(step, step->past_length(), {step->rows}); },
+          "int64 [B], positions that each row already holds")
+      .def_property_readonly(
+          "logit_rows",
+          [](const Step& step) {
+            return view(step, step->logit_rows(), {step->rows, step->logit_row_count});
+          },
+          "int64 [B, K], which of the T tokens to score")
+      .def_property_readonly(
+          "logits",
+          [](const Step& step) {
+            return view(step, step->logits(), {step->rows, step->logit_row_count, step->sizes.vocab});
+          },
+          "float32 [B, K, vocab], to be written");
+
+  py::class_<Executor, PythonExecutor, std::shared_ptr<Executor>>(
+      m, "Executor",
+      "The inference engine as the generation loop sees it; subclasses define run(self, step).")
+      .def(py::init<>())
+      .def("run", &Executor::run, py::arg("step"),
+           "Writes keys and values of the step's tokens to the cache and the logits to step.logits.");
+}
+
+// float32 [n, hidden], or None. The array is kept alive by the request, and let go under the GIL.
+VisualEmbeddings visual_embeddings(const py::handle& object) {
+  VisualEmbeddings visual;
+  if (object.is_none()) return visual;
+  auto array = std::make_unique<FloatArray>(float_array(object, 2, "visual embeddings"));
+  visual.data = array->data();
+  visual.rows = array->shape(0);
+  visual.width = array->shape(1);
+  visual.owner = std::shared_ptr<const FloatArray>(array.release(), [](const FloatArray* held) {
+    const py::gil_scoped_acquire acquire;
+    delete held;
+  });
+  return visual;
+}
+
+std::unique_ptr<Request> make_request(const py::object& token_ids, const py::object& grids,
+                                      const py::iterable& visuals, const py::object& keys,
+                                      const SamplingOptions& sampling, int64_t max_new_tokens,
+                                      const py::object& stop_ids, std::vector<std::string> stop_strings,
+                                      bool keep_special) {
+  auto request = std::make_unique<Request>();
+  request->token_ids = integer_vector<int32_t>(token_ids, "token_ids");
+  request->grids = grid_vector(grids);
+  for (const py::handle visual : visuals) request->visuals.push_back(visual_embeddings(visual));
+  if (!keys.is_none()) request->keys = integer_vector<uint64_t>(keys, "keys");
+  request->sampling = sampling;
+  request->max_new_tokens = max_new_tokens;
+  request->stop_ids = integer_vector<int32_t>(stop_ids, "stop_ids");
+  request->stop_strings = std::move(stop_strings);
+  request->keep_special = keep_special;
+  return request;
+}
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
+void register_request(py::module_& m) {
+  py::class_<Request, std::shared_ptr<Request>>(m, "Request",
+                                                "A prompt, ready for the decoder, and how to continue.")
+      .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
+           py::arg("visuals") = py::tuple(), py::arg("keys") = py::none(),
+           py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
+           py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
+           py::arg("keep_special") = false,
+           "token_ids [T], pads expanded; grids [n, 3] and visuals (float32 [n_i, hidden], or None for those "
+           "in the "
+           "cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a hash of content "
+           "and "
+           "index for pads. max_new_tokens=0 only fills the cache.")
+      .def_readonly("max_new_tokens", &Request::max_new_tokens)
+      .def_property_readonly("prompt_tokens",
+                             [](const Request& request) { return request.token_ids.size(); });
+
+  py::class_<Result>(m, "Result", "An answer.")
+      .def_readonly("token_ids", &Result::token_ids, "Every token chosen, the stop token included.")
+      .def_readonly("text", &Result::text)
+      .def_property_readonly(
+          "finish_reason", [](const Result& result) { return name_of(result.finish_reason); },
+          "'stop', 'length' or 'cancelled'")
+      .def_readonly("stop_string", &Result::stop_string, "The stop string that ended the answer, or None.")
+      .def_readonly("logprobs", &Result::logprobs, "One SampledToken a token when asked for, else empty.")
+      .def_readonly("prompt_tokens", &Result::prompt_tokens)
+      .def_readonly("cached_tokens", &Result::cached_tokens, "Of the prompt, found in the cache.")
+      .def_readonly("steps", &Result::steps, "Decode steps.")
+      .def_readonly("prefill_seconds", &Result::prefill_seconds)
+      .def_readonly("decode_seconds", &Result::decode_seconds);
+
+  py::class_<CancelToken, std::shared_ptr<CancelToken>>(
+      m, "CancelToken", "Ends generations from any thread: they return with what they have.")
+      .def(py::init<>())
+      .def("cancel", &CancelToken::cancel)
+      .def_property_readonly("cancelled", &CancelToken::cancelled);
+}
+
+std::vector<Result> generate(Generator& generator, const std::vector<std::shared_ptr<Request>>& requests,
+                             const py::object& on_text, const std::shared_ptr<CancelToken>& cancel) {
+  std::vector<const Request*> pointers;
+  for (const auto& request : requests) {
+    if (!request) throw InputError("a request must not be None");
+    pointers.push_back(request.get());
+  }
+  TextCallback callback;
+  if (!on_text.is_none()) {
+    // on_text outlives the call, so that the callback may hold a bare reference and be destroyed without the
+    // GIL.
+    callback = [&on_text](int64_t index, const std::string& piece, int32_t token_id) {
+      const py::gil_scoped_acquire acquire;
+      return py::bool_(on_text(index, piece, token_id)).cast<bool>();
+    };
+  }
+  const py::gil_scoped_release release;
+  return generator.generate(pointers, callback, cancel.get());
+}
+
+}  // namespace
+
+void register_generate(py::module_& m) {
+  register_step(m);
+  register_request(m);
+  py::class_<Generator>(m, "Generator", "The generation loop over an executor and a KV cache.")
+      .def(py::init([](std::shared_ptr<Executor> executor, std::shared_ptr<KVCache> cache,
+                       std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
+                       int64_t hidden, int64_t vocab, int64_t head_dim, double theta,
+                       const std::array<int64_t, 3>& sections, int32_t merge_size, int32_t image_pad,
+                       int32_t video_pad, int64_t prefill_chunk) {
+             if (!executor || !cache || !embedding || !token_text) {
+               throw InputError("executor, cache, embedding and token_text must not be None");
+             }
+             const DecoderSettings settings{
+                 hidden, vocab, head_dim, theta, sections, {image_pad, video_pad, merge_size}, prefill_chunk};
+             return std::make_unique<Generator>(std::move(executor), std::move(cache), std::move(embedding),
+                                                std::move(token_text), settings);
+           }),
+           py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
+           py::arg("hidden"), py::arg("vocab"), py::arg("head_dim"), py::arg("theta"), py::arg("sections"),
+           py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"), py::arg("prefill_chunk"),
+           py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
+      .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
+           py::arg("cancel") = py::none(),
+           "One Result a request. on_text(index, piece, token_id) after each token, truthy ends that answer. "
+           "The GIL is released except in on_text and in a Python executor.")
+      .def("cached_prefix", &Generator::cached_prefix, py::arg("request"),
+           "How many leading tokens need not be computed when this is the next request.")
+      .def_property_readonly("cache", &Generator::cache)
+      .def_property_readonly("step", &Generator::step, "The step whose buffers the executor may bind ahead.")
+      .def_property_readonly("prefill_chunk",
+                             [](const Generator& generator) { return generator.settings().prefill_chunk; });
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "generate/generator.h"
+#include "generate/sequence.h"
+
+namespace qwen2vl {
+
+// One call of Generator::generate while it runs. active_[b] is the sequence in cache row b; rows [0, active)
+// are in use without a gap, so that a decode step is one batch over the first rows of the cache.
+class Generator::Batch {
+ public:
+  Batch(Generator& generator, const std::vector<const Request*>& requests, const TextCallback& on_text,
+        const CancelToken* cancel);
+
+  std::vector<Result> run();
+
+ private:
+  // Starts waiting requests in `row` until one is still unfinished after its first token; null when none is
+  // left.
+  std::unique_ptr<Sequence> start_next(int64_t row);
+  // Fills the row with the prompt and chooses the first token. The sequence may be finished afterwards.
+  void prefill(Sequence& sequence, int64_t row);
+  void decode_step();
+  // Takes finished sequences out and closes the gaps.
+  void compact();
+  void accept(Sequence& sequence, const float* logits);
+  void cancel(Sequence& sequence);
+  void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
+  bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }
+
+  Generator& generator_;
+  KVCache& cache_;
+  DecoderStep& step_;
+  const std::vector<const Request*>& requests_;
+  const TextCallback& on_text_;
+  const CancelToken* cancel_;
+  size_t next_request_ = 0;
+  std::vector<std::unique_ptr<Sequence>> active_;
+  std::vector<Result> results_;
+  std::string piece_;
+};
+
+}  // namespace qwen2vl

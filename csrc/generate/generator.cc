@@ -1,0 +1,111 @@
+#include "generate/generator.h"
+
+#include <utility>
+
+#include "common/error.h"
+#include "generate/batch.h"
+#include "generate/prefix.h"
+
+namespace qwen2vl {
+
+namespace {
+
+void require_equal(int64_t actual, int64_t expected, const char* what) {
+  if (actual != expected) {
+    throw InputError(std::string(what) + " is " + std::to_string(actual) + ", the decoder's is " +
+                     std::to_string(expected));
+  }
+}
+
+}  // namespace
+
+Generator::Generator(std::shared_ptr<Executor> executor, std::shared_ptr<KVCache> cache,
+                     std::shared_ptr<const EmbeddingTable> embedding,
+                     std::shared_ptr<const TokenText> token_text, const DecoderSettings& settings)
+    : executor_(std::move(executor)),
+      cache_(std::move(cache)),
+      embedding_(std::move(embedding)),
+      token_text_(std::move(token_text)),
+      settings_(settings),
+      rope_(settings.head_dim, settings.theta, settings.sections),
+      step_ids_(cache_->rows()) {
+  require_equal(embedding_->width(), settings.hidden, "the embedding table's width");
+  require_equal(embedding_->rows(), settings.vocab, "the embedding table's number of rows");
+  require_equal(cache_->head_dim(), settings.head_dim, "the KV cache's head_dim");
+  if (settings.prefill_chunk < 1) {
+    throw InputError("prefill_chunk must be at least 1, got " + std::to_string(settings.prefill_chunk));
+  }
+  // A prompt is never longer than the cache, so neither is a chunk.
+  settings_.prefill_chunk = std::min(settings.prefill_chunk, cache_->capacity());
+  step_ = std::make_shared<DecoderStep>(DecoderStep::Sizes{cache_->rows(), settings_.prefill_chunk,
+                                                           settings.hidden, rope_.width(), settings.vocab});
+}
+
+std::vector<Result> Generator::generate(const std::vector<const Request*>& requests,
+                                        const TextCallback& on_text, const CancelToken* cancel) {
+  const KVCache::Lease lease(*cache_);
+  for (size_t i = 0; i < requests.size(); ++i) check(*requests[i], i == 0);
+  return Batch(*this, requests, on_text, cancel).run();
+}
+
+int64_t Generator::cached_prefix(const Request& request) const {
+  const Prompt prompt(request, settings_.visual_tokens);
+  return find_prefix(prompt, 0).length;
+}
+
+// The row that holds most of the prompt; of several, the preferred one, which saves a copy.
+Generator::CachedPrefix Generator::find_prefix(const Prompt& prompt, int64_t preferred_row) const {
+  const auto length_in = [&](int64_t row) {
+    return reusable_prefix(cache_->identities(row), prompt.identities, prompt.blocks);
+  };
+  CachedPrefix best{preferred_row, length_in(preferred_row)};
+  for (int64_t row = 0; row < cache_->rows(); ++row) {
+    const int64_t length = length_in(row);
+    if (length > best.length) best = {row, length};
+  }
+  return best;
+}
+
+// Everything that can be wrong with a request, before anything of its batch runs.
+void Generator::check(const Request& request, bool may_use_cache) const {
+  const Prompt prompt(request, settings_.visual_tokens);
+  if (request.max_new_tokens < 0) {
+    throw InputError("max_new_tokens must not be negative, got " + std::to_string(request.max_new_tokens));
+  }
+  if (request.max_new_tokens > cache_->capacity() - prompt.tokens) {
+    throw PromptTooLongError("prompt of " + std::to_string(prompt.tokens) + " tokens + " +
+                             std::to_string(request.max_new_tokens) + " new > capacity " +
+                             std::to_string(cache_->capacity()));
+  }
+  for (const int32_t id : request.token_ids) {
+    if (id < 0 || id >= settings_.vocab) {
+      throw InputError("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                       std::to_string(settings_.vocab));
+    }
+  }
+  request.sampling.validate();
+  StopStrings check_stop_strings(request.stop_strings);
+  if (request.visuals.size() != prompt.blocks.size()) {
+    throw InputError(std::to_string(request.visuals.size()) + " visual embeddings for " +
+                     std::to_string(prompt.blocks.size()) + " grids");
+  }
+  const int64_t cached = may_use_cache ? find_prefix(prompt, 0).length : 0;
+  for (size_t i = 0; i < request.visuals.size(); ++i) {
+    const VisualEmbeddings& visual = request.visuals[i];
+    if (visual.data == nullptr) {
+      if (prompt.blocks[i].begin >= cached) {
+        throw InputError("visual " + std::to_string(i) +
+                         " has no embeddings, and the cache does not hold it");
+      }
+      continue;
+    }
+    if (visual.rows != prompt.blocks[i].length || visual.width != settings_.hidden) {
+      throw InputError("the embeddings of visual " + std::to_string(i) + " have shape [" +
+                       std::to_string(visual.rows) + ", " + std::to_string(visual.width) + "], expected [" +
+                       std::to_string(prompt.blocks[i].length) + ", " + std::to_string(settings_.hidden) +
+                       "]");
+    }
+  }
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rope/visual_blocks.h"
+
+namespace qwen2vl {
+
+// What the keys and values at a position depend on, in 64 bits: what stands there (key), its token id, and
+// its M-RoPE position on all three axes. Keys and values at a position are the same exactly when everything
+// up to it is, so comparing identities from the first position on tells how much of a cache row a prompt can
+// use.
+uint64_t position_identity(uint64_t key, int32_t token_id, int64_t temporal, int64_t height, int64_t width);
+
+// How many leading positions of a prompt the cache row already holds: the longest common prefix of `held` and
+// `prompt`, cut so that
+//  - at least one token is left to compute, since the answer begins with its logits;
+//  - no visual block is split: it is reused whole or not at all.
+int64_t reusable_prefix(const std::vector<uint64_t>& held, const std::vector<uint64_t>& prompt,
+                        const std::vector<VisualBlock>& blocks);
+
+}  // namespace qwen2vl

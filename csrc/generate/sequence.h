@@ -1,0 +1,58 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "generate/prompt.h"
+#include "generate/request.h"
+#include "sampling/sampler.h"
+#include "text/text_stream.h"
+
+namespace qwen2vl {
+
+// Seconds since it was made.
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// One request while it is being answered: chooses its tokens, collects its text, knows when it is complete.
+class Sequence {
+ public:
+  // Both references must outlive the sequence; index is the request's place in its batch.
+  Sequence(const Request& request, int64_t index, const VisualTokens& visual_tokens, int64_t vocab,
+           const TokenText& token_text);
+
+  const Request& request;
+  const int64_t index;
+  const Prompt prompt;
+  Result result;
+
+  // Chooses the next token from logits [vocab]. Appends the text that it completes to `piece`.
+  void accept(const float* logits, std::string* piece);
+  // Ends an answer of which no token is wanted.
+  void finish_empty();
+  // Ends the answer early, unless it has ended. Appends the text that was held back to `piece`.
+  void cancel(std::string* piece);
+
+  bool finished() const { return finished_; }
+  int32_t last_token() const { return result.token_ids.back(); }
+  // The answer's first token starts the clock of decode_seconds.
+  void start_decode_clock() { decode_clock_ = Stopwatch(); }
+
+ private:
+  void finish(FinishReason reason, std::string* piece);
+
+  Sampler sampler_;
+  TextStream text_;
+  Stopwatch decode_clock_;
+  bool finished_ = false;
+};
+
+}  // namespace qwen2vl

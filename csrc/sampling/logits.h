@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+// Scans over one row of logits [vocab] (float32). The plain loops are written for the compiler to vectorise.
+namespace qwen2vl {
+
+struct TokenLogit {
+  float logit;
+  int32_t id;
+};
+
+// The order in which tokens are preferred: larger logit first, of equals the smaller id.
+inline bool precedes(const TokenLogit& a, const TokenLogit& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+struct Peak {
+  TokenLogit best;
+  // No NaN and no +infinity among the logits, and the best is not -infinity: softmax is defined.
+  bool usable;
+};
+
+Peak find_peak(const float* logits, int64_t vocab);
+
+// The `count` first tokens in order of preference, sorted; fewer when vocab is smaller. `selected` is reused.
+void select_best(const float* logits, int64_t vocab, int64_t count, std::vector<TokenLogit>* selected);
+
+}  // namespace qwen2vl

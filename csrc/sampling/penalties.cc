@@ -1,0 +1,33 @@
+#include "sampling/penalties.h"
+
+namespace qwen2vl {
+
+Penalties::Penalties(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens)
+    : options_(options), answer_counts_(vocab, -1) {
+  for (int64_t i = 0; i < tokens; ++i) see(prompt[i]);
+}
+
+void Penalties::see(int32_t id) {
+  if (answer_counts_[id] >= 0) return;
+  answer_counts_[id] = 0;
+  seen_.push_back(id);
+}
+
+void Penalties::count(int32_t id) {
+  see(id);
+  ++answer_counts_[id];
+}
+
+void Penalties::apply(float* logits) const {
+  const auto repetition = static_cast<float>(options_.repetition_penalty);
+  for (const int32_t id : seen_) {
+    float logit = logits[id];
+    logit = logit < 0 ? logit * repetition : logit / repetition;
+    if (const int32_t times = answer_counts_[id]; times > 0) {
+      logit -= static_cast<float>(options_.presence_penalty + options_.frequency_penalty * times);
+    }
+    logits[id] = logit;
+  }
+}
+
+}  // namespace qwen2vl

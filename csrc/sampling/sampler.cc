@@ -1,0 +1,90 @@
+#include "sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "common/error.h"
+#include "sampling/philox.h"
+
+namespace qwen2vl {
+
+namespace {
+
+constexpr Cutoff kKeepAll{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
+
+Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, const char* what) {
+  const Peak peak = find_peak(logits, vocab);
+  if (peak.usable) return peak;
+  const bool has_nan = std::any_of(logits, logits + vocab, [](float logit) { return std::isnan(logit); });
+  const bool has_infinity =
+      std::any_of(logits, logits + vocab, [](float logit) { return logit == INFINITY; });
+  throw Error(std::string(what) +
+              (has_nan        ? " NaN"
+               : has_infinity ? " infinite"
+                              : " only -infinity as") +
+              " logits at step " + std::to_string(step) +
+              (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : ""));
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens)
+    : options_(options), vocab_(vocab), block_sums_((vocab + kSoftmaxBlock - 1) / kSoftmaxBlock) {
+  options.validate();
+  if (vocab < 1 || vocab > std::numeric_limits<int32_t>::max()) {
+    throw InputError("the vocabulary cannot have " + std::to_string(vocab) + " tokens");
+  }
+  for (int64_t i = 0; i < tokens; ++i) {
+    if (prompt[i] < 0 || prompt[i] >= vocab) {
+      throw InputError("token id " + std::to_string(prompt[i]) + " at position " + std::to_string(i) +
+                       " is outside the vocabulary of " + std::to_string(vocab));
+    }
+  }
+  if (options.penalizes()) {
+    penalties_.emplace(options, vocab, prompt, tokens);
+    penalized_.resize(vocab);
+  }
+  if (!options.greedy()) filter_.emplace(vocab);
+}
+
+SampledToken Sampler::sample(const float* logits) {
+  SampledToken token;
+  Peak peak = usable_peak(logits, vocab_, step_, "the engine returned");
+  const float model_peak = peak.best.logit;
+  const float* chosen_from = logits;
+  if (penalties_) {
+    std::copy_n(logits, vocab_, penalized_.begin());
+    penalties_->apply(penalized_.data());
+    chosen_from = penalized_.data();
+    peak = usable_peak(chosen_from, vocab_, step_, "the penalties left");
+  }
+  if (options_.greedy()) {
+    token.id = peak.best.id;
+  } else {
+    const float best = peak.best.logit;
+    const auto inverse_temperature = static_cast<float>(1.0 / options_.temperature);
+    const Cutoff cutoff = filter_->cutoff(chosen_from, best, options_);
+    const double total =
+        softmax_sum(chosen_from, vocab_, best, inverse_temperature, cutoff, block_sums_.data());
+    const double target = uniform_draw(options_.seed, step_) * total;
+    token.id =
+        softmax_find(chosen_from, vocab_, best, inverse_temperature, cutoff, block_sums_.data(), target);
+  }
+  if (options_.logprobs >= 0) report_logprobs(logits, model_peak, &token);
+  if (penalties_) penalties_->count(token.id);
+  ++step_;
+  return token;
+}
+
+void Sampler::report_logprobs(const float* logits, float peak, SampledToken* token) {
+  const double log_sum = std::log(softmax_sum(logits, vocab_, peak, 1.0f, kKeepAll, block_sums_.data()));
+  const auto logprob = [&](float logit) { return static_cast<float>(logit - double{peak} - log_sum); };
+  token->logprob = logprob(logits[token->id]);
+  select_best(logits, vocab_, options_.logprobs, &scratch_);
+  for (const TokenLogit& candidate : scratch_)
+    token->alternatives.push_back({candidate.id, logprob(candidate.logit)});
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "sampling/logits.h"
+#include "sampling/penalties.h"
+#include "sampling/sampling_options.h"
+#include "sampling/token_filter.h"
+
+namespace qwen2vl {
+
+struct TokenLogprob {
+  int32_t id;
+  float logprob;
+};
+
+// A chosen token. The log-probabilities are those of the model itself: log-softmax of the logits before
+// penalties, temperature and filters. They are filled only when the options ask for them.
+struct SampledToken {
+  int32_t id = 0;
+  float logprob = 0;
+  std::vector<TokenLogprob> alternatives;  // the most likely tokens, best first
+};
+
+// Chooses the tokens of one answer, one after another. Its draws depend on the seed and on how many tokens it
+// has chosen, on nothing else. Memory is allocated at construction only, apart from the alternatives.
+class Sampler {
+ public:
+  // prompt [tokens] counts for the repetition penalty. Throws InputError for bad options or ids beyond vocab.
+  Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens);
+
+  // The next token for logits [vocab]. Throws Error when they hold NaN or +infinity, or nothing but
+  // -infinity.
+  SampledToken sample(const float* logits);
+
+  int64_t vocab() const { return vocab_; }
+
+ private:
+  void report_logprobs(const float* logits, float peak, SampledToken* token);
+
+  SamplingOptions options_;
+  int64_t vocab_;
+  uint64_t step_ = 0;
+  std::optional<Penalties> penalties_;
+  std::optional<TokenFilter> filter_;
+  std::vector<float> penalized_;     // [vocab] when penalties are on
+  std::vector<double> block_sums_;   // of the softmax
+  std::vector<TokenLogit> scratch_;  // alternatives
+};
+
+}  // namespace qwen2vl
