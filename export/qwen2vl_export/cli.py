@@ -20,7 +20,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wron
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
+    """Run the command; the exit code is 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
     options = _parser().parse_args(arguments)
     # A polite kill ends as an exception, so that what was being written is removed.
     signal.signal(signal.SIGTERM, _terminated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,19 @@ SIZES = {
     "72b": Published("Qwen2-VL-72B-Instruct"),
 }
 
-# What an export reads; the model card and pictures of the repository are left there.
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+# What an export reads; the rest of a repository (model card, other formats) is left there.
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
 
 
 def download(size: str, quiet: bool = False) -> Path:
     """Fetch a published checkpoint ("2b", "7b", "72b") and return its folder in the hub's cache.
 
     What the cache holds is not fetched again, and an interrupted file goes on where it stopped. HF_ENDPOINT,
-    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`. Raises DownloadError.
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`. `quiet` shows no
+    progress bars. Raises DownloadError.
     """
-    from huggingface_hub import snapshot_download  # slow to import, and not needed for a local checkpoint
+    # Imported late: it is slow to import, and a local checkpoint does not need it.
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     if quiet:
@@ -44,5 +47,37 @@ def download(size: str, quiet: bool = False) -> Path:
     repository = SIZES[size].repository
     try:
         return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
-    except Exception as error:
-        raise DownloadError(f"{repository} could not be fetched: {error}") from error
+    except Exception as error:  # the client's own errors, and those of the HTTP library below it
+        reason = _reason(error, constants.ENDPOINT, constants.HF_HUB_CACHE)
+        raise DownloadError(f"{repository} could not be fetched: {reason}") from error
+
+
+def _reason(error: Exception, endpoint: str, cache: str) -> str:
+    """Say in a sentence what went wrong and what to do."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    kept = "run the command again: what was fetched is kept"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {cache} is full; make room, or move HF_HOME to another disk, then {kept}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{endpoint} has no such repository, or not for your HF_TOKEN"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set and {cache} does not hold it"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{endpoint} cannot be reached and {cache} does not hold it; check the network and HF_ENDPOINT, "
+            "or pass a folder with --checkpoint"
+        )
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return f"{endpoint} answered {error.response.status_code}; {kept}"
+    return f"{_first_line(error)}; {kept}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -124,7 +124,7 @@ def prompt(exported: Exported, seed: int, layout: list) -> Prompt:
         grid_feeds = {name: value for name, value in feeds.items() if name.endswith("thw")}
         positions, delta = exported.model.model.get_rope_index(token_ids, **grid_feeds)
 
-    # The bundle's own embeddings: text rows from the table, visual rows from its tower, all frame pairs at once.
+    # The bundle's own embeddings: text rows from the table, visual rows from its tower.
     ids = np.array(ids)
     embeddings = exported.decoder().embedding[ids]
     for kind, pad in (("image", IMAGE_PAD), ("video", VIDEO_PAD)):
