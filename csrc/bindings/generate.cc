@@ -6,6 +6,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/sampled_token.h"
 #include "generate/generator.h"
 
 namespace py = pybind11;
@@ -98,16 +99,21 @@ VisualEmbeddings visual_embeddings(const py::handle& object) {
   return visual;
 }
 
+void fill_prompt(const py::object& token_ids, const py::object& grids, const py::object& keys,
+                 Request* request) {
+  request->token_ids = integer_vector<int32_t>(token_ids, "token_ids");
+  request->grids = grid_vector(grids);
+  if (!keys.is_none()) request->keys = integer_vector<uint64_t>(keys, "keys");
+}
+
 std::unique_ptr<Request> make_request(const py::object& token_ids, const py::object& grids,
-                                      const py::iterable& visuals, const py::object& keys,
+                                      const py::iterable& embeddings, const py::object& keys,
                                       const SamplingOptions& sampling, int64_t max_new_tokens,
                                       const py::object& stop_ids, std::vector<std::string> stop_strings,
                                       bool keep_special) {
   auto request = std::make_unique<Request>();
-  request->token_ids = integer_vector<int32_t>(token_ids, "token_ids");
-  request->grids = grid_vector(grids);
-  for (const py::handle visual : visuals) request->visuals.push_back(visual_embeddings(visual));
-  if (!keys.is_none()) request->keys = integer_vector<uint64_t>(keys, "keys");
+  fill_prompt(token_ids, grids, keys, request.get());
+  for (const py::handle visual : embeddings) request->visuals.push_back(visual_embeddings(visual));
   request->sampling = sampling;
   request->max_new_tokens = max_new_tokens;
   request->stop_ids = integer_vector<int32_t>(stop_ids, "stop_ids");
@@ -132,11 +138,12 @@ void register_request(py::module_& m) {
   py::class_<Request, std::shared_ptr<Request>>(m, "Request",
                                                 "A prompt, ready for the decoder, and how to continue.")
       .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
-           py::arg("visuals") = py::tuple(), py::arg("keys") = py::none(),
+           py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
            py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
            py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
            py::arg("keep_special") = false,
-           "token_ids [T], pads expanded; grids [n, 3] and visuals (float32 [n_i, hidden], or None for those "
+           "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
+           "those "
            "in the "
            "cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a hash of content "
            "and "
@@ -152,7 +159,14 @@ void register_request(py::module_& m) {
           "finish_reason", [](const Result& result) { return name_of(result.finish_reason); },
           "'stop', 'length' or 'cancelled'")
       .def_readonly("stop_string", &Result::stop_string, "The stop string that ended the answer, or None.")
-      .def_readonly("logprobs", &Result::logprobs, "One SampledToken a token when asked for, else empty.")
+      .def_property_readonly(
+          "logprobs",
+          [](const Result& result) {
+            py::list tokens;
+            for (const SampledToken& token : result.logprobs) tokens.append(token_tuple(token, true));
+            return tokens;
+          },
+          "One (id, logprob, ((id, logprob), ...)) a token when asked for, else empty.")
       .def_readonly("prompt_tokens", &Result::prompt_tokens)
       .def_readonly("cached_tokens", &Result::cached_tokens, "Of the prompt, found in the cache.")
       .def_readonly("steps", &Result::steps, "Decode steps.")
@@ -194,27 +208,39 @@ void register_generate(py::module_& m) {
   py::class_<Generator>(m, "Generator", "The generation loop over an executor and a KV cache.")
       .def(py::init([](std::shared_ptr<Executor> executor, std::shared_ptr<KVCache> cache,
                        std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
-                       int64_t hidden, int64_t vocab, int64_t head_dim, double theta,
-                       const std::array<int64_t, 3>& sections, int32_t merge_size, int32_t image_pad,
+                       int64_t hidden_size, int64_t vocab_size, int64_t head_dim, double rope_theta,
+                       const std::array<int64_t, 3>& mrope_section, int32_t merge_size, int32_t image_pad,
                        int32_t video_pad, int64_t prefill_chunk) {
              if (!executor || !cache || !embedding || !token_text) {
                throw InputError("executor, cache, embedding and token_text must not be None");
              }
-             const DecoderSettings settings{
-                 hidden, vocab, head_dim, theta, sections, {image_pad, video_pad, merge_size}, prefill_chunk};
+             const DecoderSettings settings{hidden_size,  vocab_size,    head_dim,
+                                            rope_theta,   mrope_section, {image_pad, video_pad, merge_size},
+                                            prefill_chunk};
              return std::make_unique<Generator>(std::move(executor), std::move(cache), std::move(embedding),
                                                 std::move(token_text), settings);
            }),
            py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
-           py::arg("hidden"), py::arg("vocab"), py::arg("head_dim"), py::arg("theta"), py::arg("sections"),
-           py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"), py::arg("prefill_chunk"),
+           py::arg("hidden_size"), py::arg("vocab_size"), py::arg("head_dim"), py::arg("rope_theta"),
+           py::arg("mrope_section"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
+           py::arg("prefill_chunk"),
            py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
       .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
            py::arg("cancel") = py::none(),
            "One Result a request. on_text(index, piece, token_id) after each token, truthy ends that answer. "
            "The GIL is released except in on_text and in a Python executor.")
-      .def("cached_prefix", &Generator::cached_prefix, py::arg("request"),
-           "How many leading tokens need not be computed when this is the next request.")
+      .def(
+          "cached_prefix",
+          [](const Generator& generator, const py::object& token_ids, const py::object& grids,
+             const py::object& keys) {
+            Request request;
+            fill_prompt(token_ids, grids, keys, &request);
+            return generator.cached_prefix(request);
+          },
+          py::arg("token_ids"), py::arg("grids") = py::none(), py::arg("keys") = py::none(),
+          "How many leading tokens need not be computed when this prompt is the first of the next call: "
+          "visuals "
+          "wholly before that may be None in its request.")
       .def_property_readonly("cache", &Generator::cache)
       .def_property_readonly("step", &Generator::step, "The step whose buffers the executor may bind ahead.")
       .def_property_readonly("prefill_chunk",

@@ -2,6 +2,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/sampled_token.h"
 #include "sampling/philox.h"
 #include "sampling/sampler.h"
 
@@ -33,20 +34,6 @@ void register_sampling(py::module_& m) {
       .def_readonly("seed", &SamplingOptions::seed)
       .def_readonly("logprobs", &SamplingOptions::logprobs);
 
-  py::class_<TokenLogprob>(m, "TokenLogprob")
-      .def_readonly("id", &TokenLogprob::id)
-      .def_readonly("logprob", &TokenLogprob::logprob)
-      .def("__repr__", [](const TokenLogprob& token) {
-        return "TokenLogprob(id=" + std::to_string(token.id) + ", logprob=" + std::to_string(token.logprob) +
-               ")";
-      });
-
-  py::class_<SampledToken>(m, "SampledToken",
-                           "A chosen token; logprob and alternatives when the options ask.")
-      .def_readonly("id", &SampledToken::id)
-      .def_readonly("logprob", &SampledToken::logprob, "Of the model itself: before penalties and filters.")
-      .def_readonly("alternatives", &SampledToken::alternatives, "The most likely tokens, best first.");
-
   py::class_<Sampler>(m, "Sampler", "Chooses the tokens of one answer, one after another.")
       .def(py::init([](const SamplingOptions& options, int64_t vocab, const py::object& prompt) {
              const auto ids = integer_vector<int32_t>(prompt, "prompt");
@@ -61,9 +48,10 @@ void register_sampling(py::module_& m) {
               throw InputError("logits have " + std::to_string(array.size()) +
                                " values for a vocabulary of " + std::to_string(sampler.vocab()));
             }
-            return sampler.sample(array.data());
+            return token_tuple(sampler.sample(array.data()), sampler.options().logprobs >= 0);
           },
-          py::arg("logits"), "The next token for logits float32 [vocab].");
+          py::arg("logits"),
+          "The next token for logits float32 [vocab]: (id, logprob or None, ((id, logprob), ...)).");
 
   m.def(
       "philox4x32",

@@ -36,6 +36,7 @@ class Sampler {
   SampledToken sample(const float* logits);
 
   int64_t vocab() const { return vocab_; }
+  const SamplingOptions& options() const { return options_; }
 
  private:
   void report_logprobs(const float* logits, float peak, SampledToken* token);

@@ -200,11 +200,11 @@ def test_seed_gives_the_same_answer_alone_and_in_any_row(toy):
 
 def test_logprobs_are_reported_for_every_token(toy):
     result = toy.generate(PICTURE, sampling=_core.SamplingOptions(logprobs=3))
-    assert [token.id for token in result.logprobs] == result.token_ids
-    for token in result.logprobs:
-        assert len(token.alternatives) == 3
-        assert token.alternatives[0].id == token.id  # greedy
-        assert token.alternatives[0].logprob == token.logprob <= 0
+    assert [token_id for token_id, _, _ in result.logprobs] == result.token_ids
+    for token_id, logprob, alternatives in result.logprobs:
+        assert len(alternatives) == 3
+        assert alternatives[0] == (token_id, logprob)  # greedy
+        assert logprob <= 0
     assert toy.generate(PICTURE).logprobs == []
 
 
@@ -221,17 +221,17 @@ def test_logprobs_are_reported_for_every_token(toy):
         (lambda: TEXT.request(max_new_tokens=-1), InputError, "max_new_tokens"),
         (lambda: Prompt([1, VOCAB]).request(), InputError, "token id 96"),
         (lambda: _core.Request([-5], max_new_tokens=1), InputError, "token id -5"),
-        (lambda: PICTURE.request(visuals=[]), InputError, "0 visual embeddings for 1 grids"),
-        (lambda: PICTURE.request(visuals=[None]), InputError, "has no embeddings"),
+        (lambda: PICTURE.request(embeddings=[]), InputError, "0 visual embeddings for 1 grids"),
+        (lambda: PICTURE.request(embeddings=[None]), InputError, "has no embeddings"),
         (
-            lambda: PICTURE.request(visuals=[np.zeros((5, HIDDEN))]),
+            lambda: PICTURE.request(embeddings=[np.zeros((5, HIDDEN))]),
             InputError,
             r"shape \[5, 24\], expected \[6, 24\]",
         ),
-        (lambda: PICTURE.request(visuals=[np.zeros((6, 3))]), InputError, r"\[6, 3\]"),
-        (lambda: PICTURE.request(visuals=[np.zeros(6)]), InputError, "2 dimensions"),
+        (lambda: PICTURE.request(embeddings=[np.zeros((6, 3))]), InputError, r"\[6, 3\]"),
+        (lambda: PICTURE.request(embeddings=[np.zeros(6)]), InputError, "2 dimensions"),
         (
-            lambda: _core.Request([IMAGE_PAD], grids=[(1, 2, 2)], visuals=[np.zeros((1, HIDDEN))]),
+            lambda: _core.Request([IMAGE_PAD], grids=[(1, 2, 2)], embeddings=[np.zeros((1, HIDDEN))]),
             InputError,
             "key",
         ),
@@ -254,8 +254,8 @@ def test_prompt_and_answer_may_fill_the_cache_exactly(tmp_path):
 def test_a_generator_refuses_parts_that_do_not_fit(toy, tmp_path):
     def build(**changes):
         settings = {
-            "hidden": HIDDEN, "vocab": VOCAB, "head_dim": 8, "theta": 1e4, "sections": (1, 1, 2),
-            "merge_size": 2, "image_pad": IMAGE_PAD, "video_pad": VIDEO_PAD, "prefill_chunk": 4,
+            "hidden_size": HIDDEN, "vocab_size": VOCAB, "head_dim": 8, "rope_theta": 1e4,
+            "mrope_section": (1, 1, 2), "merge_size": 2, "image_pad": IMAGE_PAD, "video_pad": VIDEO_PAD, "prefill_chunk": 4,
         }  # fmt: skip
         path = tmp_path / "table"
         path.write_bytes(bytes(VOCAB * HIDDEN * 4))
@@ -266,10 +266,10 @@ def test_a_generator_refuses_parts_that_do_not_fit(toy, tmp_path):
 
     build()
     for change in (
-        {"hidden": 8},
-        {"vocab": 5},
+        {"hidden_size": 8},
+        {"vocab_size": 5},
         {"head_dim": 16},
-        {"sections": (1, 1, 1)},
+        {"mrope_section": (1, 1, 1)},
         {"prefill_chunk": 0},
     ):
         with pytest.raises(InputError):

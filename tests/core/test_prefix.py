@@ -22,7 +22,7 @@ def picture(seed, h=4, w=4):
 
 def check(toy, prompt, cached, count=10):
     """The answer equals full recomputation, and exactly `cached` tokens came from the cache."""
-    assert toy.generator.cached_prefix(prompt.request()) == cached
+    assert toy.cached_prefix(prompt) == cached
     result = toy.generate(prompt, max_new_tokens=count)
     assert result.cached_tokens == cached
     assert result.token_ids == reference_answer(toy.model, prompt, count)
@@ -101,12 +101,12 @@ def test_cached_pictures_need_no_embeddings(toy):
     answer = check(toy, first, 0).token_ids
     second = first + Prompt(answer) + picture(2) + Prompt([5])
     toy.executor.shapes.clear()
-    result = toy.generate(second, visuals=[None, second.visuals[1]])
+    result = toy.generate(second, embeddings=[None, second.visuals[1]])
     assert result.token_ids == reference_answer(toy.model, second, 12)
     toy.cache.truncate(0, 1)
-    for visuals in ([None, second.visuals[1]], [second.visuals[0], None]):
+    for embeddings in ([None, second.visuals[1]], [second.visuals[0], None]):
         with pytest.raises(InputError, match="has no embeddings"):
-            toy.generate(second, visuals=visuals)
+            toy.generate(second, embeddings=embeddings)
 
 
 def test_two_generators_share_a_cache_without_confusion(toy, tmp_path):
@@ -114,7 +114,7 @@ def test_two_generators_share_a_cache_without_confusion(toy, tmp_path):
     prompt = Prompt([1, 2]) + picture(1) + Prompt([3, 4])
     check(toy, prompt, 0)
     other = Toy(tmp_path)
-    assert other.generator.cached_prefix(prompt.request()) == 0
+    assert other.cached_prefix(prompt) == 0
 
 
 def test_a_batch_shares_its_common_beginning(toy):

@@ -118,16 +118,19 @@ class Toy:
             self.cache,
             _core.EmbeddingTable(str(path), VOCAB, HIDDEN, "float32"),
             _core.TokenText(TOKEN_BYTES, SPECIAL),
-            hidden=HIDDEN,
-            vocab=VOCAB,
+            hidden_size=HIDDEN,
+            vocab_size=VOCAB,
             head_dim=HEAD_DIM,
-            theta=THETA,
-            sections=SECTIONS,
+            rope_theta=THETA,
+            mrope_section=SECTIONS,
             merge_size=MERGE,
             image_pad=IMAGE_PAD,
             video_pad=VIDEO_PAD,
             prefill_chunk=prefill_chunk,
         )
+
+    def cached_prefix(self, prompt):
+        return self.generator.cached_prefix(prompt.ids, prompt.grids, np.array(prompt.keys, np.uint64))
 
     def generate(self, *prompts, **options):
         """One result for one prompt, else a list."""
@@ -161,11 +164,11 @@ class Prompt:
             setattr(joined, name, getattr(self, name) + getattr(other, name))
         return joined
 
-    def request(self, *, visuals=None, max_new_tokens=12, **options):
+    def request(self, *, embeddings=None, max_new_tokens=12, **options):
         return _core.Request(
             self.ids,
             grids=self.grids,
-            visuals=self.visuals if visuals is None else visuals,
+            embeddings=self.visuals if embeddings is None else embeddings,
             keys=np.array(self.keys, np.uint64),
             max_new_tokens=max_new_tokens,
             **options,
