@@ -1,8 +1,11 @@
 #include "bindings/bindings.h"
+#include "common/parallel.h"
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled runtime of qwen2vl_rt. Private: use the package's own classes.";
   m.attr("__version__") = QWEN2VL_VERSION;
+  m.def("set_threads", &qwen2vl::set_threads, pybind11::arg("threads"),
+        "Threads of picture preparation and cache copies, process-wide; 0 takes all cores.");
   qwen2vl::register_errors(m);
   qwen2vl::register_rope(m);
   qwen2vl::register_embedding(m);

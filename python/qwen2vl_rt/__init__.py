@@ -1,5 +1,62 @@
-"""A runtime for Qwen2-VL: see `Session`."""
+"""A runtime for Qwen2-VL: pictures, video and text in, text and boxes out.
 
-from qwen2vl_rt._core import __version__
+import qwen2vl_rt
+with qwen2vl_rt.Session("bundle") as session:
+    answer = session.generate("What is on the desk?", images=["desk.jpg"])
+    print(answer.text, answer.boxes, answer.timings)
+"""
 
-__all__ = ["__version__"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qwen2vl_rt._core import CancelToken, __version__
+from qwen2vl_rt.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    InputError,
+    MemoryLimitError,
+    PictureError,
+    PromptTooLongError,
+    Qwen2VLError,
+    VideoError,
+)
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.answer import Answer
+    from qwen2vl_rt.boxes import Box, draw_boxes
+    from qwen2vl_rt.session import Session
+
+# Loaded when first used: the exporter and the errors need neither ONNX Runtime nor Pillow.
+_LAZY = {
+    "Answer": "qwen2vl_rt.answer",
+    "Box": "qwen2vl_rt.boxes",
+    "Session": "qwen2vl_rt.session",
+    "draw_boxes": "qwen2vl_rt.boxes",
+}
+
+__all__ = [
+    "Answer",
+    "BackendError",
+    "Box",
+    "BundleError",
+    "CancelToken",
+    "CheckpointError",
+    "InputError",
+    "MemoryLimitError",
+    "PictureError",
+    "PromptTooLongError",
+    "Qwen2VLError",
+    "Session",
+    "VideoError",
+    "__version__",
+    "draw_boxes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'qwen2vl_rt' has no attribute {name!r}")

@@ -26,12 +26,16 @@ class Usage:
 class Timings:
     """Where the time of one answer went, in seconds.
 
-    In a batch, preparation and vision are those of the whole batch, and so is decode: the answers were
-    generated side by side.
+    In a batch, vision is that of the whole batch, and decode lasts as long as the answer's row was in use:
+    the answers were generated side by side.
     """
 
-    prepare: float
-    """Reading, decoding and resizing pictures; chat template and tokens."""
+    load: float
+    """Reading and decoding pictures and videos."""
+    resize: float
+    """Resizing and normalising them, cutting them into patches."""
+    tokenize: float
+    """Chat template and tokenizer."""
     vision: float
     """The vision tower."""
     prefill: float
@@ -44,7 +48,7 @@ class Timings:
     @property
     def first_token(self) -> float:
         """Time to first token: everything before decode."""
-        return self.prepare + self.vision + self.prefill
+        return self.load + self.resize + self.tokenize + self.vision + self.prefill
 
     @property
     def total(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qwen2vl_rt import _core
 from qwen2vl_rt.answer import Answer, Timings, TokenLogprob, Usage
 from qwen2vl_rt.boxes import parse_boxes
@@ -9,10 +11,14 @@ from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 
 
 def build_answer(
-    prompt: PreparedPrompt, result: _core.Result, processor: Processor, vision_seconds: float
+    prompt: PreparedPrompt,
+    result: _core.Result,
+    processor: Processor,
+    stop_ids: Sequence[int],
+    vision_seconds: float,
 ) -> Answer:
     """Join the prompt's pictures and the loop's tokens into one answer."""
-    raw_text = processor.decode(result.token_ids, keep_special=True)
+    raw_text = processor.tokenizer.decode(_without_stop(result, stop_ids), skip_special_tokens=False)
     computed = result.prompt_tokens - result.cached_tokens
     decoded = max(0, len(result.token_ids) - 1)
     return Answer(
@@ -21,23 +27,35 @@ def build_answer(
         token_ids=tuple(result.token_ids),
         finish_reason=result.finish_reason,
         stop_string=result.stop_string,
-        boxes=tuple(parse_boxes(raw_text, [visual.original_size for visual in prompt.visuals])),
+        boxes=tuple(parse_boxes(raw_text, [(visual.width, visual.height) for visual in prompt.visuals])),
         usage=Usage(
             prompt_tokens=result.prompt_tokens,
-            visual_tokens=prompt.visual_tokens,
+            visual_tokens=sum(visual.tokens(processor.pixels.merge_size) for visual in prompt.visuals),
             cached_tokens=result.cached_tokens,
             answer_tokens=len(result.token_ids),
         ),
         timings=Timings(
-            prepare=prompt.seconds,
+            load=prompt.load_seconds,
+            resize=prompt.resize_seconds,
+            tokenize=prompt.tokenize_seconds,
             vision=vision_seconds,
             prefill=result.prefill_seconds,
             decode=result.decode_seconds,
             prefill_tokens_per_second=_rate(computed, result.prefill_seconds),
             decode_tokens_per_second=_rate(decoded, result.decode_seconds),
         ),
-        logprobs=tuple(TokenLogprob(*entry) for entry in result.logprobs),
+        logprobs=tuple(
+            TokenLogprob(
+                token.id, token.logprob, tuple((other.id, other.logprob) for other in token.alternatives)
+            )
+            for token in result.logprobs
+        ),
     )
+
+
+def _without_stop(result: _core.Result, stop_ids: Sequence[int]) -> Sequence[int]:
+    ended = bool(result.token_ids) and result.token_ids[-1] in stop_ids
+    return result.token_ids[:-1] if ended else result.token_ids
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, Bundle
 from qwen2vl_rt.errors import InputError, MemoryLimitError
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.processing.pixels import PixelSettings
 
 DEFAULT_MAX_LENGTH = 8192
 PREFILL_CHUNK = 512
@@ -87,7 +88,7 @@ def session_limits(
     return SessionLimits(
         max_length=max_length or DEFAULT_MAX_LENGTH,
         max_batch=max_batch,
-        max_pixels=max_pixels or picture_limits(bundle.path).max_pixels,
+        max_pixels=max_pixels or PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels,
         prefill_chunk=PREFILL_CHUNK,
     )
 

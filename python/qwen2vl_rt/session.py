@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,18 +12,14 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer
 from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import InputError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
 from qwen2vl_rt.plan import MemoryPlan, check_plan, plan_memory, resident_memory, session_limits
-from qwen2vl_rt.position_keys import position_keys, visual_spans
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.stream import AnswerStream
-from qwen2vl_rt.vision import VisionTower
-
-OnText = Callable[[int, str], None]
 
 
 class Session:
@@ -69,38 +64,11 @@ class Session:
         self._plan = plan_memory(self._bundle, limits, memory_limit)
         check_plan(self._bundle, self._plan)
 
-        geometry = self._bundle.geometry
-        decoder = geometry.decoder
-        self._processor = Processor(self._bundle.path, geometry)
-        self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
-        self._defaults = json.loads(self._bundle.file("generation_config.json").read_text())
         _core.set_threads(threads)
-        self._vision = VisionTower(CpuVision(self._bundle, threads), geometry.vision)
-        cache = _core.KVCache(
-            decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
-        )
-        self._generator = _core.Generator(
-            executor=CpuDecoder(self._bundle, cache, threads),
-            cache=cache,
-            embedding=_core.EmbeddingTable(
-                str(self._bundle.file("embedding.bin")),
-                decoder.vocab_size,
-                decoder.hidden_size,
-                self._bundle.embedding_dtype,
-            ),
-            token_text=self._processor.token_text(),
-            hidden_size=decoder.hidden_size,
-            vocab_size=decoder.vocab_size,
-            head_dim=decoder.head_dim,
-            rope_theta=decoder.rope_theta,
-            mrope_section=decoder.mrope_section,
-            merge_size=geometry.vision.merge_size,
-            image_pad=geometry.special_ids.image_pad,
-            video_pad=geometry.special_ids.video_pad,
-            prefill_chunk=limits.prefill_chunk,
-        )
+        self._processor = Processor(self._bundle.path, self._bundle.geometry)
+        self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
+        self._engine: Engine | None = Engine(self._bundle, limits, self._processor.tokenizer, threads)
         self._turn = FairLock()
-        self._closed = False
 
     # --- answers ------------------------------------------------------------------------------------------
 
@@ -193,8 +161,7 @@ class Session:
     def close(self) -> None:
         """Free the engine, the cache and the mapped weights, after the calls in the queue. Idempotent."""
         with self._turn:
-            self._closed = True
-            self._generator = self._vision = None
+            self._engine = None
 
     def __enter__(self) -> Session:
         return self
@@ -207,9 +174,11 @@ class Session:
     # --- the way of a request ------------------------------------------------------------------------------
 
     def _prepare(self, prompt: Any, keywords: dict[str, Any]) -> PreparedPrompt:
-        if self._closed:
+        if self._engine is None:
             raise Qwen2VLError("This session is closed: make a new one.")
-        return self._processor.prepare(prompt, **keywords)
+        prepared = self._processor.prepare(prompt, **keywords)
+        self._check_pixels(prepared)
+        return prepared
 
     def _generate(
         self,
@@ -222,72 +191,34 @@ class Session:
         for prompt, option in zip(prompts, options, strict=True):
             self._check_length(prompt, option)
         with self._turn:
-            if self._closed:
+            if self._engine is None:
                 raise Qwen2VLError("This session is closed: make a new one.")
-            started = time.perf_counter()
-            requests = self._encode(prompts, options)
-            vision_seconds = time.perf_counter() - started
-            results = self._generator.generate(
-                requests,
-                on_text and (lambda row, piece, _token: on_text(row, piece)),
-                cancel,
-            )
+            results, vision_seconds = self._engine.generate(prompts, options, on_text, cancel)
+        stop_ids = self._bundle.geometry.special_ids.eos
         return [
-            build_answer(prompt, result, self._processor, vision_seconds)
+            build_answer(prompt, result, self._processor, stop_ids, vision_seconds)
             for prompt, result in zip(prompts, results, strict=True)
         ]
 
-    def _encode(
-        self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
-    ) -> list[_core.Request]:
-        """Requests with the visual embeddings of everything that the cache does not hold already."""
-        keys = [position_keys(prompt) for prompt in prompts]
-        cached = [0] * len(prompts)
-        cached[0] = self._generator.cached_prefix(keys[0])
-        new = [
-            (row, index)
-            for row, prompt in enumerate(prompts)
-            for index, (_start, end) in enumerate(visual_spans(prompt))
-            if end > cached[row]
-        ]
-        embeddings = self._vision.encode([prompts[row].visuals[index] for row, index in new])
-        encoded = [[None] * len(prompt.visuals) for prompt in prompts]
-        for (row, index), value in zip(new, embeddings, strict=True):
-            encoded[row][index] = value
-        return [
-            _core.Request(
-                token_ids=prompt.token_ids,
-                grids=[visual.grid_thw for visual in prompt.visuals],
-                embeddings=encoded[row],
-                keys=keys[row],
-                sampling=self._sampling(option),
-                max_new_tokens=option.max_new_tokens,
-                stop_ids=list(self._bundle.geometry.special_ids.eos),
-                stop_strings=list(option.stop),
-            )
-            for row, (prompt, option) in enumerate(zip(prompts, options, strict=True))
-        ]
-
-    def _sampling(self, option: GenerationOptions) -> _core.SamplingOptions:
-        penalty = option.repetition_penalty
-        return _core.SamplingOptions(
-            temperature=option.temperature,
-            top_k=option.top_k,
-            top_p=option.top_p,
-            min_p=option.min_p,
-            repetition_penalty=self._defaults.get("repetition_penalty", 1.0) if penalty is None else penalty,
-            presence_penalty=option.presence_penalty,
-            frequency_penalty=option.frequency_penalty,
-            seed=option.seed,
-            logprobs=-1 if option.logprobs is None else option.logprobs,
-        )
+    def _check_pixels(self, prompt: PreparedPrompt) -> None:
+        limit = self._plan.limits.max_pixels
+        for visual in prompt.visuals:
+            pixels = math.prod(visual.grid_thw[1:]) * self._bundle.geometry.vision.patch_size**2
+            if pixels > limit:
+                raise InputError(
+                    f"A {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
+                    f"planned for {limit}: lower max_pixels or open the session with max_pixels={pixels}."
+                )
 
     def _check_length(self, prompt: PreparedPrompt, option: GenerationOptions) -> None:
         needed = len(prompt.token_ids) + option.max_new_tokens
         capacity = self._plan.limits.max_length
+        visual_tokens = sum(
+            visual.tokens(self._bundle.geometry.vision.merge_size) for visual in prompt.visuals
+        )
         if needed > capacity:
             raise PromptTooLongError(
-                f"The prompt has {len(prompt.token_ids)} tokens, {prompt.visual_tokens} of them visual; with "
+                f"The prompt has {len(prompt.token_ids)} tokens, {visual_tokens} of them visual; with "
                 f"max_new_tokens={option.max_new_tokens} that is {needed}, over max_length={capacity}. Lower "
                 f"max_pixels or max_new_tokens, or open the session with max_length={needed}."
             )

@@ -31,7 +31,12 @@ class Reference:
         (text, *_), _ = render_jinja_template(
             [messages], chat_template=self.template, add_generation_prompt=True
         )
-        items = [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
+        items = [
+            item
+            for message in messages
+            if isinstance(message["content"], list)
+            for item in message["content"]
+        ]
         pictures = [item["image"] for item in items if item["type"] == "image"]
         videos = [[np.asarray(f) for f in item["video"]] for item in items if item["type"] == "video"]
         inputs: dict[str, torch.Tensor] = {}
@@ -64,7 +69,9 @@ class Reference:
         """Greedy tokens, the stop token included."""
         inputs = self.inputs(messages)
         length = inputs["input_ids"].shape[1]
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.0)
+        output = self.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.0
+        )
         return output[0, length:].tolist()
 
     @torch.no_grad()

@@ -11,7 +11,9 @@ def test_one_stop_string_may_stand_alone():
     assert GenerationOptions(stop=["a", "b"]).stop == ("a", "b")
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"max_new_tokens": 1.5}, {"stop": [""]}, {"stop": [3]}])
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"max_new_tokens": 1.5}, {"stop": [""]}, {"stop": [3]}]
+)
 def test_a_bad_option_is_named_with_its_value(bad):
     (name, _value), *_ = bad.items()
     with pytest.raises(InputError, match=name):

@@ -113,7 +113,8 @@ def describe_timings(answer: Answer) -> str:
     usage, timings = answer.usage, answer.timings
     return (
         f"prompt {usage.prompt_tokens} tokens ({usage.visual_tokens} visual, {usage.cached_tokens} cached), "
-        f"answer {usage.answer_tokens} | prepare {timings.prepare:.3f} s, vision {timings.vision:.3f} s, "
+        f"answer {usage.answer_tokens} | load {timings.load:.3f} s, resize {timings.resize:.3f} s, "
+        f"vision {timings.vision:.3f} s, "
         f"prefill {timings.prefill:.3f} s ({timings.prefill_tokens_per_second:.0f} tok/s), "
         f"decode {timings.decode:.3f} s ({timings.decode_tokens_per_second:.1f} tok/s)"
     )

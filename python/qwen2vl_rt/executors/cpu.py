@@ -9,6 +9,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession, bind
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
+from qwen2vl_rt.weights import map_weights
 
 
 class CpuDecoder(_core.Executor):
@@ -26,9 +27,9 @@ class CpuDecoder(_core.Executor):
     def __init__(self, bundle: Bundle, cache: _core.KVCache, threads: int) -> None:
         super().__init__()
         model = onnx.load(bundle.file("decoder.onnx"), load_external_data=False)
-        self._session = OnnxSession(
-            model, bundle.path, threads, lower_decoder(model, bundle.path, bundle.geometry)
-        )
+        weights = map_weights(model, bundle.path)
+        lower_decoder(model, weights, bundle.geometry)
+        self._session = OnnxSession(model, weights, bundle.path, threads)
         self._layers = bundle.geometry.decoder.layers
         self._cache = cache
         self._binding = None
@@ -63,9 +64,9 @@ class CpuVision:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         model = onnx.load(bundle.file("vision.onnx"), load_external_data=False)
-        self._session = OnnxSession(
-            model, bundle.path, threads, lower_vision(model, bundle.path, bundle.geometry)
-        )
+        weights = map_weights(model, bundle.path)
+        lower_vision(model, weights, bundle.geometry)
+        self._session = OnnxSession(model, weights, bundle.path, threads)
         self._merged_patches = bundle.geometry.vision.merge_size**2
         self._hidden_size = bundle.geometry.decoder.hidden_size
 

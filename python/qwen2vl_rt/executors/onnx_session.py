@@ -9,21 +9,20 @@ import onnx
 import onnxruntime as ort
 
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.weights import map_weights
 
 
 class OnnxSession:
-    """A loaded graph whose large weights stay in the bundle's mapped files.
+    """A loaded graph whose large weights stay where they are, usually in the bundle's mapped files.
 
     Args:
-        model: the (lowered) graph; its external data lie in `folder`.
-        folder: the bundle's folder.
+        model: the (lowered) graph, without its external data.
+        weights: the external data by initializer name, in the model's dtypes.
+        folder: the bundle's folder, which the model's external data name.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
-        widened: weights that a lowering replaced by arrays of another dtype, by name.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, folder: Path, threads: int, widened: dict[str, np.ndarray] | None = None
+        self, model: onnx.ModelProto, weights: dict[str, np.ndarray], folder: Path, threads: int
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -35,11 +34,9 @@ class OnnxSession:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.log_severity_level = 3
         # ONNX Runtime reads these arrays in place for as long as the session lives, so they are kept here.
-        self._weights = {**map_weights(model, folder), **(widened or {})}
-        self._values = {}
-        for name, array in self._weights.items():
-            self._values[name] = ort.OrtValue.ortvalue_from_numpy(array)
-            options.add_initializer(name, self._values[name])
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
         try:
             self._session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from onnx import ModelProto
 
@@ -13,15 +11,13 @@ from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
-def lower_decoder(model: ModelProto, folder: Path, geometry: Geometry) -> dict[str, np.ndarray]:
-    """Lower the decoder in place; returns the weights that replace the bundle's (see `widen_to_float32`)."""
-    widened = widen_to_float32(model, folder)
+def lower_decoder(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
+    """Lower the decoder and its external weights in place."""
+    widen_to_float32(model, weights)
     to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
-    return widened
 
 
-def lower_vision(model: ModelProto, folder: Path, geometry: Geometry) -> dict[str, np.ndarray]:
-    """Lower the vision tower in place; returns as `lower_decoder`."""
-    widened = widen_to_float32(model, folder)
+def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
+    """Lower the vision tower and its external weights in place."""
+    widen_to_float32(model, weights)
     to_multi_head_attention(model, geometry.vision.heads)
-    return widened

@@ -66,7 +66,7 @@ def to_group_query_attention(model: ModelProto, heads: int, kv_heads: int) -> No
 
 
 def _cache_lengths(graph: GraphProto, valid_length: str) -> list[NodeProto]:
-    """What all layers share: each row's last valid position, int32 [B]; the longest row's length, int32 []."""
+    """What all layers share: each row's last valid position, int32 [B]; the longest length, int32 []."""
     graph.initializer.append(helper.make_tensor("cache.one", TensorProto.INT64, [], [1]))
     return [
         helper.make_node("Sub", [valid_length, "cache.one"], ["cache.last_int64"], "cache.last_int64"),

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,10 @@ class PixelSettings:
                 std=config.get("image_std") or _CLIP_STD if config.get("do_normalize", True) else (1.0,) * 3,
             ),
         )
+
+    def limited(self, max_pixels: int) -> PixelSettings:
+        """These settings with another upper limit of a resized picture."""
+        return replace(self, max_pixels=max_pixels, min_pixels=min(self.min_pixels, max_pixels))
 
     def resized(
         self, height: int, width: int, options: VisualOptions, limits: tuple[float, float] | None = None

@@ -1,0 +1,129 @@
+"""Engine: a bundle's loaded graphs, KV cache and compiled generation loop, for prompts that are prepared."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, Bundle
+from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+from qwen2vl_rt.options import GenerationOptions
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.position_keys import position_keys, visual_spans
+from qwen2vl_rt.processing.processor import PreparedPrompt
+from qwen2vl_rt.processing.tokenizer import Tokenizer
+from qwen2vl_rt.vision import VisionTower
+
+EMBEDDING_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+# Called with a prompt's index and the text that its newest token completed.
+OnText = Callable[[int, str], None]
+
+
+class Engine:
+    """Runs the vision tower and the generation loop. One call at a time: the session sees to that.
+
+    Args:
+        bundle: the model.
+        limits: what cache and buffers are made for.
+        tokenizer: the bundle's, for the bytes behind each token id.
+        threads: threads of one operator; 0 takes all cores.
+    """
+
+    def __init__(self, bundle: Bundle, limits: SessionLimits, tokenizer: Tokenizer, threads: int) -> None:
+        self._geometry = geometry = bundle.geometry
+        self._defaults = json.loads(bundle.file(GENERATION_CONFIG).read_text())
+        self._vision = VisionTower(CpuVision(bundle, threads), geometry.vision)
+        decoder, special_ids = geometry.decoder, geometry.special_ids
+        cache = _core.KVCache(
+            decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
+        )
+        self._generator = _core.Generator(
+            CpuDecoder(bundle, cache, threads),
+            cache,
+            _core.EmbeddingTable(
+                str(bundle.file(EMBEDDING)),
+                decoder.vocab_size,
+                decoder.hidden_size,
+                EMBEDDING_DTYPES[bundle.precision],
+            ),
+            _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids)),
+            hidden=decoder.hidden_size,
+            vocab=decoder.vocab_size,
+            head_dim=decoder.head_dim,
+            theta=decoder.rope_theta,
+            sections=decoder.mrope_section,
+            merge_size=geometry.vision.merge_size,
+            image_pad=special_ids.image_pad,
+            video_pad=special_ids.video_pad,
+            prefill_chunk=limits.prefill_chunk,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[PreparedPrompt],
+        options: Sequence[GenerationOptions],
+        on_text: OnText | None = None,
+        cancel: _core.CancelToken | None = None,
+    ) -> tuple[list[_core.Result], float]:
+        """Answer prompts side by side, each by its own options.
+
+        Returns:
+            The loop's results in the prompts' order, and the seconds that the vision tower took for all.
+        """
+        started = time.perf_counter()
+        requests = self._requests(prompts, options)
+        vision_seconds = time.perf_counter() - started
+        callback = on_text and (lambda row, piece, _token: on_text(row, piece))
+        return self._generator.generate(requests, callback, cancel), vision_seconds
+
+    def _requests(
+        self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
+    ) -> list[_core.Request]:
+        """Requests with the visual embeddings of everything that the cache does not hold already."""
+        # Only the first prompt of a call may continue what the cache holds.
+        first = self._request(prompts[0], options[0], [None] * len(prompts[0].visuals))
+        cached = [self._generator.cached_prefix(first)] + [0] * (len(prompts) - 1)
+        new = [
+            (row, index)
+            for row, prompt in enumerate(prompts)
+            for index, (_start, end) in enumerate(visual_spans(prompt, self._geometry))
+            if end > cached[row]
+        ]
+        embeddings = self._vision.encode([prompts[row].visuals[index] for row, index in new])
+        visuals: list[list[np.ndarray | None]] = [[None] * len(prompt.visuals) for prompt in prompts]
+        for (row, index), value in zip(new, embeddings, strict=True):
+            visuals[row][index] = value
+        return [self._request(*parts) for parts in zip(prompts, options, visuals, strict=True)]
+
+    def _request(
+        self, prompt: PreparedPrompt, option: GenerationOptions, visuals: Sequence[np.ndarray | None]
+    ) -> _core.Request:
+        return _core.Request(
+            prompt.token_ids,
+            grids=prompt.grids,
+            visuals=visuals,
+            keys=position_keys(prompt, self._geometry),
+            sampling=self._sampling(option),
+            max_new_tokens=option.max_new_tokens,
+            stop_ids=self._geometry.special_ids.eos,
+            stop_strings=option.stop,
+        )
+
+    def _sampling(self, option: GenerationOptions) -> _core.SamplingOptions:
+        penalty = option.repetition_penalty
+        return _core.SamplingOptions(
+            temperature=option.temperature,
+            top_k=option.top_k,
+            top_p=option.top_p,
+            min_p=option.min_p,
+            repetition_penalty=self._defaults.get("repetition_penalty", 1.0) if penalty is None else penalty,
+            presence_penalty=option.presence_penalty,
+            frequency_penalty=option.frequency_penalty,
+            seed=option.seed,
+            logprobs=-1 if option.logprobs is None else option.logprobs,
+        )
