@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from . import phrases
 from .digits import handwritten
 from .pictures import several
-from .sample import CELL, Sample
+from .sample import CELL, Sample, Turn
 from .scenes import scene
 from .text import printed
 from .video import video
@@ -45,7 +45,7 @@ def draw_sample(rng: np.random.Generator, kind: str, layout: Layout, level: floa
 
 
 def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:
-    """Sizes of the pictures: 56 to 448 pixels a side, wide and tall ones too; small ones while level is low."""
+    """Sizes of the pictures: 56 to 448 pixels a side, wide and tall too; small ones while level is low."""
 
     def side(least_area: float, most_area: float, stretch: float) -> tuple[int, int]:
         area, aspect = (
@@ -78,7 +78,7 @@ def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:
 def draw_kind(rng: np.random.Generator, level: float) -> str:
     """Single pictures first; videos and several pictures join as the level rises."""
     late = 0.04 + 0.2 * min(1.0, 3 * level)
-    weights = np.array([0.62, 0.22, 0.08, late, late])
+    weights = np.array([0.56, 0.3, 0.08, late, late])
     return KINDS[rng.choice(len(KINDS), p=weights / weights.sum())]
 
 
@@ -97,6 +97,11 @@ class Batch:
     places: torch.Tensor  # [V, 3] int64: temporal patch, row and column of each visual token in its block
     answers: torch.Tensor  # [A, 3] int64: sample, column whose next token is predicted, that token
     answer_branch: torch.Tensor  # [A] int64: index into tasks
+    answer_weight: torch.Tensor  # [A] float32: weight of each answer token's loss
+    pointers: (
+        torch.Tensor
+    )  # [number of pointers, 2] int64: sample, column from which an object's cells are to be found
+    pointed: torch.Tensor  # [number of pointers, V] bool: the cells that show it
     asks: torch.Tensor  # [number of branches, 2] int64: sample, column of the last token before the answer
     boxes: torch.Tensor  # [number of boxes, 2] int64: sample, column of <|box_start|>
     box_edges: torch.Tensor  # [number of boxes, 4] float32 in 0..1
@@ -124,9 +129,22 @@ class Encoder:
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self.special = {
             name: self.tokenizer.token_to_id(f"<|{name}|>")
-            for name in ("vision_start", "vision_end", "image_pad", "video_pad", "box_start", "im_end")
+            for name in (
+                "vision_start",
+                "vision_end",
+                "image_pad",
+                "video_pad",
+                "box_start",
+                "box_end",
+                "object_ref_start",
+                "im_end",
+            )
         }
         self.opening = self.encode(f"<|im_start|>system\n{phrases.SYSTEM}<|im_end|>\n<|im_start|>user\n")
+        self.articles = {
+            self.tokenizer.token_to_id(token) for token in ("a", "an", "the", "Ġa", "Ġan", "Ġthe")
+        }
+        self.digits = {self.tokenizer.token_to_id(digit) for digit in "0123456789"}
         self.middle = self.encode("<|im_end|>\n<|im_start|>assistant\n")
 
     def encode(self, text: str) -> list[int]:
@@ -157,10 +175,43 @@ class Encoder:
             text(self.special["vision_end"])
         return ids, np.concatenate(positions, 1), np.concatenate(visual), np.concatenate(places)
 
+    def anchors(
+        self, first: int, answer: list[int], turn: Turn
+    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Columns at which the decoder should have an object in mind, and which one.
+
+        That is where the answer begins (its first object, or all that are counted), and each later article,
+        reference and box; for text, before each letter.
+        """
+        if turn.task in ("reading", "handwriting"):
+            yield from ((first - 1 + i, [glyph]) for i, glyph in enumerate(turn.things))
+            return
+        if turn.things:
+            yield first - 1, turn.things if turn.task == "count" else turn.things[:1]
+        kinds = (self.articles, {self.special["object_ref_start"]}, {self.special["box_start"]})
+        for tokens in kinds:
+            columns = [first + i for i, token in enumerate(answer[:-1]) if token in tokens]
+            if len(columns) == len(turn.things):
+                yield from ((column, [thing]) for column, thing in zip(columns, turn.things, strict=True))
+
+    def weights(self, answer: list[int]) -> list[float]:
+        """Long answers weigh less a token, and so do a coordinate's low digits, which are mostly noise."""
+        base = len(answer) ** -0.5
+        weights, inside = [base] * len(answer), False
+        for i, token in enumerate(answer):
+            inside = (inside or token == self.special["box_start"]) and token != self.special["box_end"]
+            if inside and token in self.digits:
+                after = 0  # digits that follow in the same number
+                while answer[i + 1 + after] in self.digits:
+                    after += 1
+                weights[i] *= (0.15, 0.6, 1.2)[after]
+        return weights
+
     def batch(self, samples: list[Sample]) -> Batch:
         prefix, prefix_positions, visual, places = self.prefix(samples[0])
         start = int(prefix_positions.max()) + 1
         rows, answers, answer_branch, asks, boxes, edges, tasks, texts = [], [], [], [], [], [], [], []
+        answer_weight, pointers, pointed = [], [], []
         for b, sample in enumerate(samples):
             ids, positions, branch = list(prefix), [prefix_positions], [0] * len(prefix)
             for number, turn in enumerate(sample.turns, 1):
@@ -174,6 +225,18 @@ class Encoder:
                     (b, first + i) for i, token in enumerate(answer) if token == self.special["box_start"]
                 )
                 edges.extend(box_edges(turn.answer))
+                answer_weight.extend(self.weights(answer))
+                shown = [block.cells.thing.reshape(-1, 4) for block in sample.blocks]
+                for column, wanted in self.anchors(first, answer, turn):
+                    cells = np.concatenate(
+                        [
+                            np.isin(things, [1 + i for n, i in wanted if n == block]).any(1)
+                            for block, things in enumerate(shown)
+                        ]
+                    )
+                    if cells.any():
+                        pointers.append((b, column))
+                        pointed.append(cells)
                 tasks.append(turn.task)
                 texts.append((turn.question, turn.answer))
                 length = len(ask) + len(answer) - 1
@@ -211,6 +274,9 @@ class Encoder:
             places=torch.from_numpy(places),
             answers=torch.tensor(answers),
             answer_branch=torch.tensor(answer_branch),
+            answer_weight=torch.tensor(answer_weight, dtype=torch.float32),
+            pointers=torch.tensor(pointers, dtype=torch.int64).reshape(-1, 2),
+            pointed=torch.from_numpy(np.array(pointed, bool).reshape(-1, len(visual))),
             asks=torch.tensor(asks),
             boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 2),
             box_edges=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),

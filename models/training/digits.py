@@ -62,6 +62,5 @@ def handwritten(
         cells, np.array([[x + ink_w / 2, y + ink_h / 2, ink_w * 0.3, ink_h * 0.45, glyph]]), width, height
     )
     taken = draw.Camera(rng).take(canvas)
-    return Sample(
-        [Block(taken[None], cells)], [Turn("handwriting", pick(rng, phrases.READ_DIGIT), str(labels[index]))]
-    )
+    turn = Turn("handwriting", pick(rng, phrases.READ_DIGIT), str(labels[index]), [(0, 0)])
+    return Sample([Block(taken[None], cells)], [turn])

@@ -8,22 +8,13 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# Photographs and textures inside scikit-image's wheel, used as backgrounds. The evaluation set keeps its own.
+# Photographs and textures inside scikit-image's wheel, used as backgrounds. The evaluation set keeps its own,
+# all free of rights: NASA's astronaut, SpaceX's rocket, Rachel Michetti's coffee, Stéfan van der Walt's cat.
 TRAINING_PHOTOS = (
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-    "coffee.png",
-    "rocket.jpg",
-    "camera.png",
-    "page.png",
-    "moon.png",
-    "ihc.png",
-    "motorcycle_right.png",
-    "horse.png",
-    "hubble_deep_field.jpg",
+    *("brick.png", "grass.png", "gravel.png", "camera.png", "page.png", "moon.png", "ihc.png", "retina.jpg"),
+    *("motorcycle_right.png", "horse.png", "hubble_deep_field.jpg", "coins.png"),
 )
-HELD_OUT_PHOTOS = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "retina.jpg", "coins.png")
+HELD_OUT_PHOTOS = ("astronaut.png", "rocket.jpg", "coffee.png", "chelsea.png")
 
 
 @functools.cache

@@ -29,6 +29,7 @@ class Heads(nn.Module):
         self.edges = nn.Linear(hidden, 4)
         self.size = nn.Linear(hidden, 2 * MOST_CELLS)
         self.answer_box = nn.Linear(hidden, 4)
+        self.pointer, self.pointee = nn.Linear(hidden, 64), nn.Linear(hidden, 64)
 
     def tower_loss(self, tokens: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """tokens of each block: [B, t * h * w, H]"""
@@ -70,6 +71,16 @@ class Heads(nn.Module):
                 + F.cross_entropy(asks[:, MOST_CELLS:], label[:, 1])
             ) / 2
         return losses
+
+    def pointer_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """hidden [B, L, H]: the share of attention that misses the cells of the object in mind."""
+        if not len(batch.pointers):
+            return {}
+        hidden = F.rms_norm(hidden, hidden.shape[-1:])
+        keys = self.pointee(hidden[:, batch.visual].float())[batch.pointers[:, 0]]
+        query = self.pointer(hidden[batch.pointers[:, 0], batch.pointers[:, 1]].float())
+        logs = F.log_softmax(torch.einsum("pvk,pk->pv", keys, query) * 0.25, -1)
+        return {"pointer": -logs.masked_fill(~batch.pointed, -30.0).logsumexp(-1).mean()}
 
     def answer_loss(self, last: Tensor, batch: Batch) -> dict[str, Tensor]:
         """last hidden states [B, L, H]"""

@@ -192,13 +192,13 @@ def mrope_angles(g: Geometry, positions: Tensor) -> Tensor:
 
 
 def decoder(
-    w: Weights, g: Geometry, x: Tensor, positions: Tensor, mask: Tensor, tap: int | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """x [B, L, H], positions [3, B, L], mask bool [B, 1, L, L] -> last hidden states, those of layer tap."""
+    w: Weights, g: Geometry, x: Tensor, positions: Tensor, mask: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """x [B, L, H], positions [3, B, L], mask bool [B, 1, L, L] -> last hidden states, those of each layer."""
     b, length, h = x.shape
     angles = mrope_angles(g, positions)[:, None]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    tapped = None
+    hidden = []
     for i in range(g.layers):
         p = f"model.layers.{i}."
         y = rms_norm(x, w[p + "input_layernorm.weight"], g.rms_eps)
@@ -210,9 +210,8 @@ def decoder(
         y = rms_norm(x, w[p + "post_attention_layernorm.weight"], g.rms_eps)
         y = F.silu(linear(w, p + "mlp.gate_proj", y)) * linear(w, p + "mlp.up_proj", y)
         x = x + linear(w, p + "mlp.down_proj", y)
-        if i == tap:
-            tapped = x
-    return rms_norm(x, w["model.norm.weight"], g.rms_eps), tapped
+        hidden.append(x)
+    return rms_norm(x, w["model.norm.weight"], g.rms_eps), hidden
 
 
 def branch_mask(branch: Tensor) -> Tensor:

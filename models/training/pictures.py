@@ -44,6 +44,7 @@ def which_turns(rng: np.random.Generator, shown: list[list[scenes.Thing]], quest
             "pictures",
             pick(rng, phrases.DESCRIBE_NTH).format(n=nth + 1),
             phrases.enumerate_names([shown[nth][i].name for i in order]),
+            [(nth, i) for i in order],
         )
     ]
     names = {thing.name for things in shown for thing in things} | {
@@ -53,7 +54,12 @@ def which_turns(rng: np.random.Generator, shown: list[list[scenes.Thing]], quest
     for name in [once[i] for i in rng.permutation(len(once))[: max(1, questions - 2)]]:
         n = next(i for i, things in enumerate(shown) if _shows(things, name)) + 1
         turns.append(
-            Turn("pictures", pick(rng, phrases.WHICH_PICTURE).format(name=name), phrases.NTH.format(n=n))
+            Turn(
+                "pictures",
+                pick(rng, phrases.WHICH_PICTURE).format(name=name),
+                phrases.NTH.format(n=n),
+                [(n - 1, i) for i, thing in enumerate(shown[n - 1]) if name in (thing.name, thing.shape)],
+            )
         )
     if rng.random() < 0.6:
         gone = scenes.missing_name(rng, [thing for things in shown for thing in things])
@@ -85,12 +91,14 @@ def spot_the_difference(
         changed = exchange_one(rng, canvas, things)
         odd = int(rng.integers(len(sizes))) if changed is not things else None
     shown = [changed if i == odd else things for i in range(len(sizes))]
+    other = next((i for i, (old, new) in enumerate(zip(things, changed, strict=True)) if old is not new), 0)
     blocks = [picture(rng, canvas, list(each)) for each in shown]
     same = Turn("pictures", pick(rng, phrases.ALL_SAME), phrases.YES if odd is None else phrases.NO)
     turns = [same]
     if len(sizes) > 2:
         answer = phrases.NONE if odd is None else phrases.NTH.format(n=odd + 1)
-        turns.append(Turn("pictures", pick(rng, phrases.WHICH_DIFFERS), answer))
+        about = [] if odd is None else [(odd, other)]
+        turns.append(Turn("pictures", pick(rng, phrases.WHICH_DIFFERS), answer, about))
     return Sample(blocks, which_turns(rng, shown, 3)[: max(1, questions - 2)] + turns)
 
 

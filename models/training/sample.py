@@ -26,6 +26,7 @@ class Cells:
         np.ndarray
     )  # [t, h, w, 4] edges (x1, y1, x2, y2) of the cell's object in cells from the cell's centre, or nan
     motion: np.ndarray  # [t, h, w]: 0 still or none, 1 + index into DIRECTIONS
+    thing: np.ndarray  # [t, h, w, 4]: 0 none, 1 + index of the object or glyph there
 
     @classmethod
     def empty(cls, t: int, height: int, width: int) -> Cells:
@@ -37,6 +38,7 @@ class Cells:
             np.zeros((t, h, w, 4), np.int64),
             np.full((t, h, w, 4), np.nan, np.float32),
             np.zeros((t, h, w), np.int64),
+            np.zeros((t, h, w, 4), np.int64),
         )
 
 
@@ -60,9 +62,12 @@ class Block:
 
 @dataclass
 class Turn:
+    """A question, its answer, and the objects or glyphs it speaks of, in order: (block, index)."""
+
     task: str
     question: str
     answer: str
+    things: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass

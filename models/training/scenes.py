@@ -12,7 +12,7 @@ from .phrases import COLOUR_NAMES, COLOURS, SHAPES
 from .sample import CELL, IGNORE, PATCH, Block, Cells, Sample, Turn, patches_of_cells, pick
 
 
-@dataclass
+@dataclass(eq=False)
 class Thing:
     """One object of a scene; x, y is the top left corner of its cutout in pixels."""
 
@@ -118,8 +118,12 @@ def label_cells(
     things: list[Thing],
     boxes: list[tuple],
     motions: list[int] | None = None,
+    numbers: list[int] | None = None,
 ) -> None:
-    """Fill temporal patch t of cells from the pixels' owners; boxes in pixels of owner's picture."""
+    """Fill temporal patch t of cells from the pixels' owners; boxes in pixels of owner's picture.
+
+    numbers are the things' indices where they aren't simply 0, 1, ...
+    """
     rows, columns = owner.shape[0] // PATCH, owner.shape[1] // PATCH
     cover = np.zeros((len(things) + 1, rows, columns), np.float32)  # share of each patch an object covers
     blocks = owner.reshape(rows, PATCH, columns, PATCH)
@@ -142,6 +146,7 @@ def label_cells(
         r, c = np.nonzero((cell_best == index + 1) & (cell_most > 0.08))
         edges = np.array((x1, y1, x2, y2), np.float32) / CELL
         cells.box[t, r, c] = edges - np.stack((c + 0.5, r + 0.5, c + 0.5, r + 0.5), 1)
+        cells.thing[t, r, c, :] = 1 + (numbers[index] if numbers else index)
         if motions is not None:
             cells.motion[t, r, c] = motions[index]
 
@@ -218,10 +223,13 @@ def dense_turn(rng: np.random.Generator, things: list[Thing], boxes: list[tuple]
     order = left_to_right(things)
     if rng.random() < 0.4:
         return Turn(
-            "describe", pick(rng, phrases.DESCRIBE), phrases.enumerate_names([things[i].name for i in order])
+            "describe",
+            pick(rng, phrases.DESCRIBE),
+            phrases.enumerate_names([things[i].name for i in order]),
+            [(0, i) for i in order],
         )
     answer = "".join(phrases.grounded(things[i].name, boxes[i]) for i in order)
-    return Turn("detect", pick(rng, phrases.DETECT), answer or phrases.NOTHING)
+    return Turn("detect", pick(rng, phrases.DETECT), answer or phrases.NOTHING, [(0, i) for i in order])
 
 
 def scene_turns(
@@ -264,9 +272,10 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
     if kind == "exists":
         there = bool(names) and rng.random() < 0.5
         name = pick(rng, names) if there else missing_name(rng, things)
-        return Turn(
-            "exists", pick(rng, phrases.EXISTS).format(name=name), phrases.YES if there else phrases.NO
-        )
+        question = pick(rng, phrases.EXISTS).format(name=name)
+        if not there:
+            return Turn("exists", question, phrases.NO)
+        return Turn("exists", question, phrases.YES, [(0, names.index(name))])
     if kind == "count":
         return count_turn(rng, things)
     if kind == "colour":
@@ -276,7 +285,7 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
             return None
         question = pick(rng, phrases.COLOUR_OF).format(shape=shape)
         return (
-            Turn("colour", question, found[0].colour)
+            Turn("colour", question, found[0].colour, [(0, things.index(found[0]))])
             if found
             else Turn("refusal", question, phrases.absent(shape))
         )
@@ -288,13 +297,14 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         question = pick(rng, phrases.SHAPE_OF).format(colour=colour)
         if not found:
             return Turn("refusal", question, phrases.absent(f"{colour} object"))
-        return Turn("what", question, phrases.with_article(found[0].shape))
+        return Turn("what", question, phrases.with_article(found[0].shape), [(0, things.index(found[0]))])
     if not things:
         return None
     if kind == "end":
         leftmost = rng.random() < 0.5
         question = pick(rng, phrases.LEFTMOST if leftmost else phrases.RIGHTMOST)
-        return Turn("relation", question, phrases.with_article(names[order[0 if leftmost else -1]]))
+        i = order[0 if leftmost else -1]
+        return Turn("relation", question, phrases.with_article(names[i]), [(0, i)])
     if not unique:
         return None
     i = pick(rng, unique)
@@ -302,16 +312,15 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         name = names[i]
         if rng.random() < 0.2 and sum(thing.shape == things[i].shape for thing in things) == 1:
             name = things[i].shape
-        return Turn(
-            "grounding", pick(rng, phrases.WHERE).format(name=name), phrases.grounded(f"the {name}", boxes[i])
-        )
+        answer = phrases.grounded(f"the {name}", boxes[i])
+        return Turn("grounding", pick(rng, phrases.WHERE).format(name=name), answer, [(0, i)])
     if kind == "beside":
         left = rng.random() < 0.5
         at = order.index(i) + (-1 if left else 1)
-        answer = phrases.with_article(names[order[at]]) if 0 <= at < len(order) else phrases.NOTHING
-        return Turn(
-            "relation", pick(rng, phrases.LEFT_OF if left else phrases.RIGHT_OF).format(name=names[i]), answer
-        )
+        question = pick(rng, phrases.LEFT_OF if left else phrases.RIGHT_OF).format(name=names[i])
+        if not 0 <= at < len(order):
+            return Turn("relation", question, phrases.NOTHING)
+        return Turn("relation", question, phrases.with_article(names[order[at]]), [(0, order[at])])
     if kind == "relation" and len(unique) > 1:
         j = pick(rng, [k for k in unique if k != i])
         left = rng.random() < 0.5
@@ -326,11 +335,13 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
 def count_turn(rng: np.random.Generator, things: list[Thing]) -> Turn:
     kind = rng.random()
     if kind < 0.4:
-        return Turn("count", pick(rng, phrases.COUNT_ALL), str(len(things)))
-    if kind < 0.7:
+        question, counted = pick(rng, phrases.COUNT_ALL), list(range(len(things)))
+    elif kind < 0.7:
         shape = pick(rng, things).shape if things and rng.random() < 0.8 else pick(rng, SHAPES)
-        count = sum(thing.shape == shape for thing in things)
-        return Turn("count", pick(rng, phrases.COUNT_SHAPE).format(shape=shape), str(count))
-    colour = pick(rng, things).colour if things and rng.random() < 0.8 else pick(rng, COLOUR_NAMES)
-    count = sum(thing.colour == colour for thing in things)
-    return Turn("count", pick(rng, phrases.COUNT_COLOUR).format(colour=colour), str(count))
+        question = pick(rng, phrases.COUNT_SHAPE).format(shape=shape)
+        counted = [i for i, thing in enumerate(things) if thing.shape == shape]
+    else:
+        colour = pick(rng, things).colour if things and rng.random() < 0.8 else pick(rng, COLOUR_NAMES)
+        question = pick(rng, phrases.COUNT_COLOUR).format(colour=colour)
+        counted = [i for i, thing in enumerate(things) if thing.colour == colour]
+    return Turn("count", question, str(len(counted)), [(0, i) for i in counted])

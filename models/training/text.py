@@ -17,27 +17,35 @@ WORDS = tuple(Path(__file__).with_name("words_training.txt").read_text().split()
 HELD_OUT_WORDS = tuple(Path(__file__).with_name("words_held_out.txt").read_text().split())
 
 
+# Parts of names of font files that aren't upright text of ordinary weight and width.
+ODD_FONTS = (
+    *("Symbol", "Dingbat", "Emoji", "Math", "Zapf", "D050000L", "Initials", "Keyboard", "Icon", "D05"),
+    *(
+        "Italic",
+        "Oblique",
+        "Light",
+        "Thin",
+        "Hairline",
+        "Black",
+        "Heavy",
+        "Condensed",
+        "Chancery",
+        "Z003",
+        "Outline",
+    ),
+    *("Display", "Biolinum_K", "Libertine_DR", "Libertine_I", "Libertine_RZ"),
+)
+
+
 @functools.cache
 def font_files() -> tuple[str, ...]:
     """Every plain text font under TINY_FONTS (folders separated by ':'), else the system's."""
     folders = os.environ.get("TINY_FONTS", "/usr/share/fonts/truetype").split(":")
-    odd = (
-        "Symbol",
-        "Dingbat",
-        "Emoji",
-        "Math",
-        "Zapf",
-        "D050000L",
-        "Initials",
-        "Keyboard",
-        "Icon",
-        "StandardSymbols",
-    )
     files = [
         path
         for folder in folders
         for path in Path(folder).rglob("*.[to]tf")
-        if not any(word in path.name for word in odd)
+        if not any(word in path.name for word in ODD_FONTS)
     ]
     if not files:
         raise SystemExit(f"no .ttf or .otf font under {folders}: install one or set TINY_FONTS")
@@ -101,13 +109,15 @@ def text_layer(
 def label_glyphs(cells: Cells, boxes: np.ndarray, width: int, height: int) -> None:
     """Class of the glyph at each patch's centre."""
     labels = np.zeros((height // PATCH, width // PATCH), np.int64)
+    things = np.zeros_like(labels)
     y = (np.arange(labels.shape[0]) + 0.5)[:, None] * PATCH
     x = (np.arange(labels.shape[1]) + 0.5)[None, :] * PATCH
-    for cx, cy, half_w, half_h, glyph in boxes:
+    for index, (cx, cy, half_w, half_h, glyph) in enumerate(boxes):
         # A glyph narrower than a patch may miss every patch's centre: widen it to reach the nearest.
         inside = (np.abs(x - cx) <= max(half_w, PATCH / 2)) & (np.abs(y - cy) <= max(half_h, PATCH / 2))
         labels[inside] = int(glyph)
-    cells.glyph[0] = patches_of_cells(labels)
+        things[inside] = index + 1
+    cells.glyph[0], cells.thing[0] = patches_of_cells(labels), patches_of_cells(things)
 
 
 def contrasting_ink(rng: np.random.Generator, paper: np.ndarray) -> tuple[int, int, int]:
@@ -155,7 +165,7 @@ def printed(
     label_glyphs(cells, boxes, width, height)
     taken = draw.Camera(rng).take(canvas)
     options = phrases.READ_NUMBER if string.isdigit() else phrases.READ_WORD
-    turns = [Turn("reading", pick(rng, options), string)]
+    turns = [Turn("reading", pick(rng, options), string, [(0, i) for i in range(len(string))])]
     if questions > 1 and rng.random() < 0.25:
         turns.append(Turn("count", pick(rng, phrases.COUNT_ALL), "0"))
     if questions > 1 and rng.random() < 0.25:

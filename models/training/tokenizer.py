@@ -87,7 +87,7 @@ def train(corpus: list[str]) -> Tokenizer:
 
 
 def corpus() -> list[str]:
-    """Questions and answers of every task, but not the text read out: each of its letters is to be one token."""
+    """Questions and answers of every task, but no text read out: its letters are to be single tokens."""
     from . import phrases
     from .batches import draw_sample
     from .sample import CELL

@@ -44,7 +44,13 @@ def film(
         taken.append(camera.take(picture))
         if f % 2:
             scenes.label_cells(
-                cells, f // 2, owner, shown, [thing.box for thing in shown], [motions[i] for i in there]
+                cells,
+                f // 2,
+                owner,
+                shown,
+                [thing.box for thing in shown],
+                [motions[i] for i in there],
+                there,
             )
     return Block(np.stack(taken), cells)
 
@@ -90,11 +96,12 @@ def moving_turns(
     questions: int,
 ) -> list[Turn]:
     happens = f"the {mover.name} moves {direction}" if mover else phrases.NOTHING
-    turns = [Turn("video", pick(rng, phrases.DESCRIBE_VIDEO), happens)]
+    about = [(0, things.index(mover))] if mover else []
+    turns = [Turn("video", pick(rng, phrases.DESCRIBE_VIDEO), happens, about)]
     if mover:
-        turns.append(Turn("video", pick(rng, phrases.DIRECTION).format(name=mover.name), direction))
+        turns.append(Turn("video", pick(rng, phrases.DIRECTION).format(name=mover.name), direction, about))
     turns.append(
-        Turn("video", pick(rng, phrases.WHAT_MOVES), f"the {mover.name}" if mover else phrases.NOTHING)
+        Turn("video", pick(rng, phrases.WHAT_MOVES), f"the {mover.name}" if mover else phrases.NOTHING, about)
     )
     gone = scenes.missing_name(rng, things)
     turns.append(Turn("refusal", pick(rng, phrases.DIRECTION).format(name=gone), phrases.absent(gone)))
@@ -139,16 +146,21 @@ def appearing(
 def appearing_turns(
     rng: np.random.Generator, things: list[scenes.Thing], events: list[tuple[int, int, str]], questions: int
 ) -> list[Turn]:
-    appeared = [f"the {things[i].name}" for _, i, what in events if what == "appears"]
-    vanished = [f"the {things[i].name}" for _, i, what in events if what == "disappears"]
+    about = [(0, i) for _, i, _ in events]
+    come = [f"the {things[i].name}" for _, i, what in events if what == "appears"]
+    gone = [f"the {things[i].name}" for _, i, what in events if what == "disappears"]
     happens = ", then ".join(f"the {things[i].name} {what}" for _, i, what in events)
-    turns = [Turn("video", pick(rng, phrases.DESCRIBE_VIDEO), happens)]
-    if len(appeared) < 2:
-        turns.append(Turn("video", pick(rng, phrases.WHAT_APPEARS), (appeared or [phrases.NOTHING])[0]))
+    turns = [Turn("video", pick(rng, phrases.DESCRIBE_VIDEO), happens, about)]
+    if not come:
+        turns.append(Turn("video", pick(rng, phrases.WHAT_APPEARS), phrases.NOTHING))
+        turns.append(Turn("video", pick(rng, phrases.WHAT_VANISHES), gone[0], about))
     else:
-        turns.append(Turn("video", pick(rng, phrases.ORDER), ", then ".join(appeared)))
-        turns.append(Turn("video", pick(rng, phrases.APPEARS_FIRST), appeared[0]))
-        turns.append(Turn("video", pick(rng, phrases.APPEARS_LAST), appeared[-1]))
-    turns.append(Turn("video", pick(rng, phrases.WHAT_VANISHES), (vanished or [phrases.NOTHING])[0]))
+        if len(come) == 1:
+            turns.append(Turn("video", pick(rng, phrases.WHAT_APPEARS), come[0], about))
+        else:
+            turns.append(Turn("video", pick(rng, phrases.ORDER), ", then ".join(come), about))
+            turns.append(Turn("video", pick(rng, phrases.APPEARS_FIRST), come[0], about[:1]))
+            turns.append(Turn("video", pick(rng, phrases.APPEARS_LAST), come[-1], about[-1:]))
+        turns.append(Turn("video", pick(rng, phrases.WHAT_VANISHES), phrases.NOTHING))
     turns.append(Turn("video", pick(rng, phrases.WHAT_MOVES), phrases.NOTHING))
     return turns[:1] + [turns[i] for i in sorted(1 + rng.permutation(len(turns) - 1)[:questions])]
