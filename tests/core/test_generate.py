@@ -251,18 +251,10 @@ def test_prompt_and_answer_may_fill_the_cache_exactly(tmp_path):
     assert toy.generate(Prompt([1, 2, 3] * 4), max_new_tokens=8).finish_reason == "length"
 
 
-def test_a_generator_refuses_parts_that_do_not_fit(toy, tmp_path):
+def test_a_generator_refuses_parts_that_do_not_fit(toy):
     def build(**changes):
-        settings = {
-            "hidden_size": HIDDEN, "vocab_size": VOCAB, "head_dim": 8, "rope_theta": 1e4,
-            "mrope_section": (1, 1, 2), "merge_size": 2, "image_pad": IMAGE_PAD, "video_pad": VIDEO_PAD, "prefill_chunk": 4,
-        }  # fmt: skip
-        path = tmp_path / "table"
-        path.write_bytes(bytes(VOCAB * HIDDEN * 4))
-        table = _core.EmbeddingTable(str(path), VOCAB, HIDDEN, "float32")
-        return _core.Generator(
-            toy.executor, toy.cache, table, _core.TokenText(TOKEN_BYTES), **{**settings, **changes}
-        )
+        settings = {**toy.settings, **changes}
+        return _core.Generator(toy.executor, toy.cache, toy.embedding, toy.token_text, **settings)
 
     build()
     for change in (

@@ -113,20 +113,21 @@ class Toy:
         path.write_bytes(self.model.embedding.tobytes())
         self.cache = _core.KVCache(LAYERS, rows, KV_HEADS, capacity, HEAD_DIM)
         self.executor = ToyExecutor(self.model, self.cache)
+        self.embedding = _core.EmbeddingTable(str(path), VOCAB, HIDDEN, "float32")
+        self.token_text = _core.TokenText(TOKEN_BYTES, SPECIAL)
+        self.settings = {
+            "hidden_size": HIDDEN,
+            "vocab_size": VOCAB,
+            "head_dim": HEAD_DIM,
+            "rope_theta": THETA,
+            "mrope_section": SECTIONS,
+            "merge_size": MERGE,
+            "image_pad": IMAGE_PAD,
+            "video_pad": VIDEO_PAD,
+            "prefill_chunk": prefill_chunk,
+        }
         self.generator = _core.Generator(
-            self.executor,
-            self.cache,
-            _core.EmbeddingTable(str(path), VOCAB, HIDDEN, "float32"),
-            _core.TokenText(TOKEN_BYTES, SPECIAL),
-            hidden_size=HIDDEN,
-            vocab_size=VOCAB,
-            head_dim=HEAD_DIM,
-            rope_theta=THETA,
-            mrope_section=SECTIONS,
-            merge_size=MERGE,
-            image_pad=IMAGE_PAD,
-            video_pad=VIDEO_PAD,
-            prefill_chunk=prefill_chunk,
+            self.executor, self.cache, self.embedding, self.token_text, **self.settings
         )
 
     def cached_prefix(self, prompt):
