@@ -44,12 +44,7 @@ def build_answer(
             prefill_tokens_per_second=_rate(computed, result.prefill_seconds),
             decode_tokens_per_second=_rate(decoded, result.decode_seconds),
         ),
-        logprobs=tuple(
-            TokenLogprob(
-                token.id, token.logprob, tuple((other.id, other.logprob) for other in token.alternatives)
-            )
-            for token in result.logprobs
-        ),
+        logprobs=tuple(TokenLogprob(*entry) for entry in result.logprobs),
     )
 
 

@@ -52,11 +52,11 @@ class Engine:
                 EMBEDDING_DTYPES[bundle.precision],
             ),
             _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids)),
-            hidden=decoder.hidden_size,
-            vocab=decoder.vocab_size,
+            hidden_size=decoder.hidden_size,
+            vocab_size=decoder.vocab_size,
             head_dim=decoder.head_dim,
-            theta=decoder.rope_theta,
-            sections=decoder.mrope_section,
+            rope_theta=decoder.rope_theta,
+            mrope_section=decoder.mrope_section,
             merge_size=geometry.vision.merge_size,
             image_pad=special_ids.image_pad,
             video_pad=special_ids.video_pad,
@@ -86,8 +86,10 @@ class Engine:
     ) -> list[_core.Request]:
         """Requests with the visual embeddings of everything that the cache does not hold already."""
         # Only the first prompt of a call may continue what the cache holds.
-        first = self._request(prompts[0], options[0], [None] * len(prompts[0].visuals))
-        cached = [self._generator.cached_prefix(first)] + [0] * (len(prompts) - 1)
+        first = prompts[0]
+        keys = position_keys(first, self._geometry)
+        cached = [self._generator.cached_prefix(first.token_ids, first.grids, keys)]
+        cached += [0] * (len(prompts) - 1)
         new = [
             (row, index)
             for row, prompt in enumerate(prompts)
@@ -106,7 +108,7 @@ class Engine:
         return _core.Request(
             prompt.token_ids,
             grids=prompt.grids,
-            visuals=visuals,
+            embeddings=visuals,
             keys=position_keys(prompt, self._geometry),
             sampling=self._sampling(option),
             max_new_tokens=option.max_new_tokens,

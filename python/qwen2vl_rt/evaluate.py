@@ -65,7 +65,7 @@ class Report:
     seconds: float = 0.0
 
     def tasks(self) -> dict[str, dict[str, float | int | None]]:
-        """By task and for all: asked, right, accuracy; for boxes mean_iou and iou_50, the share of at least 0.5."""
+        """By task and for all: asked, right, accuracy; for boxes mean_iou and iou_50 (share of >= 0.5)."""
         names = list(dict.fromkeys(verdict.task for verdict in self.verdicts))
         groups = {name: [v for v in self.verdicts if v.task == name] for name in names}
         return {name: _summary(group) for name, group in {**groups, "all": self.verdicts}.items()}
@@ -156,8 +156,8 @@ def score(
 def judge(example: Example, got: str) -> Verdict:
     """Is the answer right?
 
-    It is when it is the expected text. A box is right when what it names is the expected text and its IoU with
-    the expected box is at least 0.5.
+    It is when it is the expected text. A box is right when what it names is the expected text and its IoU
+    with the expected box is at least 0.5.
     """
     expected_box = example.box
     if expected_box is None:

@@ -75,22 +75,27 @@ class MemoryPlan:
 
 
 def session_limits(
-    bundle: Bundle, max_length: int | None = None, max_batch: int = 1, max_pixels: int | None = None
+    bundle: Bundle,
+    max_length: int | None = None,
+    max_batch: int = 1,
+    max_pixels: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> SessionLimits:
     """The limits of a session, with the defaults filled in from the bundle.
 
     Raises:
-        InputError: a limit below 1, or a max_length beyond what the model was made for.
+        InputError: a limit that is no whole number, or below 1.
     """
-    for name, value in (("max_length", max_length), ("max_batch", max_batch), ("max_pixels", max_pixels)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{name} is {value!r}: give a whole number, 1 or more.")
-    return SessionLimits(
-        max_length=max_length or DEFAULT_MAX_LENGTH,
+    limits = SessionLimits(
+        max_length=DEFAULT_MAX_LENGTH if max_length is None else max_length,
         max_batch=max_batch,
-        max_pixels=max_pixels or PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels,
-        prefill_chunk=PREFILL_CHUNK,
+        max_pixels=_bundle_max_pixels(bundle) if max_pixels is None else max_pixels,
+        prefill_chunk=prefill_chunk,
     )
+    for name, value in vars(limits).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}: give a whole number, 1 or more.")
+    return limits
 
 
 def plan_memory(bundle: Bundle, limits: SessionLimits, memory_limit: int | None) -> MemoryPlan:
@@ -141,6 +146,10 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         f"This session needs {_human(plan.total)} and may use {_human(plan.limit)}. "
         f"What would fit: {would}.\n{plan}"
     )
+
+
+def _bundle_max_pixels(bundle: Bundle) -> int:
+    return PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels
 
 
 def kv_bytes_per_token(geometry: Geometry) -> int:

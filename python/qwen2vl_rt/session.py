@@ -17,7 +17,14 @@ from qwen2vl_rt.errors import InputError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
 from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
-from qwen2vl_rt.plan import MemoryPlan, check_plan, plan_memory, resident_memory, session_limits
+from qwen2vl_rt.plan import (
+    PREFILL_CHUNK,
+    MemoryPlan,
+    check_plan,
+    plan_memory,
+    resident_memory,
+    session_limits,
+)
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.stream import AnswerStream
 
@@ -40,6 +47,7 @@ class Session:
         memory_limit: bytes the session may use; the machine's available memory if None.
         threads: threads of one operator and of picture preparation; 0 takes all cores.
         max_pixels: the largest picture or frame after resizing, in pixels; the bundle's own setting if None.
+        prefill_chunk: prompt tokens computed in one step: fewer take less memory, the answer stays the same.
 
     Raises:
         BundleError: the bundle is incomplete or damaged.
@@ -57,10 +65,11 @@ class Session:
         memory_limit: int | None = None,
         threads: int = 0,
         max_pixels: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self._bundle = Bundle.open(bundle)
         self._backend = select_backend(backend)
-        limits = session_limits(self._bundle, max_length, max_batch, max_pixels)
+        limits = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
         self._plan = plan_memory(self._bundle, limits, memory_limit)
         check_plan(self._bundle, self._plan)
 

@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from qwen2vl_rt.bundle import Bundle
-from support.hub_server import HubServer, hub_server
-from support.random_model import random_model, save_checkpoint
+from tests.support.hub_server import HubServer, hub_server
+from tests.support.random_model import random_model, save_checkpoint
 
 REPOSITORY = "Qwen/Qwen2-VL-2B-Instruct"
 CLIENT_BLOCK = 10 * 2**20  # the client writes to disk in blocks of this size

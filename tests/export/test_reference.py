@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from qwen2vl_export.export import export_checkpoint  # noqa: E402
-from support.portable_graphs import PortableDecoder, PortableVision  # noqa: E402
-from support.random_model import (  # noqa: E402
+from tests.support.portable_graphs import PortableDecoder, PortableVision  # noqa: E402
+from tests.support.random_model import (  # noqa: E402
     IMAGE_PAD,
     VIDEO_PAD,
     VISION_END,

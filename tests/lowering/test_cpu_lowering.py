@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from qwen2vl_export.export import export_checkpoint
 
+from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
