@@ -41,9 +41,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} {found}; expected a checkpoint folder with config.json and safetensors files"
             )
-        config = read_json(path / "config.json")
-        generation = path / "generation_config.json"
-        geometry = Geometry.from_config(config, read_json(generation) if generation.exists() else None)
+        config, generation = path / "config.json", path / "generation_config.json"
+        geometry = Geometry.from_config(
+            read_json(config), read_json(generation) if generation.exists() else None, str(config)
+        )
         return Checkpoint(path, geometry, _tensors(path))
 
     def check(self, weights: Iterable[Weight]) -> None:

@@ -39,7 +39,7 @@ def download(size: str, quiet: bool = False) -> Path:
     progress bars. Raises DownloadError.
     """
     # Imported late: it is slow to import, and a local checkpoint does not need it.
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     if quiet:
@@ -48,33 +48,39 @@ def download(size: str, quiet: bool = False) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
     except Exception as error:  # the client's own errors, and those of the HTTP library below it
-        reason = _reason(error, constants.ENDPOINT, constants.HF_HUB_CACHE)
-        raise DownloadError(f"{repository} could not be fetched: {reason}") from error
+        raise DownloadError(f"{repository} could not be fetched: {_reason(error)}") from error
 
 
-def _reason(error: Exception, endpoint: str, cache: str) -> str:
+def _reason(error: Exception) -> str:
     """Say in a sentence what went wrong and what to do."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
 
+    endpoint, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     kept = "run the command again: what was fetched is kept"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {cache} is full; make room, or move HF_HOME to another disk, then {kept}"
-    if isinstance(error, RepositoryNotFoundError):
+    # The client wraps what went wrong on the network into "not in the cache".
+    behind = error
+    while behind is not None and getattr(behind, "response", None) is None:
+        behind = behind.__cause__
+    if isinstance(behind, RepositoryNotFoundError):
         return f"{endpoint} has no such repository, or not for your HF_TOKEN"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(behind, HfHubHTTPError) and behind.response.status_code in (401, 403):
+        return f"{endpoint} refuses with status {behind.response.status_code}; check HF_TOKEN"
+    if isinstance(behind, HfHubHTTPError):
+        return f"{endpoint} answered with status {behind.response.status_code}; {kept}"
+    if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set and {cache} does not hold it"
     if isinstance(error, LocalEntryNotFoundError):
         return (
             f"{endpoint} cannot be reached and {cache} does not hold it; check the network and HF_ENDPOINT, "
             "or pass a folder with --checkpoint"
         )
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"{endpoint} answered {error.response.status_code}; {kept}"
     return f"{_first_line(error)}; {kept}"
 
 

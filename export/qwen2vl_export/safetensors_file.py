@@ -26,6 +26,7 @@ _ITEM_BYTES = {
     **{"F8_E4M3": 1, "F8_E5M2": 1},
 }
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
+_LARGEST = 2**48  # numbers in a tensor, taking 0 as 1: else a shape with a 0 in it could hold anything
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ def _stored_tensor(file: Path, name: str, entry: object, data_start: int) -> tup
     try:
         dtype, shape = entry["dtype"], entry["shape"]  # type: ignore[index]
         start, end = entry["data_offsets"]  # type: ignore[index]
-        whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
-        if not whole or math.prod(shape) * _ITEM_BYTES[dtype] != end - start:
+        whole = len(shape) <= 8 and all(type(n) is int and 0 <= n for n in (start, end, *shape))
+        if not whole or math.prod(max(n, 1) for n in shape) > _LARGEST:
+            raise ValueError
+        if math.prod(shape) * _ITEM_BYTES[dtype] != end - start:
             raise ValueError
     except (TypeError, KeyError, ValueError, IndexError):
         raise CheckpointError(

@@ -93,13 +93,14 @@ def test_hub_that_cannot_be_reached(tmp_path: Path):
 
 
 def test_offline_with_an_empty_cache(tmp_path: Path):
-    assert_refused(export("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1"), str(tmp_path / "hf"))
+    result = export("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    assert_refused(result, "HF_HUB_OFFLINE is set", str(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("status", [403, 503])
 def test_hub_that_answers_an_error(hub: HubServer, tmp_path: Path, status: int):
     hub.status = status
-    assert_refused(export(hub.url, tmp_path), REPOSITORY)
+    assert_refused(export(hub.url, tmp_path), REPOSITORY, f"with status {status}")
 
 
 def test_repository_that_does_not_exist(hub: HubServer, tmp_path: Path):
