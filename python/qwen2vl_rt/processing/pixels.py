@@ -77,6 +77,8 @@ class PixelSettings:
     def from_config(cls, config: Mapping[str, Any]) -> PixelSettings:
         """Settings from the object of a preprocessor_config.json."""
         size = config.get("size") or {}
+        if not isinstance(size, Mapping):
+            raise BundleError(f"size must be an object with shortest_edge and longest_edge, not {size!r:.80}")
         if config.get("do_resize", True) is not True:
             raise BundleError("do_resize is false: pictures of any size cannot be prepared")
         if config.get("resample", 3) != 3:
@@ -147,7 +149,8 @@ def value_table(rescale_factor: float, mean: Any, std: Any) -> np.ndarray:
     channels = np.ones(3, dtype=np.float32)
     mean = np.asarray(mean, dtype=np.float32) * channels
     std = np.asarray(std, dtype=np.float32) * channels
-    table = (rescaled[None, :] - mean[:, None]) / std[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table = (rescaled[None, :] - mean[:, None]) / std[:, None]
     if table.shape != (3, 256) or not np.isfinite(table).all():
         raise BundleError(f"image_mean {mean} and image_std {std} give no usable pixel values")
     return np.ascontiguousarray(table)
