@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from processing_helpers import PREPROCESSOR, TEMPLATE, byte_level_tokenizer, geometry_for
+from support.preparation import PREPROCESSOR, TEMPLATE, byte_level_tokenizer, geometry_for
+
 from qwen2vl_rt.processing import Processor
 
 

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from processing_helpers import TEMPLATE
+from support.preparation import TEMPLATE
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing.chat_template import ChatTemplate, find_template
-from transformers.utils.chat_template_utils import render_jinja_template
 
 CONVERSATIONS = [
     [{"role": "user", "content": "hello"}],

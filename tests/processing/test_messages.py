@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processing_helpers import noise
+from support.preparation import noise
+
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.processing.messages import conversation
 from qwen2vl_rt.processing.options import VisualOptions
@@ -77,8 +78,8 @@ class TestContentLists:
                 "type": "image",
                 "image": "a.jpg",
                 "resized_height": 280,
-                "resized_width": 420,
-                "min_pixels": None,
+                "resized_width": 42,
+                "fps": None,
             },
             {"type": "video", "video": "a.mp4", "fps": 1.5, "video_start": 2.0, "total_pixels": 10**6},
         ]

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from processing_helpers import noise
+from support.preparation import noise
+from transformers.image_utils import load_image
+
 from qwen2vl_rt.errors import PictureError
 from qwen2vl_rt.processing import load_picture, pictures
-from transformers.image_utils import load_image
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from processing_helpers import noise
+from support.preparation import noise
+
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.processing.pixels import pillow_starts_vertically

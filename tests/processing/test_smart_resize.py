@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference
+
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference
 
 side = st.integers(1, 12_000)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 

@@ -32,6 +32,8 @@ MAX_VIDEO_BYTES = 4 << 30
 NETWORK_TIMEOUT = 600.0
 # Going to a keyframe costs about as much as decoding some frames: it must skip more than these.
 _LEAST_SKIP = 8
+# FFmpeg's AVFMT_TS_DISCONT, a flag of formats such as MPEG transport streams.
+_TIMES_MAY_JUMP = 0x0200
 
 
 class IndexMismatchError(Exception):
@@ -74,14 +76,20 @@ def open_video(
         yield _listed(source, name)
         return
     with _opened(source, name) as (file, label):
-        try:
+        with _as_video_errors(label):
             clip = _FileReader(file, label, options, exact).clip()
-            with contextlib.closing(clip.frames):
-                yield clip
-        except (InputError, IndexMismatchError):
-            raise
-        except Exception as error:  # damaged data lets FFmpeg and PyAV fail in many ways
-            raise VideoError(f"{label}: cannot be read: {type(error).__name__}: {error}") from None
+        with contextlib.closing(clip.frames):
+            yield clip
+
+
+@contextlib.contextmanager
+def _as_video_errors(label: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, IndexMismatchError):
+        raise
+    except Exception as error:  # damaged data lets FFmpeg and PyAV fail in many ways
+        raise VideoError(f"{label}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _listed(pictures: Any, name: str) -> Clip:
@@ -203,15 +211,17 @@ class _FileReader:
                 if packet.is_keyframe and packet.pts is not None:
                     keyframes.append(packet.pts)
             self._fps = float(stream.average_rate or stream.guessed_rate or 25)
+            seeks_precisely = not int(container.format.flags) & _TIMES_MAY_JUMP
             self._time_base = stream.time_base or Fraction(1, 1000)
         known = [time for time in times if time is not None]
         # Without distinct times nothing can be found by time: the frames are counted as they come.
         self._seekable = len(set(known)) == len(times)
         self._times = sorted(known) if self._seekable else times
-        self._keyframes = sorted(keyframes)
+        # Keyframes to go to; in a transport stream, where a search by time is a guess, none.
+        self._keyframes = sorted(keyframes) if seeks_precisely else []
 
     def _frames(self) -> Generator[np.ndarray, None, None]:
-        with self._container() as (container, stream):
+        with _as_video_errors(self._label), self._container() as (container, stream):
             find = self._sought if self._seekable and not self._exact else self._counted
             for frame in find(container, stream):
                 yield _upright(frame)
