@@ -14,7 +14,7 @@ from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
-from qwen2vl_rt.processing.processor import PreparedPrompt
+from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.vision import VisionTower
 
@@ -81,6 +81,10 @@ class Engine:
         callback = on_text and (lambda row, piece, _token: on_text(row, piece))
         return self._generator.generate(requests, callback, cancel), vision_seconds
 
+    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray]:
+        """Visual embeddings of pictures and videos: see `VisionTower.encode`."""
+        return self._vision.encode(visuals)
+
     def _requests(
         self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
     ) -> list[_core.Request]:
@@ -96,7 +100,7 @@ class Engine:
             for index, (_start, end) in enumerate(visual_spans(prompt, self._geometry))
             if end > cached[row]
         ]
-        embeddings = self._vision.encode([prompts[row].visuals[index] for row, index in new])
+        embeddings = self.encode([prompts[row].visuals[index] for row, index in new])
         visuals: list[list[np.ndarray | None]] = [[None] * len(prompt.visuals) for prompt in prompts]
         for (row, index), value in zip(new, embeddings, strict=True):
             visuals[row][index] = value
@@ -112,7 +116,7 @@ class Engine:
             keys=position_keys(prompt, self._geometry),
             sampling=self._sampling(option),
             max_new_tokens=option.max_new_tokens,
-            stop_ids=self._geometry.special_ids.eos,
+            stop_ids=() if option.ignore_eos else self._geometry.special_ids.eos,
             stop_strings=option.stop,
         )
 

@@ -39,6 +39,8 @@ class GenerationOptions:
     """n: report each answer token's log-probability and the n likeliest beside it (0: only its own)."""
     stop: tuple[str, ...] = field(default=())
     """The answer ends before the first of these strings; they are not part of its text."""
+    ignore_eos: bool = False
+    """Go on past the model's own stop tokens, up to max_new_tokens."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -116,9 +116,9 @@ def test_pictures_of_one_size_do_not_see_each_other(session):
     """They share a call of the vision tower: each must come out as it does alone."""
     prompts = [session._processor.prepare([user("?", image(seed))]) for seed in (7, 8, 9)]
     visuals = [prompt.visuals[0] for prompt in prompts]
-    vision = session._engine._vision
-    for together, visual in zip(vision.encode(visuals), visuals, strict=True):
-        alone = vision.encode([visual])[0]
+    engine = session._engine
+    for together, visual in zip(engine.encode(visuals), visuals, strict=True):
+        alone = engine.encode([visual])[0]
         np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(alone).max())
 
 
