@@ -34,7 +34,7 @@ struct Cutoff {
 
 // The weight exp((logit - peak) * inverse_temperature) of every token above the cutoff summed, in order of
 // ids. block_sums gets the partial sums of kSoftmaxBlock tokens each (ceil(vocab / kSoftmaxBlock) of them).
-constexpr int64_t kSoftmaxBlock = 1024;
+constexpr int64_t kSoftmaxBlock = 256;
 double softmax_sum(const float* logits, int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
                    double* block_sums);
 

@@ -18,6 +18,12 @@ double softmax_sum(const float* logits, int64_t vocab, float peak, float inverse
   double total = 0;
   for (int64_t begin = 0, block = 0; begin < vocab; begin += kSoftmaxBlock, ++block) {
     const int64_t end = std::min(begin + kSoftmaxBlock, vocab);
+    bool any_kept = false;
+    for (int64_t id = begin; id < end; ++id) any_kept |= logits[id] >= cutoff.logit;
+    if (!any_kept) {  // most blocks when a filter is on
+      block_sums[block] = 0;
+      continue;
+    }
     float lanes[kLanes] = {};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, PromptTooLongError
-from tests.core.toy import (
+from support.toy_decoder import (
     END,
     HIDDEN,
     IMAGE_PAD,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, Qwen2VLError
-from tests.core.toy import HIDDEN, IMAGE_PAD, Prompt, Toy, ToyExecutor, reference_answer
+from support.toy_decoder import HIDDEN, IMAGE_PAD, Prompt, Toy, ToyExecutor, reference_answer
 
 TEXT = Prompt([1, 2, 3, 4, 5])
 PICTURE = Prompt([7, 8], (IMAGE_PAD, (1, 4, 6), 1), [9, 10, 11])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
-from tests.core.toy import IMAGE_PAD, VIDEO_PAD, Prompt, Toy, reference_answer
+from support.toy_decoder import IMAGE_PAD, VIDEO_PAD, Prompt, Toy, reference_answer
 
 
 @pytest.fixture
