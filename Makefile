@@ -33,7 +33,7 @@ $(TINY)/manifest.json: $(VENV)/installed $(wildcard models/tiny/*.*)
 	$(BIN)/qwen2vl-export --checkpoint models/tiny --precision fp32 --output $(TINY) --force
 
 demo: $(TINY)/manifest.json
-	$(BIN)/python models/demo.py $(BIN)/qwen2vl $(TINY) $(OUT)
+	$(BIN)/python models/demo.py $(TINY) --output $(OUT)/demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -19,6 +19,8 @@ def build_answer(
 ) -> Answer:
     """Join the prompt's pictures and the loop's tokens into one answer."""
     raw_text = processor.tokenizer.decode(_without_stop(result, stop_ids), skip_special_tokens=False)
+    sizes = [(visual.width, visual.height) for visual in prompt.visuals]
+    kinds = [visual.kind for visual in prompt.visuals]
     computed = result.prompt_tokens - result.cached_tokens
     decoded = max(0, len(result.token_ids) - 1)
     return Answer(
@@ -27,7 +29,7 @@ def build_answer(
         token_ids=tuple(result.token_ids),
         finish_reason=result.finish_reason,
         stop_string=result.stop_string,
-        boxes=tuple(parse_boxes(raw_text, [(visual.width, visual.height) for visual in prompt.visuals])),
+        boxes=tuple(parse_boxes(raw_text, sizes, kinds)),
         usage=Usage(
             prompt_tokens=result.prompt_tokens,
             visual_tokens=sum(visual.tokens(processor.pixels.merge_size) for visual in prompt.visuals),

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_rt.errors import InputError
+
 QUESTIONS = "questions.jsonl"
 
 Message = dict[str, Any]
@@ -101,11 +103,11 @@ class Report:
 
 
 def load_examples(folder: str | Path) -> list[Example]:
-    """Read an evaluation set; raises ValueError naming the line that can't be used."""
+    """Read an evaluation set; raises InputError naming the line that can't be used."""
     folder = Path(folder)
     path = folder / QUESTIONS
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no evaluation set: it has no {QUESTIONS}")
+        raise InputError(f"{folder} is no evaluation set: it has no {QUESTIONS}")
     examples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -115,7 +117,7 @@ def load_examples(folder: str | Path) -> list[Example]:
             messages = [_with_paths(message, folder) for message in raw["messages"]]
             examples.append(Example(raw["id"], raw["task"], messages, raw["answer"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}, line {number}: not a question ({error!r})") from error
+            raise InputError(f"{path}, line {number}: not a question ({error!r})") from error
     return examples
 
 

@@ -25,13 +25,13 @@ def add_parser(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Answer every question of the set and print the table."""
-    from qwen2vl_rt.evaluate import format_table, load_examples, score
+    from qwen2vl_rt.evaluate import load_examples, score
     from qwen2vl_rt.session import Session
 
     examples = load_examples(options.set)
     with Session(options.bundle, **session_keywords(options)) as session:
         report = score(examples, lambda messages: session.generate(messages, max_new_tokens=128).raw_text)
-    print(format_table(report))
+    print(report.table())
     if options.json:
         options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return 0

@@ -98,10 +98,9 @@ def _call_keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(options: argparse.Namespace, answer: Answer) -> None:
     from qwen2vl_rt.boxes import draw_boxes
-    from qwen2vl_rt.processing.pictures import load_pil
 
     try:
-        draw_boxes(load_pil(options.image[0]), answer.boxes).save(options.draw)
+        draw_boxes(options.image[0], answer.boxes).save(options.draw)
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot write {options.draw}: {error}") from error
     if not options.quiet:
