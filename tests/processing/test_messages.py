@@ -113,7 +113,7 @@ class TestContentLists:
     def test_texts_that_a_template_joins_are_checked_together(self):
         items = [{"type": "text", "text": "<|image"}, {"type": "text", "text": "_pad|>"}]
         assert list(conversation([{"role": "user", "content": items}]).texts()) == [
-            ("messages[0].content", "<|image_pad|>")
+            ("messages[0]", "<|image_pad|>")
         ]
 
 

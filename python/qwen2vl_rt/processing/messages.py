@@ -49,28 +49,30 @@ class Conversation:
     Attributes:
         messages: dicts of "role" and "content"; content is a str or a list of {"type": "text", "text": str},
             {"type": "image", ...} and {"type": "video", ...}.
+        names: how error messages call each message.
         visuals: one entry per image and video item.
     """
 
     messages: list[dict[str, Any]]
+    names: list[str]
     visuals: list[VisualItem]
 
     def texts(self) -> Iterable[tuple[str, str]]:
         """(name, text) of every run of text that the template will join, for checks."""
-        for index, message in enumerate(self.messages):
+        for name, message in zip(self.names, self.messages, strict=True):
             content = message["content"]
             if isinstance(content, str):
-                yield f"messages[{index}].content", content
+                yield name, content
                 continue
             run = ""
             for item in content:
                 if item["type"] == "text":
                     run += item["text"]
                 elif run:
-                    yield f"messages[{index}].content", run
+                    yield name, run
                     run = ""
             if run:
-                yield f"messages[{index}].content", run
+                yield name, run
 
 
 def conversation(
@@ -90,8 +92,9 @@ def conversation(
     """
     pictures = _sources(images, "image")
     films = _sources(videos, "video")
+    names = ["prompt"]
     if isinstance(messages, str):
-        content: Any = messages
+        content: Any = _text(messages, "prompt")
         if pictures or films:
             content = [{"type": "image"} for _ in pictures] + [{"type": "video"} for _ in films]
             content.append({"type": "text", "text": messages})
@@ -102,6 +105,8 @@ def conversation(
         or isinstance(messages, (bytes, bytearray))
     ):
         raise InputError(f"messages must be a str or a list of messages, not {type(messages).__name__}")
+    else:
+        names = [f"messages[{index}]" for index in range(len(messages))]
     if not messages:
         raise InputError("messages is empty: give at least one message")
     if len(messages) > _MOST_ITEMS:
@@ -115,11 +120,12 @@ def conversation(
             )
 
     reader = _Reader(pictures, films)
-    normal = [reader.message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    normal = [reader.message(message, name) for message, name in zip(messages, names, strict=True)]
     reader.finish()
     if system is not None:
         normal.insert(0, {"role": "system", "content": _text(system, "system")})
-    return Conversation(normal, reader.visuals)
+        names.insert(0, "system")
+    return Conversation(normal, names, reader.visuals)
 
 
 def _sources(given: Any, kind: str) -> list[VisualItem]:
