@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from qwen2vl_rt import evaluate
+from qwen2vl_rt import InputError, evaluate
 
 BOX = "<|object_ref_start|>the cup<|object_ref_end|><|box_start|>({}),({})<|box_end|>"
 
@@ -84,7 +84,7 @@ def test_examples_name_pictures_by_absolute_path(tmp_path):
 
 
 def test_unusable_sets_say_where(tmp_path):
-    with pytest.raises(FileNotFoundError, match=evaluate.QUESTIONS):
+    with pytest.raises(InputError, match=evaluate.QUESTIONS):
         evaluate.load_examples(tmp_path)
     (tmp_path / evaluate.QUESTIONS).write_text('{"id": "1"}\n')
     with pytest.raises(ValueError, match="line 1"):
