@@ -19,10 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_export.errors import ExportError
 from qwen2vl_rt.bundle import MANIFEST, SCHEMA_VERSION, FileEntry
 from qwen2vl_rt.geometry import Geometry
-
-from qwen2vl_export.errors import ExportError
 
 _LOCK = ".lock"
 

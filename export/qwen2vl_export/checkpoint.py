@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qwen2vl_rt.errors import CheckpointError
-from qwen2vl_rt.geometry import Geometry
 
 from qwen2vl_export.graph import Weight
 from qwen2vl_export.safetensors_file import StoredTensor, read_header
+from qwen2vl_rt.errors import CheckpointError
+from qwen2vl_rt.geometry import Geometry
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

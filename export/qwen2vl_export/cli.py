@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qwen2vl_rt.bundle import PRECISIONS
-from qwen2vl_rt.errors import Qwen2VLError
 from tqdm import tqdm
 
 from qwen2vl_export.bundle_writer import check_target
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.hub import SIZES, download
+from qwen2vl_rt.bundle import PRECISIONS
+from qwen2vl_rt.errors import Qwen2VLError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wrong option
 
@@ -22,10 +23,9 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wron
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    # A polite kill ends as an exception, so that what was being written is removed.
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        _export(options)
+        with _terminable():
+            _export(options)
     except Qwen2VLError as error:
         print(f"qwen2vl-export: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -80,8 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception meanwhile, so that a polite kill removes what was being written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

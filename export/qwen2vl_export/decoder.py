@@ -12,10 +12,10 @@ alone, never from positions.
 from __future__ import annotations
 
 from onnx import TensorProto
-from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING
-from qwen2vl_rt.geometry import DecoderGeometry
 
 from qwen2vl_export.graph import Graph
+from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING
+from qwen2vl_rt.geometry import DecoderGeometry
 
 EMBEDDING_SOURCE, LM_HEAD_SOURCE = "model.embed_tokens.weight", "lm_head.weight"
 

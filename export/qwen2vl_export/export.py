@@ -6,6 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+
+from qwen2vl_export.bundle_writer import BundleWriter, check_target, writing
+from qwen2vl_export.checkpoint import Checkpoint, read_json
+from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
+from qwen2vl_export.errors import ExportError
+from qwen2vl_export.graph import Graph, Weight
+from qwen2vl_export.vision import vision_graph
+from qwen2vl_export.weights import Places, layout, write_weights
 from qwen2vl_rt import __version__
 from qwen2vl_rt.bundle import (
     CHAT_TEMPLATE,
@@ -20,14 +28,6 @@ from qwen2vl_rt.bundle import (
     Bundle,
 )
 from qwen2vl_rt.errors import CheckpointError
-
-from qwen2vl_export.bundle_writer import BundleWriter, check_target, writing
-from qwen2vl_export.checkpoint import Checkpoint, read_json
-from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
-from qwen2vl_export.errors import ExportError
-from qwen2vl_export.graph import Graph, Weight
-from qwen2vl_export.vision import vision_graph
-from qwen2vl_export.weights import Places, stored_bytes, write_weights
 
 _SMALL_FILES_BYTES = 64 * 2**20  # graphs, tokenizer and settings, generously
 
@@ -69,20 +69,20 @@ def export_checkpoint(
     for weight in [*decoder.weights, *vision.weights]:
         if weight.file != EMBEDDING:
             by_file.setdefault(weight.file, []).append(weight)
-    total = sum(stored_bytes(weights, precision) for weights in by_file.values())
+    total = sum(layout(weights, precision)[1] for weights in by_file.values())
     if on_total:
         on_total(total)
 
     with writing(target, force, total + _SMALL_FILES_BYTES) as writer:
-        places: dict[str, Places] = {}
         for file, weights in by_file.items():
-            places[file], writer.files[file] = write_weights(
+            writer.files[file] = write_weights(
                 writer.folder / file, weights, source, precision, progress or (lambda count: None)
             )
+        places = layout(by_file[decoder.weights_file], precision)[0]
         if geometry.decoder.tied_embedding:
-            places[decoder.weights_file]["lm_head.weight"] = places[EMBEDDING]["embedding"]
-        _write_graph(writer, DECODER_GRAPH, decoder, places[decoder.weights_file])
-        _write_graph(writer, VISION_GRAPH, vision, places[vision.weights_file])
+            places["lm_head.weight"] = layout([table], precision)[0]["embedding"]
+        _write_graph(writer, DECODER_GRAPH, decoder, places)
+        _write_graph(writer, VISION_GRAPH, vision, layout(by_file[vision.weights_file], precision)[0])
         for file, data in settings.items():
             if isinstance(data, bytes):
                 writer.add(file, data)

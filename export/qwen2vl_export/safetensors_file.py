@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
 from qwen2vl_rt.errors import CheckpointError
 
 # Numpy's types for the formats that weights come in. Other formats are listed by their size only, so that
@@ -114,7 +115,7 @@ def _stored_tensor(file: Path, name: str, entry: object, data_start: int) -> tup
     try:
         dtype, shape = entry["dtype"], entry["shape"]  # type: ignore[index]
         start, end = entry["data_offsets"]  # type: ignore[index]
-        whole = len(shape) <= 8 and all(type(n) is int and 0 <= n for n in (start, end, *shape))
+        whole = len(shape) <= 8 and all(type(n) is int and n >= 0 for n in (start, end, *shape))
         if not whole or math.prod(max(n, 1) for n in shape) > _LARGEST:
             raise ValueError
         if math.prod(shape) * _ITEM_BYTES[dtype] != end - start:

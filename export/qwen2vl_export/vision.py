@@ -9,11 +9,10 @@ order. Pictures never see each other and every patch of one sees all the others,
 
 from __future__ import annotations
 
-from qwen2vl_rt.bundle import VISION_WEIGHTS
-from qwen2vl_rt.geometry import VisionGeometry
-
 from qwen2vl_export.decoder import float32_softmax
 from qwen2vl_export.graph import Graph
+from qwen2vl_rt.bundle import VISION_WEIGHTS
+from qwen2vl_rt.geometry import VisionGeometry
 
 
 def vision_graph(geometry: VisionGeometry, hidden_size: int, precision: str) -> Graph:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from qwen2vl_rt.bundle import FileEntry
-from qwen2vl_rt.errors import CheckpointError
 
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
+from qwen2vl_rt.bundle import FileEntry
+from qwen2vl_rt.errors import CheckpointError
 
 NUMBERS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype(np.float16)}
 BLOCK_BYTES = 32 * 2**20
@@ -30,21 +30,32 @@ PAGE, CACHE_LINE = (
 Places = dict[str, tuple[int, int]]
 
 
+def layout(weights: Iterable[Weight], precision: str) -> tuple[Places, int]:
+    """Return where each of `weights` lies in its file, as (offset, length) in bytes, and the file's size."""
+    places: Places = {}
+    end = 0
+    for weight in weights:
+        length = weight.rows * weight.columns * NUMBERS[precision].itemsize
+        alignment = PAGE if length >= PAGE else CACHE_LINE
+        places[weight.name] = (end + -end % alignment, length)
+        end = sum(places[weight.name])
+    return places, end
+
+
 def write_weights(
     file: Path,
     weights: Iterable[Weight],
     checkpoint: Checkpoint,
     precision: str,
     progress: Callable[[int], None] = lambda count: None,
-) -> tuple[Places, FileEntry]:
-    """Write `weights` into `file`, each aligned, and return every tensor's (offset, length) and the file's
-    entry.
+) -> FileEntry:
+    """Write `weights` into `file` as `layout` places them, and return the file's entry in the manifest.
 
     `progress` is called with the number of bytes written since its last call. Raises CheckpointError for a
     tensor that cannot be read or whose values the precision cannot hold; OSError from writing passes through.
     """
-    number = NUMBERS[precision]
-    places: Places = {}
+    weights = list(weights)
+    places, size = layout(weights, precision)
     digest, position = hashlib.sha256(), 0
     with open(file, "wb", buffering=0) as stream:
 
@@ -57,19 +68,10 @@ def write_weights(
                 data = data[stream.write(data) :]
 
         for weight in weights:
-            length = weight.rows * weight.columns * number.itemsize
-            alignment = PAGE if length >= PAGE else CACHE_LINE
-            put(memoryview(bytes(-position % alignment)))
-            places[weight.name] = (position, length)
-            for block in _blocks(weight, checkpoint, number):
+            put(memoryview(bytes(places[weight.name][0] - position)))
+            for block in _blocks(weight, checkpoint, NUMBERS[precision]):
                 put(memoryview(block.reshape(-1).view(np.uint8)))
-    return places, FileEntry(size=position, sha256=digest.hexdigest())
-
-
-def stored_bytes(weights: Iterable[Weight], precision: str) -> int:
-    """Return about how many bytes `weights` take, alignment included (an upper bound)."""
-    item = NUMBERS[precision].itemsize
-    return sum(weight.rows * weight.columns * item + PAGE for weight in weights)
+    return FileEntry(size, digest.hexdigest())
 
 
 def _blocks(weight: Weight, checkpoint: Checkpoint, number: np.dtype) -> Iterator[np.ndarray]:

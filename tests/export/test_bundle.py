@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import __version__
 from qwen2vl_rt.bundle import REQUIRED_FILES, SCHEMA_VERSION, Bundle

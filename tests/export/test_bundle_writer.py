@@ -12,6 +12,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+
 from qwen2vl_export import bundle_writer, weights
 from qwen2vl_export.errors import ExportError
 from qwen2vl_export.export import export_checkpoint

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.safetensors_file import read_header
 from qwen2vl_rt.bundle import Bundle

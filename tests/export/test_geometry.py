@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from qwen2vl_rt.errors import BundleError, CheckpointError
 from qwen2vl_rt.geometry import Geometry
 
