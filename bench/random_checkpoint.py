@@ -18,10 +18,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from tqdm import tqdm
+
 from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.geometry import Geometry
-from tqdm import tqdm
 
 SHARD_BYTES = 4 * 10**9
 BLOCK_NUMBERS = 2**22
