@@ -10,23 +10,31 @@ shift
 env=build/sanitize-env
 export CC="${CC:-gcc}" CXX="${CXX:-g++}"
 
-test -x $env/bin/python || "$python" -m venv $env
-purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
-# A path file read from there adds the packages, but not the path files (an editable installation) among them.
-"$python" -c "import sys, sysconfig; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
-  > "$($env/bin/python -c "$purelib")/borrowed.pth"
-$env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall . \
-  -C cmake.define.QWEN2VL_SANITIZE=ON -C build-dir=build/sanitize -C install.strip=false
+if test ! -e $env/installed || test -n "$(find csrc python CMakeLists.txt pyproject.toml -newer $env/installed -type f \
+    -not -name '*.pyc')"; then
+  test -x $env/bin/python || "$python" -m venv $env
+  purelib=$($env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  # A path file that is read adds folders of packages, but not the path files (editable installations) in them.
+  "$python" -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" > "$purelib/borrowed.pth"
+  $env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall . \
+    -C cmake.define.QWEN2VL_SANITIZE=ON -C build-dir=build/sanitize -C install.strip=false
+  touch $env/installed
+fi
 
 # The sanitizers' runtimes come before everything else in the process, and libstdc++ with them, whose throw they wrap.
 preload=
 for library in libasan.so libubsan.so libstdc++.so.6; do
   preload="$preload $("$CXX" -print-file-name=$library)"
 done
-# Python's own allocations look like leaks at exit, so leaks are counted by the tests themselves.
+# What Python itself never frees would count as leaked, so leaks are left to the tests' own reference counts.
 # A failed large allocation must come back as an exception, as it does without the sanitizer.
+# pytest captures standard error, and a report ends the process: so reports go to files.
+reports=$(mktemp -d)
 test $# -gt 0 || set -- tests/core tests/processing
-LD_PRELOAD="$preload" PYTHONMALLOC=malloc \
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1 \
-  UBSAN_OPTIONS=print_stacktrace=1 \
-  exec $env/bin/python -m pytest -q -p no:cacheprovider "$@"
+status=0
+LD_PRELOAD="$preload" PYTHONMALLOC=malloc UBSAN_OPTIONS="print_stacktrace=1:log_path=$reports/ubsan" \
+  ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1:log_path=$reports/asan" \
+  $env/bin/python -m pytest -q -p no:cacheprovider "$@" || status=$?
+cat "$reports"/* 2> /dev/null && status=1
+rm -r "$reports"
+exit $status
