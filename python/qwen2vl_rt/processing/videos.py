@@ -224,7 +224,7 @@ class _FileReader:
         with _as_video_errors(self._label), self._container() as (container, stream):
             find = self._sought if self._seekable and not self._exact else self._counted
             for frame in find(container, stream):
-                yield _upright(frame)
+                yield _upright(frame, stream)
 
     def _counted(self, container: Any, stream: Any) -> Iterator[Any]:
         """The wanted frames, by counting from the first one."""
@@ -276,8 +276,11 @@ class _FileReader:
         return place
 
 
-def _upright(frame: Any) -> np.ndarray:
+def _upright(frame: Any, stream: Any) -> np.ndarray:
     """RGB pixels of a decoded frame, turned as the file says it is to be shown."""
     pixels = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    rotation = getattr(frame, "rotation", None)  # degrees, counterclockwise
+    if rotation is None:  # older PyAV tells it of the stream
+        rotation = (getattr(stream, "side_data", None) or {}).get("DISPLAYMATRIX", 0)
+    quarter_turns = round(rotation / 90) % 4
     return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
