@@ -302,3 +302,38 @@ def test_several_threads(processor):
         for seed, prompt in enumerate(pool.map(run, range(40))):
             np.testing.assert_array_equal(prompt.visuals[0].patches, alone[seed % 5].visuals[0].patches)
             assert f"number {seed}" in prompt.text
+
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+)
+trees = st.recursive(
+    scalars,
+    lambda t: st.lists(t, max_size=3) | st.dictionaries(st.text(max_size=5), t, max_size=3),
+    max_leaves=8,
+)
+sources = trees | st.from_regex(r"data:(image/png)?(;base64)?,[A-Za-z0-9+/=]{0,40}", fullmatch=True)
+items = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image", "image_url", "video"])},
+    optional={
+        "text": st.text(max_size=8) | trees,
+        "image": sources,
+        "image_url": sources | st.fixed_dictionaries({"url": sources}),
+        "video": sources | st.lists(sources, max_size=2),
+        "max_pixels": st.integers(-5, 10**7) | trees,
+        "nframes": st.integers(-5, 10**7) | trees,
+    },
+)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.lists(items)}
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.text(max_size=9) | trees | st.lists(turns, max_size=3), sources, sources, trees)
+def test_fuzzed_prompts_are_prepared_or_refused(processor, messages, images, videos, option):
+    try:
+        prompt = processor.prepare(messages, images=images, videos=videos, max_pixels=option)
+    except InputError:
+        return
+    assert prompt.token_ids.dtype == np.int32
