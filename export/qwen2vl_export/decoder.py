@@ -150,5 +150,8 @@ def _norm(graph: Graph, geometry: DecoderGeometry, name: str, x: str, source: st
 
 
 def float32_softmax(graph: Graph) -> dict[str, int]:
-    """Return the attribute that keeps a 16-bit graph's softmax in float32, as the reference computes it."""
+    """Return the attribute that keeps a 16-bit graph's softmax in float32, as the reference computes it.
+
+    TensorRT's parser refuses the attribute (its kernels accumulate in float32 anyway): its lowering drops it.
+    """
     return {} if graph.precision == "fp32" else {"softmax_precision": TensorProto.FLOAT}

@@ -94,8 +94,6 @@ def _cast(block: np.ndarray, number: np.dtype, weight: Weight) -> np.ndarray:
         return block
     if number == np.float16:
         return _to_float16(block.astype(np.float32), weight)
-    if block.dtype == np.float16:
-        block = block.astype(np.float32)  # exact; ml_dtypes then rounds once
     return block.astype(number)
 
 

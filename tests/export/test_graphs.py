@@ -83,6 +83,18 @@ def test_decoder_contract(bundle):
     }
 
 
+def test_norms_use_the_models_epsilon(bundle):
+    """Too small to show in the results of a random model, but not in those of a trained one."""
+    for name, kind, epsilon in (
+        (DECODER_GRAPH, "RMSNormalization", bundle.geometry.decoder.rms_norm_eps),
+        (VISION_GRAPH, "LayerNormalization", 1e-6),
+    ):
+        graph = onnx.load(bundle.file(name), load_external_data=False).graph
+        found = [a.f for n in graph.node if n.op_type == kind for a in n.attribute if a.name == "epsilon"]
+        assert found
+        assert set(found) == {np.float32(epsilon)}
+
+
 def test_vision_contract(bundle):
     t = TYPES[bundle.precision]
     graph = onnx.load(bundle.file(VISION_GRAPH), load_external_data=False).graph

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
+
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, VISION_GRAPH, Bundle
 
 
