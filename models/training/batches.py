@@ -8,7 +8,7 @@ if it had been asked alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from . import phrases
 from .digits import handwritten
+from .drills import drill
 from .pictures import several
 from .sample import CELL, Sample, Turn
 from .scenes import scene
@@ -25,7 +26,7 @@ from .text import printed
 from .video import video
 
 MOST_CELLS = 16  # a side of 448 pixels
-KINDS = ("scene", "printed", "handwritten", "video", "several")
+KINDS = ("scene", "printed", "handwritten", "video", "several", "drill")
 
 Layout = list[tuple[int, int, int]]  # frames, width, height of each block, in pixels
 
@@ -39,6 +40,8 @@ def draw_sample(rng: np.random.Generator, kind: str, layout: Layout, level: floa
         return printed(rng, width, height)
     if kind == "handwritten":
         return handwritten(rng, width, height)
+    if kind == "drill":
+        return drill(rng, width, height)
     if kind == "video":
         return video(rng, frames, width, height, most=2 + round(level))
     return several(rng, [(w, h) for _, w, h in layout], most=2 + round(level))
@@ -67,6 +70,8 @@ def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:
         return [(1, max(width, height), min(width, height)) if rng.random() < 0.7 else (1, width, height)]
     if kind == "handwritten":
         return [(1, *side(4, 9 + 16 * level, 0.2))]
+    if kind == "drill":
+        return [(1, *side(12, 36, 0.2))]
     if kind == "video":
         return [(int(rng.choice((4, 6, 8))), *side(4, 12 + 13 * level, 0.3))]
     count = int(rng.integers(2, 5))
@@ -75,10 +80,11 @@ def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:
     return [(1, *side(4, 12 + 13 * level, 0.3)) for _ in range(count)]
 
 
-def draw_kind(rng: np.random.Generator, level: float) -> str:
-    """Single pictures first; videos and several pictures join as the level rises."""
+def draw_kind(rng: np.random.Generator, level: float, mix: dict[str, float]) -> str:
+    """Single pictures first; videos and several pictures join as the level rises. mix: factors on shares."""
     late = 0.04 + 0.2 * min(1.0, 3 * level)
-    weights = np.array([0.56, 0.3, 0.08, late, late])
+    weights = np.array([0.56, 0.26, 0.08, late, late, 0.5])
+    weights *= [mix.get(kind, 1.0) for kind in KINDS]
     return KINDS[rng.choice(len(KINDS), p=weights / weights.sum())]
 
 
@@ -291,19 +297,22 @@ def box_edges(answer: str) -> list[list[float]]:
     return [[(int(edge) + 0.5) / 1000 for edge in box] for box in found]
 
 
-def batch_size(layout: Layout, budget: float) -> int:
+def batch_size(kind: str, layout: Layout, budget: float) -> int:
     """Samples a batch, so that all batches cost about the same; budget in patches of the vision tower."""
     cells = sum((frames + 1) // 2 * width * height // CELL**2 for frames, width, height in layout)
-    return int(np.clip(budget / (4 * cells + 1.4 * (cells + 120)), 3, 96))
+    text = 0 if kind == "drill" else 1.4 * (cells + 120)
+    return int(np.clip(budget / (4 * cells + text), 3, 64))
 
 
-def stream(tokenizer_file: Path, seed: int, level_of: callable, budget: float) -> Iterator[Batch]:
+def stream(
+    tokenizer_file: Path, seed: int, level_of: Callable[[int], float], budget: float, mix: dict[str, float]
+) -> Iterator[Batch]:
     """Endless batches; level_of(samples drawn so far) is the curriculum's level."""
     encoder, rng, drawn = Encoder(tokenizer_file), np.random.default_rng(seed), 0
     while True:
         level = level_of(drawn)
-        kind = draw_kind(rng, level)
+        kind = draw_kind(rng, level, mix)
         layout = draw_layout(rng, kind, level)
-        size = batch_size(layout, budget)
+        size = batch_size(kind, layout, budget)
         yield encoder.batch([draw_sample(rng, kind, layout, level) for _ in range(size)])
         drawn += size

@@ -23,6 +23,26 @@ def handwriting(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     return (data.images[chosen] * (255 / 16)).astype(np.uint8), data.target[chosen]
 
 
+def pen_strokes(
+    rng: np.random.Generator, image: np.ndarray, width: int, height: int, ink: tuple[int, int, int]
+) -> np.ndarray:
+    """One 8x8 digit, grown, a little slanted and turned: uint8 [height, width, 4]"""
+    stroke = Image.fromarray(image)
+    if rng.random() < 0.7:
+        grown = stroke.resize((64, 64), Image.Resampling.BICUBIC)
+        shear = rng.uniform(-0.2, 0.2)
+        grown = grown.transform(
+            (64, 64), Image.Transform.AFFINE, (1, shear, -32 * shear, 0, 1, 0), Image.Resampling.BILINEAR
+        )
+        stroke = grown.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
+    strength = np.asarray(stroke.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    if rng.random() < 0.5:  # a harder edge, as a pen's
+        strength = ((strength - rng.uniform(40, 90)) * rng.uniform(1.4, 2.5)).clip(0, 255)
+    cutout = np.empty((height, width, 4), np.uint8)
+    cutout[..., :3], cutout[..., 3] = ink, strength
+    return cutout
+
+
 def handwritten(
     rng: np.random.Generator,
     width: int,
@@ -39,21 +59,9 @@ def handwritten(
     size = int(side * rng.uniform(0.5, 0.98))
     stretch = rng.uniform(0.85, 1.18)
     ink_w, ink_h = min(side, int(size * stretch)), min(side, int(size / stretch))
-    stroke = Image.fromarray(images[index])
-    if rng.random() < 0.7:
-        grown = stroke.resize((64, 64), Image.Resampling.BICUBIC)
-        shear = rng.uniform(-0.2, 0.2)
-        grown = grown.transform(
-            (64, 64), Image.Transform.AFFINE, (1, shear, -32 * shear, 0, 1, 0), Image.Resampling.BILINEAR
-        )
-        stroke = grown.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
-    strength = np.asarray(stroke.resize((ink_w, ink_h), Image.Resampling.BICUBIC), np.float32)
-    if rng.random() < 0.5:  # a harder edge, as a pen's
-        strength = ((strength - rng.uniform(40, 90)) * rng.uniform(1.4, 2.5)).clip(0, 255)
     canvas = np.array(np.broadcast_to(draw.muted_colour(rng), (height, width, 3)), np.float32)
     ink = contrasting_ink(rng, canvas)
-    cutout = np.empty((ink_h, ink_w, 4), np.uint8)
-    cutout[..., :3], cutout[..., 3] = ink, strength
+    cutout = pen_strokes(rng, images[index], ink_w, ink_h, ink)
     x, y = int(rng.integers(width - ink_w + 1)), int(rng.integers(height - ink_h + 1))
     draw.paste(canvas, cutout, x, y)
     cells = Cells.empty(1, height, width)

@@ -27,10 +27,11 @@ class Geometry:
     heads: int = 4
     kv_heads: int = 2
     mlp: int = 640
-    mrope_section: tuple[int, int, int] = (8, 12, 12)
-    rope_theta: float = (
-        16.0  # few positions here: the family's 1e6 would leave the width axis nearly constant
-    )
+    # With few positions, the family's section [8, 12, 12] and base 1e6 would leave the width axis nearly
+    # constant. Here height and width have middle frequencies, which tell rows and columns apart, and the low
+    # ones stay, which let a word find its object wherever it is.
+    mrope_section: tuple[int, int, int] = (4, 8, 20)
+    rope_theta: float = 1000.0
     rms_eps: float = 1e-6
     vision_dim: int = 192
     vision_layers: int = 6

@@ -79,7 +79,7 @@ def text_layer(
     angle = float(rng.uniform(-9, 9)) if rng.random() < 0.6 else 0.0
     cos, sin = math.cos(math.radians(angle)), abs(math.sin(math.radians(angle)))
     largest = min((width - 6) / (unit_w * cos + 0.9 * sin), (height - 6) / (unit_w * sin + 0.9 * cos))
-    smallest = 17.0
+    smallest = 22.0  # pixels an em: letters at least about a patch wide
     if largest < smallest:
         return None
     size = int(math.exp(rng.uniform(math.log(max(smallest, largest * 0.35)), math.log(largest))))

@@ -19,6 +19,7 @@ import shutil
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -53,31 +54,31 @@ DENSE_WEIGHTS = {
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Batches drawn in other processes."""
+    """Batches, drawn here or in a data loader's processes."""
 
-    def __init__(
-        self, tokenizer_file: Path, seed: int, ramp: float, done: int, workers: int, budget: float
-    ) -> None:
-        self.make = partial(stream, tokenizer_file, budget=budget)
-        self.seed, self.ramp, self.done, self.workers = seed, ramp, done, max(1, workers)
+    def __init__(self, args: argparse.Namespace, tokenizer_file: Path, seed: int, samples: int) -> None:
+        self.make = partial(stream, tokenizer_file, budget=args.budget, mix=args.mix)
+        self.seed, self.ramp, self.samples = seed, args.ramp, samples
+        self.streams = args.processes * max(1, args.workers)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
-        number = 0
         if info:
-            number = info.id
             torch.set_num_threads(1)
-        return self.make(self.seed * 1000 + number, level_of=self.level)
+        return self.make(self.seed + (info.id if info else 0), level_of=self.level)
 
     def level(self, drawn: int) -> float:
-        """0..1: how far the curriculum has come after this worker drew so many samples."""
-        samples = self.done + drawn * self.workers
-        return min(1.0, samples / self.ramp)
+        """0..1: how far the curriculum has come after this stream drew so many samples."""
+        return min(1.0, (self.samples + drawn * self.streams) / self.ramp)
 
 
-def forward(w: Weights, g: Geometry, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """Logits at the answers [A, vocabulary], the cross entropy, the dense losses by name."""
+def forward(
+    w: Weights, g: Geometry, heads: Heads, batch: Batch
+) -> tuple[torch.Tensor | None, torch.Tensor, dict]:
+    """Logits at the answers [A, vocabulary] if any, the cross entropy, the dense losses by name."""
     tokens = [model.vision(w, g, frames) for frames in batch.frames]
+    if not batch.tasks:  # a drill: the vision tower alone
+        return None, tokens[0].new_zeros(()), heads.tower_loss(tokens, batch)
     x = w["model.embed_tokens.weight"][batch.ids]
     x = x.index_copy(1, batch.visual, torch.cat(tokens, 1))
     last, hidden = model.decoder(w, g, x, batch.positions, model.branch_mask(batch.branch))
@@ -218,14 +219,7 @@ def run(rank: int, args: argparse.Namespace, shared: Shared) -> None:
         model.compile_pointwise()
     device, geometry, done = torch.device(args.device), shared.geometry, dict(shared.done)
     seed = 1_000_000 * args.seed + 1000 * int(done["step"]) + 100 * rank
-    data = Stream(
-        shared.tokenizer_file,
-        seed,
-        args.ramp,
-        done["samples"],
-        args.processes * max(1, args.workers),
-        args.budget,
-    )
+    data = Stream(args, shared.tokenizer_file, seed, done["samples"])
     loader = torch.utils.data.DataLoader(
         data, batch_size=None, num_workers=args.workers, prefetch_factor=8 if args.workers else None
     )
@@ -258,10 +252,12 @@ def run(rank: int, args: argparse.Namespace, shared: Shared) -> None:
                     f"loss is {total.item()} at step {done['step']}; resume from {args.out}/state.pt"
                 )
             (total / (args.accumulate * args.processes)).backward()
-            meter.add(batch, logits.detach())
-            meter.note(loss=loss.item(), **{name: value.item() for name, value in dense.items()})
-            if done["step"] % 4 == 0:
-                meter.add_boxes(batch, logits.detach(), decode)
+            if logits is not None:
+                meter.add(batch, logits.detach())
+                meter.note(loss=loss.item())
+                if done["step"] % 4 == 0:
+                    meter.add_boxes(batch, logits.detach(), decode)
+            meter.note(**{name: value.item() for name, value in dense.items()})
             done["samples"] += len(batch.ids) * args.processes
         for kept, leaf in zip(
             shared.gradients[rank], [*low.values(), *shared.heads.parameters()], strict=True
@@ -328,6 +324,10 @@ def run(rank: int, args: argparse.Namespace, shared: Shared) -> None:
             )
 
 
+def mix(text: str) -> dict[str, float]:
+    return {kind: float(factor) for kind, factor in (part.split(":") for part in text.split(","))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -351,6 +351,7 @@ def main() -> None:
     parser.add_argument(
         "--accumulate", type=int, default=1, help="batches (of different tasks) a step and process"
     )
+    parser.add_argument("--mix", type=mix, default={}, help="factors on kinds' shares, as scene:2,video:0.5")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--compile", action="store_true", help="compile element-wise functions; needs a C++ compiler"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from qwen2vl_rt import InputError, evaluate
 
 BOX = "<|object_ref_start|>the cup<|object_ref_end|><|box_start|>({}),({})<|box_end|>"

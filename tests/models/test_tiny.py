@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from qwen2vl_rt import evaluate
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
