@@ -20,7 +20,7 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 
 // The frame is read where it lies; the caller's array stays referenced for the length of the call.
 FrameView frame_view(const py::array& frame) {
-  if (!frame.dtype().is(py::dtype::of<uint8_t>()) || frame.ndim() != 3 || frame.shape(2) != kChannels) {
+  if (!py::isinstance<py::array_t<uint8_t>>(frame) || frame.ndim() != 3 || frame.shape(2) != kChannels) {
     throw InputError("a frame must be a uint8 array [height, width, 3], not " +
                      py::repr(frame.dtype()).cast<std::string>() + " " +
                      py::repr(frame.attr("shape")).cast<std::string>());

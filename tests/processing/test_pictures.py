@@ -263,7 +263,7 @@ class TestNetwork:
             ("/text", "not a picture"),
             ("/announced", "1000000000000 bytes; the limit"),
             ("/short", "broke off"),
-            ("/local", "cannot be read"),
+            ("/local", "is not allowed"),
             ("/picture space", "cannot be read"),
         ],
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from support.preparation import PREPROCESSOR, TEMPLATE, geometry_for, noise
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor
 
-from qwen2vl_rt.errors import BundleError, InputError, PictureError, VideoError
+from qwen2vl_rt.errors import BundleError, InputError, PictureError, PromptTooLongError, VideoError
 from qwen2vl_rt.processing import Processor
 
 
@@ -232,6 +232,32 @@ def test_a_users_template(processor):
         processor.prepare("hi", chat_template="{% for %}")
     with pytest.raises(InputError, match="failed"):
         processor.prepare("hi", chat_template="{{ messages.x.y }}")
+
+
+class TestRoom:
+    """max_tokens refuses before memory is taken."""
+
+    def test_what_fits_is_prepared(self, processor):
+        pictures = [noise(1, 112, 112), noise(2, 56, 56)]
+        length = len(processor.prepare("?", images=pictures).token_ids)
+        assert len(processor.prepare("?", images=pictures, max_tokens=length).token_ids) == length
+        with pytest.raises(PromptTooLongError, match=r"images\[1\]: it becomes 4 .* room for 3"):
+            processor.prepare("?", images=pictures, max_tokens=length - 1)
+
+    def test_videos_and_text(self, processor):
+        with pytest.raises(PromptTooLongError, match=r"videos\[0\]: it becomes \d+ .*pixels, 8 frames\)"):
+            processor.prepare("?", videos=[[noise(1, 60, 60)] * 8], max_tokens=300)
+        with pytest.raises(PromptTooLongError, match="the text alone has"):
+            processor.prepare("x" * 500, max_tokens=300)
+
+    def test_nothing_is_allocated(self, processor):
+        huge = {
+            "image": np.broadcast_to(np.uint8(7), (100, 100, 3)),
+            "min_pixels": 10**10,
+            "max_pixels": 10**11,
+        }
+        with pytest.raises(PromptTooLongError):
+            processor.prepare("?", images=[huge], max_tokens=10_000)
 
 
 class TestErrorsNameTheItem:

@@ -33,7 +33,7 @@ _FORMATS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A loaded picture.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.errors import BundleError, InputError
+from qwen2vl_rt.errors import BundleError, InputError, PromptTooLongError
 from qwen2vl_rt.processing.options import VisualOptions
 
 # Published with the model: what the processor class uses where the configuration is silent.
@@ -29,7 +30,7 @@ _DEFAULT_MAX_PIXELS = 28 * 28 * 1280
 _MIN_TOKENS, _MAX_TOKENS = 4, 16384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelSettings:
     """What a bundle's preprocessor_config.json says about pixels.
 
@@ -174,16 +175,33 @@ class PatchWriter:
     """Takes the frames of one picture or video one by one and fills the vision tower's input with them.
 
     frames: how many will come: 1 for a picture; an odd video's last frame is repeated.
-    height, width: the resized frame, pixels.
+    height, width: the resized frame, pixels. most_tokens: visual tokens that there is room for.
     `patches` is float32 [ceil(frames / temporal_patch_size), grid_h * grid_w, patch_values], in merge order.
     """
 
-    def __init__(self, settings: PixelSettings, frames: int, height: int, width: int, kind: str):
+    def __init__(
+        self,
+        settings: PixelSettings,
+        frames: int,
+        height: int,
+        width: int,
+        kind: str,
+        most_tokens: int | None = None,
+    ):
         self._settings = settings
         self._frames = frames
         self._next = 0
         grid = (height // settings.patch_size, width // settings.patch_size)
         self.grid_thw = (-(-frames // settings.temporal_patch_size), *grid)
+        tokens = math.prod(self.grid_thw) // settings.merge_size**2
+        if most_tokens is not None and tokens > most_tokens:
+            size = (
+                f"{frames} frames of {width} x {height}" if kind == "video" else f"{width} x {height} pixels"
+            )
+            raise PromptTooLongError(
+                f"it becomes {tokens} visual tokens ({size}), with room for {max(0, most_tokens)} in the prompt: "
+                "lower max_pixels or, for a video, nframes or fps"
+            )
         try:
             self.patches = np.empty((self.grid_thw[0], grid[0] * grid[1], settings.patch_values), np.float32)
         except (MemoryError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen2vl_rt.errors import BundleError, InputError
+from qwen2vl_rt.errors import BundleError, InputError, PromptTooLongError
 from qwen2vl_rt.processing import chat_template as templates
 from qwen2vl_rt.processing.messages import Conversation, conversation
 from qwen2vl_rt.processing.options import VisualOptions
@@ -19,7 +19,7 @@ from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.processing.visuals import Visual, prepare_picture, prepare_video
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedPrompt:
     """What the model takes, on the host.
 
@@ -82,6 +82,7 @@ class Processor:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         add_vision_id: bool = False,
+        max_tokens: int | None = None,
         **options: Any,
     ) -> PreparedPrompt:
         """Renders, tokenizes, loads and resizes.
@@ -92,11 +93,12 @@ class Processor:
         chat_template: a jinja2 template to use instead of the bundle's.
         add_generation_prompt: end with the begin of an answer.
         add_vision_id: number the pictures and videos ("Picture 1: ") in the prompt.
+        max_tokens: refuse a prompt of more tokens, before memory is taken for the picture that is too much.
         options: VisualOptions' fields, for every picture and video that has no options of its own.
 
-        Raises InputError (PictureError, VideoError) naming the item. A text that contains the chat's or the
-        pictures' own special tokens, such as <|im_end|> or <|image_pad|>, is refused: it would end a message
-        or shift pictures. The notation for objects and boxes is allowed.
+        Raises InputError (PictureError, VideoError, PromptTooLongError) naming the item. A text that contains
+        the chat's or the pictures' own special tokens, such as <|im_end|> or <|image_pad|>, is refused: it
+        would end a message or shift pictures. The notation for objects and boxes is allowed.
         """
         talk = conversation(messages, images, videos, system)
         defaults = VisualOptions.from_mapping(options)
@@ -109,10 +111,15 @@ class Processor:
         tokenized = time.perf_counter()
 
         visuals, load_seconds = [], 0.0
+        length = len(ids)  # of the prompt, where each picture still to come counts as one token
+        if max_tokens is not None and length > max_tokens:
+            raise PromptTooLongError(f"the text alone has {length} tokens; there is room for {max_tokens}")
         for item in talk.visuals:
             prepare = prepare_picture if item.kind == "image" else prepare_video
-            visual, seconds = prepare(item.source, item.options.over(defaults), self.pixels, item.name)
+            room = None if max_tokens is None else max_tokens - length + 1
+            visual, seconds = prepare(item.source, item.options.over(defaults), self.pixels, item.name, room)
             visuals.append(visual)
+            length += visual.tokens(self.pixels.merge_size) - 1
             load_seconds += seconds
         prepared = time.perf_counter()
 

@@ -70,7 +70,7 @@ def open_video(
     options: which frames of a file to take. exact: count frames by decoding them all instead of by packets.
     Raises VideoError. Reading `frames` raises VideoError for damaged data, IndexMismatchError unless exact.
     """
-    if isinstance(source, np.ndarray) and source.ndim in (3, 4):
+    if isinstance(source, np.ndarray) and source.ndim == 4:
         source = list(source)
     if isinstance(source, (list, tuple)):
         yield _listed(source, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen2vl_rt.errors import InputError, PictureError, VideoError
+from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError, VideoError
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pictures import load_picture
 from qwen2vl_rt.processing.pixels import PatchWriter, PixelSettings
@@ -16,7 +16,7 @@ from qwen2vl_rt.processing.sampling import frame_limits
 from qwen2vl_rt.processing.videos import IndexMismatchError, open_video
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visual:
     """A prepared picture or video.
 
@@ -46,16 +46,25 @@ class Visual:
 
 
 def prepare_picture(
-    source: Any, options: VisualOptions, settings: PixelSettings, name: str = "picture"
+    source: Any,
+    options: VisualOptions,
+    settings: PixelSettings,
+    name: str = "picture",
+    most_tokens: int | None = None,
 ) -> tuple[Visual, float]:
-    """Loads, resizes and cuts up a picture; also gives the seconds that loading took. Raises PictureError."""
+    """Loads, resizes and cuts up a picture; also gives the seconds that loading took.
+
+    Raises PictureError, and PromptTooLongError before resizing what becomes more than most_tokens.
+    """
     started = time.perf_counter()
     picture = load_picture(source, name)
     loaded = time.perf_counter()
     try:
         height, width = settings.resized(picture.height, picture.width, options)
-        writer = PatchWriter(settings, 1, height, width, "image")
+        writer = PatchWriter(settings, 1, height, width, "image", most_tokens)
         writer.add(picture.pixels)
+    except PromptTooLongError as error:
+        raise PromptTooLongError(f"{name}: {error}") from None
     except InputError as error:
         raise PictureError(f"{name}: {error}") from None
     visual = Visual("image", writer.grid_thw, writer.patches, picture.width, picture.height, writer.digest())
@@ -63,20 +72,31 @@ def prepare_picture(
 
 
 def prepare_video(
-    source: Any, options: VisualOptions, settings: PixelSettings, name: str = "video"
+    source: Any,
+    options: VisualOptions,
+    settings: PixelSettings,
+    name: str = "video",
+    most_tokens: int | None = None,
 ) -> tuple[Visual, float]:
     """Samples, resizes and cuts up a video, frame by frame; also gives the seconds that decoding took.
 
-    Raises VideoError.
+    Raises VideoError, and PromptTooLongError before resizing what becomes more than most_tokens.
     """
-    try:
-        return _prepare_video(source, options, settings, name, exact=False)
-    except IndexMismatchError:
-        return _prepare_video(source, options, settings, name, exact=True)
+    for exact in (False, True):
+        try:
+            return _prepare_video(source, options, settings, name, most_tokens, exact)
+        except IndexMismatchError:
+            continue
+    raise VideoError(f"{name}: does not give the same frames when it is read again")
 
 
 def _prepare_video(
-    source: Any, options: VisualOptions, settings: PixelSettings, name: str, exact: bool
+    source: Any,
+    options: VisualOptions,
+    settings: PixelSettings,
+    name: str,
+    most_tokens: int | None,
+    exact: bool,
 ) -> tuple[Visual, float]:
     started = time.perf_counter()
     resize_seconds = 0.0
@@ -97,8 +117,10 @@ def _prepare_video(
                         ),
                         limits,
                     )
-                    writer = PatchWriter(settings, clip.count, height, width, "video")
+                    writer = PatchWriter(settings, clip.count, height, width, "video", most_tokens)
                 writer.add(frame)
+            except PromptTooLongError as error:
+                raise PromptTooLongError(f"{name}: {error}") from None
             except InputError as error:
                 raise VideoError(f"{name}: {error}") from None
             resize_seconds += time.perf_counter() - decoded
