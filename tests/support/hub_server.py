@@ -59,6 +59,12 @@ def hub_server(repository: str, folder: Path) -> Iterator[HubServer]:
                 files = [{"rfilename": name} for name in names]
                 info = {"id": hub.repository, "sha": COMMIT, "private": False, "siblings": files}
                 self.send({"Content-Type": "application/json"}, json.dumps(info).encode(), body)
+            elif path == f"/api/models/{hub.repository}/tree/{COMMIT}":  # asked for by newer clients
+                files = sorted(hub.folder.iterdir())
+                tree = [
+                    {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files
+                ]
+                self.send({"Content-Type": "application/json"}, json.dumps(tree).encode(), body)
             elif path.startswith(resolve) and (hub.folder / path[len(resolve) :]).is_file():
                 self.send_file(path[len(resolve) :], body)
             else:
