@@ -251,11 +251,7 @@ class TestRoom:
             processor.prepare("x" * 500, max_tokens=300)
 
     def test_nothing_is_allocated(self, processor):
-        huge = {
-            "image": np.broadcast_to(np.uint8(7), (100, 100, 3)),
-            "min_pixels": 10**10,
-            "max_pixels": 10**11,
-        }
+        huge = {"image": noise(1, 99, 99), "min_pixels": 10**10, "max_pixels": 10**11}
         with pytest.raises(PromptTooLongError):
             processor.prepare("?", images=[huge], max_tokens=10_000)
 

@@ -195,11 +195,9 @@ class PatchWriter:
         self.grid_thw = (-(-frames // settings.temporal_patch_size), *grid)
         tokens = math.prod(self.grid_thw) // settings.merge_size**2
         if most_tokens is not None and tokens > most_tokens:
-            size = (
-                f"{frames} frames of {width} x {height}" if kind == "video" else f"{width} x {height} pixels"
-            )
+            size = f"{width} x {height} pixels" + (f", {frames} frames" if kind == "video" else "")
             raise PromptTooLongError(
-                f"it becomes {tokens} visual tokens ({size}), with room for {max(0, most_tokens)} in the prompt: "
+                f"it becomes {tokens} visual tokens ({size}), the prompt has room for {max(0, most_tokens)}: "
                 "lower max_pixels or, for a video, nframes or fps"
             )
         try:
