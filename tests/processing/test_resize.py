@@ -9,7 +9,7 @@ from support.preparation import noise
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
-from qwen2vl_rt.processing.pixels import pillow_starts_vertically
+from qwen2vl_rt.processing.patches import pillow_starts_vertically
 
 # Small sides are as likely as large ones.
 side = st.one_of(st.integers(1, 8), st.integers(1, 64), st.integers(1, 700))

@@ -15,10 +15,11 @@ from PIL import Image
 from support.preparation import PREPROCESSOR, noise
 
 from qwen2vl_rt.errors import VideoError
-from qwen2vl_rt.processing import videos
+from qwen2vl_rt.processing import video_file
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
-from qwen2vl_rt.processing.videos import IndexMismatchError, open_video
+from qwen2vl_rt.processing.video_file import IndexMismatchError
+from qwen2vl_rt.processing.videos import open_video
 from qwen2vl_rt.processing.visuals import prepare_video
 
 SIZE = (64, 48)  # width, height
@@ -107,13 +108,13 @@ def test_frames_in_a_range(files):
 
 def test_skipped_parts_are_not_decoded(files, monkeypatch):
     decoded = []
-    original = videos._FileReader._index
+    original = video_file.VideoFile._index
 
     def index(self, time):
         decoded.append(time)
         return original(self, time)
 
-    monkeypatch.setattr(videos._FileReader, "_index", index)
+    monkeypatch.setattr(video_file.VideoFile, "_index", index)
     with open_video(files["h264.mp4"], VisualOptions(nframes=2)) as clip:
         assert indices(clip) == [0, 59]
     assert len(set(decoded)) < 30
@@ -270,13 +271,13 @@ class TestRefuses:
 
 def test_a_wrong_count_is_found_out(files, monkeypatch):
     """A file whose packets promise more frames than come is read again, counting."""
-    original = videos._FileReader._scan
+    original = video_file.VideoFile._scan
 
     def scan(self):
         original(self)
         self._times.append(self._times[-1] + 1)
 
-    monkeypatch.setattr(videos._FileReader, "_scan", scan)
+    monkeypatch.setattr(video_file.VideoFile, "_scan", scan)
     with open_video(files["h264.mp4"], VisualOptions(nframes=4)) as clip, pytest.raises(IndexMismatchError):
         list(clip.frames)
     visual, _ = prepare_video(files["h264.mp4"], VisualOptions(nframes=4), SETTINGS)

@@ -1,7 +1,7 @@
 """Preparation: from messages, pictures and videos to token ids, patches and grids.
 
 `Processor` is the whole of it; the modules beside it are its steps:
-pictures (loading), videos (sampling), pixels (resize, normalise, cut into patches), messages and
+pictures (loading), videos (sampling), pixels and patches (resize, normalise, cut up), messages and
 chat_template (conversation to text), tokenizer (text to ids).
 """
 

@@ -10,10 +10,12 @@ import numpy as np
 
 from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError, VideoError
 from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.patches import PatchWriter
 from qwen2vl_rt.processing.pictures import load_picture
-from qwen2vl_rt.processing.pixels import PatchWriter, PixelSettings
+from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.sampling import frame_limits
-from qwen2vl_rt.processing.videos import IndexMismatchError, open_video
+from qwen2vl_rt.processing.video_file import IndexMismatchError
+from qwen2vl_rt.processing.videos import open_video
 
 
 @dataclass(frozen=True, eq=False)
