@@ -100,7 +100,7 @@ class Session:
         """
         cancel = keywords.pop("cancel", None)
         options, prompt_keywords = split_options(keywords)
-        prepared = self._prepare(prompt, prompt_keywords)
+        prepared = self._prepare(prompt, options, prompt_keywords)
         return self._generate([prepared], [options], None, cancel)[0]
 
     def stream(self, prompt: Any, **keywords: Any) -> AnswerStream:
@@ -116,7 +116,7 @@ class Session:
         options, prompt_keywords = split_options(keywords)
 
         def produce(on_piece: Callable[[str], None], cancel: _core.CancelToken) -> Answer:
-            prepared = self._prepare(prompt, prompt_keywords)
+            prepared = self._prepare(prompt, options, prompt_keywords)
             return self._generate([prepared], [options], lambda _row, piece: on_piece(piece), cancel)[0]
 
         return AnswerStream(produce)
@@ -141,7 +141,8 @@ class Session:
             call_options, prompt_keywords = split_options({**keywords, **own})
             options.append(call_options)
             try:
-                prepared.append(self._prepare(prompt_keywords.pop("prompt"), prompt_keywords))
+                question = prompt_keywords.pop("prompt")
+                prepared.append(self._prepare(question, call_options, prompt_keywords))
             except InputError as error:
                 raise type(error)(f"prompts[{index}]: {error}") from error
         answers: list[Answer] = []
@@ -182,10 +183,19 @@ class Session:
 
     # --- the way of a request ------------------------------------------------------------------------------
 
-    def _prepare(self, prompt: Any, keywords: dict[str, Any]) -> PreparedPrompt:
+    def _prepare(self, prompt: Any, options: GenerationOptions, keywords: dict[str, Any]) -> PreparedPrompt:
         if self._engine is None:
             raise Qwen2VLError("This session is closed: make a new one.")
-        prepared = self._processor.prepare(prompt, **keywords)
+        capacity = self._plan.limits.max_length
+        try:
+            prepared = self._processor.prepare(
+                prompt, max_tokens=max(0, capacity - options.max_new_tokens), **keywords
+            )
+        except PromptTooLongError as error:
+            raise PromptTooLongError(
+                f"{error}. This session holds max_length={capacity} tokens, of which max_new_tokens="
+                f"{options.max_new_tokens} are kept for the answer."
+            ) from error
         self._check_pixels(prepared)
         return prepared
 
@@ -197,8 +207,6 @@ class Session:
         cancel: _core.CancelToken | None,
     ) -> list[Answer]:
         """Vision, prefill and decode of up to max_batch prepared prompts, in this call's turn."""
-        for prompt, option in zip(prompts, options, strict=True):
-            self._check_length(prompt, option)
         with self._turn:
             if self._engine is None:
                 raise Qwen2VLError("This session is closed: make a new one.")
@@ -218,16 +226,3 @@ class Session:
                     f"A {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
                     f"planned for {limit}: lower max_pixels or open the session with max_pixels={pixels}."
                 )
-
-    def _check_length(self, prompt: PreparedPrompt, option: GenerationOptions) -> None:
-        needed = len(prompt.token_ids) + option.max_new_tokens
-        capacity = self._plan.limits.max_length
-        visual_tokens = sum(
-            visual.tokens(self._bundle.geometry.vision.merge_size) for visual in prompt.visuals
-        )
-        if needed > capacity:
-            raise PromptTooLongError(
-                f"The prompt has {len(prompt.token_ids)} tokens, {visual_tokens} of them visual; with "
-                f"max_new_tokens={option.max_new_tokens} that is {needed}, over max_length={capacity}. Lower "
-                f"max_pixels or max_new_tokens, or open the session with max_length={needed}."
-            )
