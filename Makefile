@@ -50,5 +50,8 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(LINTED)
 
+test-sanitize: $(VENV)/installed-test
+	cmake/test-sanitize.sh $(BIN)/python
+
 clean:
 	rm -rf $(VENV) $(OUT) build
