@@ -34,15 +34,17 @@ inline FloatArray float_array(const pybind11::handle& object, int dimensions, co
   return array;
 }
 
-// Integers of any width; floats and strings are refused rather than rounded.
+// The values of an array of `dimensions` dimensions, in C order. Integers of any width; floats and strings
+// are refused rather than rounded.
 template <typename Integer>
-std::vector<Integer> integer_vector(const pybind11::handle& object, const char* name) {
+std::vector<Integer> integer_vector(const pybind11::handle& object, const char* name, int dimensions = 1) {
   namespace py = pybind11;
   py::array array = py::array::ensure(object);
   if (!array) {
     PyErr_Clear();
     throw InputError(std::string(name) + " must be an array of integers");
   }
+  require_dimensions(array, dimensions, name);
   const char kind = array.dtype().kind();
   if (array.size() != 0 && kind != 'i' && kind != 'u') {
     throw InputError(std::string(name) + " must be an array of integers, got dtype " +
@@ -74,7 +76,7 @@ inline std::vector<int64_t> grid_vector(const pybind11::handle& object) {
   }
   if (array.size() == 0) return {};
   if (array.ndim() != 2 || array.shape(1) != 3) throw InputError("grids must have the shape [n, 3]");
-  return integer_vector<int64_t>(array, "grids");
+  return integer_vector<int64_t>(array, "grids", 2);
 }
 
 // A view of memory that `owner` keeps alive.

@@ -38,7 +38,7 @@ py::tuple bind_rope_table(const py::object& positions, int64_t head_dim, double 
   require_dimensions(array, 2, "positions");
   if (array.shape(0) != 3) throw InputError("positions must have the shape [3, T]");
   const int64_t tokens = array.shape(1);
-  const auto values = integer_vector<int64_t>(array, "positions");
+  const auto values = integer_vector<int64_t>(array, "positions", 2);
   py::array_t<float> cos({tokens, table.width()}), sin({tokens, table.width()});
   table.fill(values.data(), tokens, 0, tokens, cos.mutable_data(), sin.mutable_data());
   return py::make_tuple(cos, sin);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -42,20 +43,27 @@ void parallel_for(size_t count, size_t grain, const std::function<void(size_t, s
   }
   std::exception_ptr failure;
   std::mutex failure_mutex;
-  const auto run = [&](size_t slice) {
+  std::atomic<size_t> next_slice{0};
+  const auto work = [&] {
     inside_parallel_for = true;
-    try {
-      body(count * slice / slices, count * (slice + 1) / slices);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(failure_mutex);
-      failure = std::current_exception();
+    for (size_t slice; (slice = next_slice++) < slices;) {
+      try {
+        body(count * slice / slices, count * (slice + 1) / slices);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(failure_mutex);
+        failure = std::current_exception();
+      }
     }
     inside_parallel_for = false;
   };
   std::vector<std::thread> workers;
   workers.reserve(slices - 1);
-  for (size_t slice = 1; slice < slices; ++slice) workers.emplace_back(run, slice);
-  run(0);
+  try {
+    while (workers.size() < slices - 1) workers.emplace_back(work);
+  } catch (const std::system_error&) {
+    // The system has no more threads to give: those that run, at least this one, take all slices.
+  }
+  work();
   for (auto& worker : workers) worker.join();
   if (failure) std::rethrow_exception(failure);
 }

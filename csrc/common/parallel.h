@@ -11,8 +11,8 @@ void set_threads(int threads);
 int threads();
 
 // Calls body(begin, end) on slices that cover [0, count), each at least `grain` long, on up to threads()
-// threads; returns when all are done. An exception thrown by a slice is rethrown here. A call made from inside
-// a body runs serially.
+// threads; returns when all are done. An exception thrown by a slice is rethrown here. A call made from
+// inside a body runs serially.
 void parallel_for(size_t count, size_t grain, const std::function<void(size_t, size_t)>& body);
 
 }  // namespace qwen2vl

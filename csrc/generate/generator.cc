@@ -49,6 +49,7 @@ std::vector<Result> Generator::generate(const std::vector<const Request*>& reque
 }
 
 int64_t Generator::cached_prefix(const Request& request) const {
+  const KVCache::Lease lease(*cache_);
   const Prompt prompt(request, settings_.visual_tokens);
   return find_prefix(prompt, 0).length;
 }

@@ -51,8 +51,9 @@ class Generator {
   std::vector<Result> generate(const std::vector<const Request*>& requests, const TextCallback& on_text,
                                const CancelToken* cancel);
 
-  // How many leading tokens of this request's prompt need not be computed when it is the next one (the first
-  // of the next call). Visuals that lie wholly before that need no embeddings.
+  // How many leading tokens of this request's prompt some cache row already holds, so that they need not be
+  // computed when it is the first of the next call. Visuals that lie wholly before that need no embeddings.
+  // Throws Error while a generation runs, since that changes the answer.
   int64_t cached_prefix(const Request& request) const;
 
   const std::shared_ptr<KVCache>& cache() const { return cache_; }

@@ -6,6 +6,7 @@ import gc
 
 import numpy as np
 import pytest
+
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, Qwen2VLError
 

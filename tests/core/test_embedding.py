@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BundleError, InputError
 

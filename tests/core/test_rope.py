@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen2vl_rt import _core
-from qwen2vl_rt.errors import InputError
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl import modeling_qwen2_vl as reference
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.errors import InputError
 
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 
@@ -122,6 +123,7 @@ def test_empty_prompt():
         ([2**31], [], "out of range"),
         ([0.5], [], "integers"),
         (["a"], [], "integers"),
+        ([[1, 2]], [], "1 dimensions"),
     ],
 )
 def test_positions_refuse_what_does_not_fit(ids, grids, message):

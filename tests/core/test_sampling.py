@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen2vl_rt import _core
-from qwen2vl_rt.errors import InputError, Qwen2VLError
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -19,6 +17,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.errors import InputError, Qwen2VLError
 
 VOCAB = 300
 

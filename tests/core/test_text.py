@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from qwen2vl_rt import _core
-from qwen2vl_rt.errors import InputError
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.errors import InputError
 
 BYTES = _core.TokenText([bytes([value]) for value in range(256)])
 

@@ -7,6 +7,7 @@ wrong embedding, position, past length, cache row or chunk changes the logits.
 from __future__ import annotations
 
 import numpy as np
+
 from qwen2vl_rt import _core
 
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 96, 24, 2, 4, 2, 8
