@@ -80,6 +80,18 @@ void KVCache::truncate(int64_t row, int64_t length) {
   identities_[row].resize(length);
 }
 
+void KVCache::erase_row(int64_t row) {
+  const int64_t used = length(row) * head_dim_;
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    for (float* tensor : {keys(layer), values(layer)}) {
+      for (int64_t head = 0; head < kv_heads_; ++head) {
+        std::fill_n(tensor + (row * kv_heads_ + head) * capacity_ * head_dim_, used, 0.0f);
+      }
+    }
+  }
+  truncate(row, 0);
+}
+
 void KVCache::copy_row(int64_t from, int64_t to) { copy_row(from, to, length(from)); }
 
 void KVCache::copy_row(int64_t from, int64_t to, int64_t length) {

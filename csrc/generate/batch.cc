@@ -75,7 +75,7 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
   }
   sequence.result.prefill_seconds = watch.seconds();
   sequence.start_decode_clock();
-  accept(sequence, step_.logits());
+  accept(sequence, row, step_.logits());
 }
 
 void Generator::Batch::decode_step() {
@@ -102,7 +102,7 @@ void Generator::Batch::decode_step() {
     ++active_[row]->result.steps;
   }
   for (int64_t row = 0; row < rows; ++row) {
-    accept(*active_[row], step_.logits() + row * generator_.settings_.vocab);
+    accept(*active_[row], row, step_.logits() + row * generator_.settings_.vocab);
   }
 }
 
@@ -122,13 +122,18 @@ void Generator::Batch::compact() {
   }
 }
 
-void Generator::Batch::accept(Sequence& sequence, const float* logits) {
+void Generator::Batch::accept(Sequence& sequence, int64_t row, const float* logits) {
   if (sequence.request.max_new_tokens == 0) {
     sequence.finish_empty();
     return;
   }
   piece_.clear();
-  sequence.accept(logits, &piece_);
+  try {
+    sequence.accept(logits, &piece_);
+  } catch (const UnusableLogitsError&) {
+    cache_.erase_row(row);  // its keys and values are no better, and must not be reused
+    throw;
+  }
   if (on_text_ && on_text_(sequence.index, piece_, sequence.last_token())) {
     piece_.clear();
     sequence.cancel(&piece_);

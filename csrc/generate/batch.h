@@ -28,7 +28,8 @@ class Generator::Batch {
   void decode_step();
   // Takes finished sequences out and closes the gaps.
   void compact();
-  void accept(Sequence& sequence, const float* logits);
+  // Chooses the next token of the sequence in `row` from logits [vocab], and reports its text.
+  void accept(Sequence& sequence, int64_t row, const float* logits);
   void cancel(Sequence& sequence);
   void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
   bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }

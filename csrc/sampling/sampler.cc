@@ -5,7 +5,6 @@
 #include <limits>
 #include <string>
 
-#include "common/error.h"
 #include "sampling/philox.h"
 
 namespace qwen2vl {
@@ -20,12 +19,13 @@ Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, const char* 
   const bool has_nan = std::any_of(logits, logits + vocab, [](float logit) { return std::isnan(logit); });
   const bool has_infinity =
       std::any_of(logits, logits + vocab, [](float logit) { return logit == INFINITY; });
-  throw Error(std::string(what) +
-              (has_nan        ? " NaN"
-               : has_infinity ? " infinite"
-                              : " only -infinity as") +
-              " logits at step " + std::to_string(step) +
-              (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : ""));
+  throw UnusableLogitsError(
+      std::string(what) +
+      (has_nan        ? " NaN"
+       : has_infinity ? " infinite"
+                      : " only -infinity as") +
+      " logits at step " + std::to_string(step) +
+      (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : ""));
 }
 
 }  // namespace

@@ -4,12 +4,20 @@
 #include <optional>
 #include <vector>
 
+#include "common/error.h"
 #include "sampling/logits.h"
 #include "sampling/penalties.h"
 #include "sampling/sampling_options.h"
 #include "sampling/token_filter.h"
 
 namespace qwen2vl {
+
+// The logits hold NaN or +infinity, or nothing but -infinity: there is no next token. Reaches Python as
+// Qwen2VLError.
+class UnusableLogitsError : public Error {
+ public:
+  using Error::Error;
+};
 
 struct TokenLogprob {
   int32_t id;
@@ -31,8 +39,7 @@ class Sampler {
   // prompt [tokens] counts for the repetition penalty. Throws InputError for bad options or ids beyond vocab.
   Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens);
 
-  // The next token for logits [vocab]. Throws Error when they hold NaN or +infinity, or nothing but
-  // -infinity.
+  // The next token for logits [vocab]. Throws UnusableLogitsError.
   SampledToken sample(const float* logits);
 
   int64_t vocab() const { return vocab_; }

@@ -107,6 +107,17 @@ def test_nan_logits_in_the_middle(toy):
         toy.generate(TEXT)
 
 
+def test_nan_in_the_cache_does_not_outlive_its_answer(toy):
+    """Keys and values of an answer that overflowed are forgotten, and zeroed."""
+    overflowing = PICTURE.request(embeddings=[np.full((6, HIDDEN), np.nan, np.float32)])
+    with pytest.raises(Qwen2VLError, match="NaN logits at step 0"):
+        toy.generator.generate([overflowing])
+    assert toy.cached_prefix(PICTURE) == 0
+    assert np.isfinite(toy.cache.keys(0)).all()
+    assert np.isfinite(toy.cache.values(1)).all()
+    assert toy.generate(PICTURE).token_ids == reference_answer(toy.model, PICTURE, 12)
+
+
 def test_an_executor_without_run_is_an_error(toy):
     class Empty(_core.Executor):
         pass
