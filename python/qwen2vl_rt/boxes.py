@@ -74,7 +74,7 @@ def parse_boxes(text: str, sizes: Sequence[tuple[int, int]], kinds: Sequence[str
         for word, wanted in (("Picture", "image"), ("Video", "video"))
     }
     picture = len(sizes) - 1
-    label, joint = None, -1  # the label in force, and where its last box or the label itself ends
+    label, joint = None, 0  # the label in force, and where its last box or the label itself ends
     boxes = []
     for match in _TOKEN.finditer(text):
         if match["kind"]:
@@ -84,7 +84,7 @@ def parse_boxes(text: str, sizes: Sequence[tuple[int, int]], kinds: Sequence[str
         elif match["label"] is not None:
             label, joint = match["label"].strip(), match.end()
         else:
-            if not _JOINT.fullmatch(text, max(joint, 0), match.start()) or joint < 0:
+            if not _JOINT.fullmatch(text, joint, match.start()):
                 label = None
             joint = match.end()
             boxes.append(_box(label, [int(value) for value in match.groups()[1:5]], sizes[picture], picture))

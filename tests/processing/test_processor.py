@@ -150,9 +150,9 @@ def test_random_conversations(processor, reference, parts):
 
 def test_a_prompt_with_pictures_is_the_published_message(processor):
     visuals = {"images": [noise(1, 60, 60)], "videos": [[noise(2, 60, 60)]]}
-    plain = processor.prepare("What?", **visuals, system="Be brief.")
+    plain = processor.prepare("What?", **visuals, system=" Be brief.\n")
     content = [image(1, 60, 60), video(2, 1, 60, 60), text("What?")]
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    messages = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": content}]
     listed = processor.prepare(messages)
     np.testing.assert_array_equal(plain.token_ids, listed.token_ids)
     assert [visual.digest for visual in plain.visuals] == [visual.digest for visual in listed.visuals]

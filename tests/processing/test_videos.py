@@ -1,6 +1,7 @@
 """Videos: which frames come out, by seeking and by counting, from files and lists; and what is refused."""
 
 import base64
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -118,6 +119,30 @@ def test_skipped_parts_are_not_decoded(files, monkeypatch):
     with open_video(files["h264.mp4"], VisualOptions(nframes=2)) as clip:
         assert indices(clip) == [0, 59]
     assert len(set(decoded)) < 30
+
+
+def test_a_search_that_lands_early(files, monkeypatch):
+    """A container may go to a keyframe before the one that was asked for."""
+    original = video_file.VideoFile._container
+
+    class Early:
+        def __init__(self, container):
+            self.container = container
+
+        def seek(self, time, **options):
+            self.container.seek(0, **options)
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+    @contextlib.contextmanager
+    def early(self):
+        with original(self) as (container, stream):
+            yield Early(container), stream
+
+    monkeypatch.setattr(video_file.VideoFile, "_container", early)
+    with open_video(files["h264.mp4"], VisualOptions(nframes=4)) as clip:
+        assert indices(clip) == [0, 20, 39, 59]
 
 
 @pytest.mark.parametrize("form", ["str", "path", "url", "bytes", "file", "data"])

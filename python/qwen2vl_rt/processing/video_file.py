@@ -143,7 +143,7 @@ class VideoFile:
             for frame in container.decode(stream):
                 shown = self._index(frame.pts)
                 if keyframe is not None and frame.pts < keyframe:
-                    continue  # shown before the keyframe, it may refer to frames that were skipped
+                    continue  # the search may land early; going to the keyframe again would not end
                 if frame.pts > targets[position]:
                     raise IndexMismatchError
                 while targets[position] == frame.pts:
