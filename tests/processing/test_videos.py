@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import http.server
 import io
 import struct
+import threading
 import tracemalloc
 
 import av
@@ -16,7 +18,7 @@ from PIL import Image
 from support.preparation import PREPROCESSOR, noise
 
 from qwen2vl_rt.errors import VideoError
-from qwen2vl_rt.processing import video_file
+from qwen2vl_rt.processing import video_file, videos
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.video_file import IndexMismatchError
@@ -159,6 +161,29 @@ def test_sources(files, form):
     }[form]
     with open_video(source, VisualOptions(nframes=4)) as clip:
         assert indices(clip) == [0, 20, 39, 59]
+
+
+def test_network(files, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(files["h264.mp4"].parent))
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with open_video(f"{address}/h264.mp4", VisualOptions(nframes=4)) as clip:
+            assert indices(clip) == [0, 20, 39, 59]
+        with pytest.raises(VideoError, match="answered 404"):
+            prepare_video(f"{address}/missing.mp4", VisualOptions(), SETTINGS)
+        monkeypatch.setattr(videos, "MAX_VIDEO_BYTES", 1000)
+        with pytest.raises(VideoError, match="the limit is 1000"):
+            prepare_video(f"{address}/h264.mp4", VisualOptions(), SETTINGS)
+        server.shutdown()
 
 
 def test_lists_and_arrays_of_frames(tmp_path):
