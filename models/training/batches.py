@@ -201,16 +201,17 @@ class Encoder:
                 yield from ((column, [thing]) for column, thing in zip(columns, turn.things, strict=True))
 
     def weights(self, answer: list[int]) -> list[float]:
-        """Long answers weigh less a token, and so do a coordinate's low digits, which are mostly noise."""
-        base = len(answer) ** -0.5
-        weights, inside = [base] * len(answer), False
+        """Long answers weigh less a token, and so do a coordinate's low digits, which are mostly noise.
+
+        The weight depends on the place in the number alone. If it depended on whether a digit or a comma is
+        there, it would shift the odds between them.
+        """
+        weights, inside, place = [len(answer) ** -0.5] * len(answer), False, 0
         for i, token in enumerate(answer):
+            if inside:
+                weights[i] *= (1.2, 0.8, 0.4, 0.4)[place]
             inside = (inside or token == self.special["box_start"]) and token != self.special["box_end"]
-            if inside and token in self.digits:
-                after = 0  # digits that follow in the same number
-                while answer[i + 1 + after] in self.digits:
-                    after += 1
-                weights[i] *= (0.15, 0.6, 1.2)[after]
+            place = place + 1 if token in self.digits else 0
         return weights
 
     def batch(self, samples: list[Sample]) -> Batch:

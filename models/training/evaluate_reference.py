@@ -26,7 +26,7 @@ AXES = {"right": (0, 1, 2), "swapped": (0, 2, 1), "rotated": (1, 2, 0)}
 
 
 def scorer() -> ModuleType:
-    """qwen2vl_rt.evaluate, from the source folder where the package isn't built: it needs no compiled part."""
+    """qwen2vl_rt.evaluate, from the source folder if the package isn't built: it needs no compiled part."""
     try:
         import qwen2vl_rt  # noqa: F401
     except ImportError:

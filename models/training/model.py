@@ -68,6 +68,7 @@ def initial_weights(g: Geometry, seed: int = 0) -> Weights:
             out = name in ("attn.proj", "mlp.fc2")
             w[p + name + ".weight"] = normal(*shape) * (0.3 if out else 1.0)
             w[p + name + ".bias"] = torch.zeros(shape[0])
+    look_around(w, g)
     w["visual.merger.ln_q.weight"], w["visual.merger.ln_q.bias"] = torch.ones(d), torch.zeros(d)
     for name, shape in (("0", (4 * d, 4 * d)), ("2", (h, 4 * d))):
         w[f"visual.merger.mlp.{name}.weight"] = normal(*shape)
@@ -95,6 +96,26 @@ def initial_weights(g: Geometry, seed: int = 0) -> Weights:
                 w[p + name + ".bias"] = torch.zeros(shape[0])
     w["model.norm.weight"] = torch.ones(h)
     return w
+
+
+def look_around(w: Weights, g: Geometry) -> None:
+    """Point four heads of each of the first vision layers left, right, up and down.
+
+    A constant in the biases of q and k, turned by the rotary positions, is an attention to one relative
+    place: what a small tower needs to see strokes and outlines. Adds to w in place.
+    """
+    head_dim = g.vision_dim // g.vision_heads
+    quarter = head_dim // 4  # frequencies of an axis; rows come first
+    for layer in range(g.vision_layers - 2):
+        bias = w[f"visual.blocks.{layer}.attn.qkv.bias"].view(3, g.vision_heads, 2, 2, quarter)
+        far = 1 + layer // 2
+        for head, offset in enumerate(((0, -far), (0, far), (-far, 0), (far, 0))):
+            for axis in range(2):
+                for i, strength in enumerate((4.5, 3.5)):
+                    angle = torch.tensor(offset[axis] * 10000.0 ** (-i / quarter))
+                    bias[0, head, 0, axis, i] += strength * angle.cos()
+                    bias[0, head, 1, axis, i] += strength * angle.sin()
+                    bias[1, head, 0, axis, i] += strength
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
