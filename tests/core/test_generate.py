@@ -186,6 +186,15 @@ def test_the_callback_ends_only_its_own_answer(toy):
     assert second.token_ids == reference_answer(toy.model, PICTURE, 12)
 
 
+def test_the_callback_cannot_end_what_has_ended(toy):
+    def always(*_):
+        return True
+
+    assert toy.generate(TEXT, max_new_tokens=1, on_text=always).finish_reason == "length"
+    stop = toy.generate(TEXT, max_new_tokens=1).token_ids
+    assert toy.generate(TEXT, stop_ids=stop, on_text=always).finish_reason == "stop"
+
+
 def test_seed_gives_the_same_answer_alone_and_in_any_row(toy):
     options = {"sampling": _core.SamplingOptions(temperature=1.0, seed=42)}
     alone = toy.generate(TEXT, **options).token_ids

@@ -173,6 +173,23 @@ def test_cancel_during_decode_returns_the_part_so_far(toy):
     assert len(results[1].token_ids) == 5
 
 
+def test_held_back_text_of_a_cancelled_answer_comes_in_one_more_call(toy):
+    full = toy.generate(TEXT, max_new_tokens=4, keep_special=True).text
+    cancel = _core.CancelToken()
+    calls = []
+
+    def on_text(index, piece, token_id):
+        calls.append((piece, token_id))
+        if len(calls) == 4:
+            cancel.cancel()
+
+    stop = full[-1] + "never comes"
+    result = toy.generate(TEXT, stop_strings=[stop], keep_special=True, on_text=on_text, cancel=cancel)
+    assert (result.finish_reason, result.text) == ("cancelled", full)
+    assert calls[4:] == [(full[-1], -1)]
+    assert "".join(piece for piece, _ in calls) == full
+
+
 def test_cancel_from_another_thread(toy):
     cancel = _core.CancelToken()
     toy.executor.before_run = lambda step: time.sleep(0.002)
