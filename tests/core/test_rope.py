@@ -232,3 +232,25 @@ def test_vision_rope_table_equals_the_reference(grid_h, grid_w, head_dim):
 def test_vision_rope_table_refuses_wrong_grids(grid):
     with pytest.raises(InputError):
         _core.vision_rope_table(*grid)
+
+
+_size = st.one_of(st.integers(-3, 9), st.sampled_from([2**31, 2**62, 2**63 - 1, -(2**63)]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from([1, IMAGE, VIDEO]), max_size=20),
+    st.lists(st.tuples(_size, _size, _size), max_size=4),
+    st.integers(-1, 3),
+)
+def test_any_tokens_and_grids_are_placed_or_refused(ids, grids, merge_size):
+    try:
+        positions, delta = _core.mrope_positions(ids, grids, IMAGE, VIDEO, merge_size)
+    except InputError:
+        return
+    assert (
+        sum(t * h * w for t, h, w in grids)
+        == ids.count(IMAGE) * merge_size**2 + ids.count(VIDEO) * merge_size**2
+    )
+    assert positions.shape == (3, len(ids))
+    assert delta == (positions.max(initial=-1) + 1) - len(ids)
