@@ -51,18 +51,24 @@ def random_shape(seed: int) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=SEEDS, ids=lambda seed: f"seed{seed}")
+@pytest.fixture(scope="module", params=[*SEEDS, "tiny"], ids=lambda which: f"model-{which}")
 def pair(request, tmp_path_factory) -> Pair:
-    folder = tmp_path_factory.mktemp(f"model{request.param}")
-    config = json.loads((TINY / "config.json").read_text())
-    ids = {name: config[name] for name in config if name.endswith("_token_id")}
-    model = random_model(
-        request.param, vocab_size=config["vocab_size"], special_ids=ids, **random_shape(request.param)
-    )
-    checkpoint = save_checkpoint(model, folder / "checkpoint", tokenizer=TINY)
+    """Random models of many shapes, and the trained tiny checkpoint."""
+    folder = tmp_path_factory.mktemp(f"model-{request.param}")
+    if request.param == "tiny":
+        checkpoint, model = TINY, None
+    else:
+        checkpoint, model = random_checkpoint(request.param, folder)
     export_checkpoint(checkpoint, folder / "bundle", "fp32")
     with Session(folder / "bundle", max_length=1024, max_batch=3, threads=2) as session:
         yield Pair(Reference(checkpoint, model), session)
+
+
+def random_checkpoint(seed: int, folder: Path) -> tuple[Path, torch.nn.Module]:
+    config = json.loads((TINY / "config.json").read_text())
+    ids = {name: config[name] for name in config if name.endswith("_token_id")}
+    model = random_model(seed, vocab_size=config["vocab_size"], special_ids=ids, **random_shape(seed))
+    return save_checkpoint(model, folder / "checkpoint", tokenizer=TINY), model
 
 
 def ask(text: str, *visuals: dict) -> list[dict]:
