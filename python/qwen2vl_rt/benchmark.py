@@ -170,12 +170,12 @@ def steps(workload: Workload) -> int:
 
 
 def measure_limits(threads: int) -> Limits:
-    """Measure memory reading and the engine's float32 matrix product."""
+    """Measure memory reading and the engine's float32 matrix product: the best of a few, for they are limits."""
     workers = threads or len(_cores())
     block = np.ones(256 << 20, np.uint8).view(np.uint64)
     slices = np.array_split(block, workers)
     with ThreadPoolExecutor(workers) as pool:
-        seconds = _median(lambda: list(pool.map(np.add.reduce, slices)))
+        seconds = min(_seconds(lambda: list(pool.map(np.add.reduce, slices))))
     size = 2048
     value = helper.make_tensor_value_info
     model = helper.make_model(
@@ -192,7 +192,7 @@ def measure_limits(threads: int) -> Limits:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     matrix = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
-    product = _median(lambda: session.run(None, {"a": matrix, "b": matrix}))
+    product = min(_seconds(lambda: session.run(None, {"a": matrix, "b": matrix})))
     return Limits(block.nbytes / seconds, 2 * size**3 / product)
 
 
@@ -232,14 +232,18 @@ def _random_visual(geometry: Geometry, width: int, height: int, rng: np.random.G
 
 
 def _median(call: Callable[[], object]) -> float:
-    """Median seconds of REPEATS calls after one that warms up."""
+    return statistics.median(_seconds(call))
+
+
+def _seconds(call: Callable[[], object]) -> list[float]:
+    """Seconds of REPEATS calls after one that warms up."""
     call()
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return seconds
 
 
 def _cores() -> set[int]:
