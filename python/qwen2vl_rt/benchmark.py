@@ -170,7 +170,7 @@ def steps(workload: Workload) -> int:
 
 
 def measure_limits(threads: int) -> Limits:
-    """Measure memory reading and the engine's float32 matrix product: the best of a few, for they are limits."""
+    """Measure memory reading and the engine's float32 matrix product: limits, so the best of a few."""
     workers = threads or len(_cores())
     block = np.ones(256 << 20, np.uint8).view(np.uint64)
     slices = np.array_split(block, workers)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.toy_decoder import (
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.errors import InputError, PromptTooLongError
+from tests.support.toy_decoder import (
     END,
     HIDDEN,
     IMAGE_PAD,
@@ -18,9 +21,6 @@ from support.toy_decoder import (
     Toy,
     reference_answer,
 )
-
-from qwen2vl_rt import _core
-from qwen2vl_rt.errors import InputError, PromptTooLongError
 
 TEXT = Prompt([1, 2, 3, 4, 5])
 PICTURE = Prompt([7, 8], (IMAGE_PAD, (1, 4, 6), 1), [9, 10, 11])

@@ -12,10 +12,10 @@ import weakref
 
 import numpy as np
 import pytest
-from support.toy_decoder import HIDDEN, IMAGE_PAD, Prompt, Toy, ToyExecutor, reference_answer
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, Qwen2VLError
+from tests.support.toy_decoder import HIDDEN, IMAGE_PAD, Prompt, Toy, ToyExecutor, reference_answer
 
 TEXT = Prompt([1, 2, 3, 4, 5])
 PICTURE = Prompt([7, 8], (IMAGE_PAD, (1, 4, 6), 1), [9, 10, 11])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.toy_decoder import IMAGE_PAD, VIDEO_PAD, Prompt, Toy, reference_answer
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
+from tests.support.toy_decoder import IMAGE_PAD, VIDEO_PAD, Prompt, Toy, reference_answer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="session")
 def pristine_checkpoint(tmp_path_factory) -> Path:
-    from support.random_model import random_model, save_checkpoint
+    from tests.support.random_model import random_model, save_checkpoint
 
     return save_checkpoint(random_model(21, layers=1, vision_depth=1), tmp_path_factory.mktemp("pristine"))
 

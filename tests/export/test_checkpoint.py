@@ -10,11 +10,11 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.random_model import random_model, save_checkpoint
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.bundle import DECODER_GRAPH, DECODER_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.errors import CheckpointError
+from tests.support.random_model import random_model, save_checkpoint
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

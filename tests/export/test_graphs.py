@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from support.portable_graphs import PortableDecoder, PortableVision, rope_tables, vision_rope_tables
 
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, VISION_GRAPH, Bundle
+from tests.support.portable_graphs import PortableDecoder, PortableVision, rope_tables, vision_rope_tables
 
 TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
 

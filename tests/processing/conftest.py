@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from support.preparation import PREPROCESSOR, TEMPLATE, byte_level_tokenizer, geometry_for
 
 from qwen2vl_rt.processing import Processor
+from tests.support.preparation import PREPROCESSOR, TEMPLATE, byte_level_tokenizer, geometry_for
 
 
 @pytest.fixture(scope="session")

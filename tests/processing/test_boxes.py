@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import noise
 
 from qwen2vl_rt.boxes import Box, draw_boxes, parse_boxes
 from qwen2vl_rt.errors import InputError
+from tests.support.preparation import noise
 
 SIZE = (2000, 500)  # width, height
 

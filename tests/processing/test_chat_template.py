@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from support.preparation import TEMPLATE
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing.chat_template import ChatTemplate, find_template
+from tests.support.preparation import TEMPLATE
 
 CONVERSATIONS = [
     [{"role": "user", "content": "hello"}],

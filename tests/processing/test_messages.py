@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.preparation import noise
 
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.processing.messages import conversation
 from qwen2vl_rt.processing.options import VisualOptions
+from tests.support.preparation import noise
 
 PICTURE, OTHER = noise(1, 30, 30), noise(2, 40, 40)
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import noise
 from transformers.image_utils import load_image
 
 from qwen2vl_rt.errors import PictureError
 from qwen2vl_rt.processing import load_picture, pictures
+from tests.support.preparation import noise
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

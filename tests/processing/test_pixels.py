@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import PREPROCESSOR, noise
 from transformers import Qwen2VLImageProcessor
 
 from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.visuals import prepare_picture, prepare_video
+from tests.support.preparation import PREPROCESSOR, noise
 
 # The size in pixels of a picture, thin ones among them; up to the aspect ratio of 200.
 sizes = st.one_of(

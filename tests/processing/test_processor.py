@@ -11,11 +11,11 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import PREPROCESSOR, TEMPLATE, geometry_for, noise
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor
 
 from qwen2vl_rt.errors import BundleError, InputError, PictureError, PromptTooLongError, VideoError
 from qwen2vl_rt.processing import Processor
+from tests.support.preparation import PREPROCESSOR, TEMPLATE, geometry_for, noise
 
 
 class ReferenceVideos:

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import noise
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.processing.patches import pillow_starts_vertically
+from tests.support.preparation import noise
 
 # Small sides are as likely as large ones.
 side = st.one_of(st.integers(1, 8), st.integers(1, 64), st.integers(1, 700))

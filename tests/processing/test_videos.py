@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.preparation import PREPROCESSOR, noise
 
 from qwen2vl_rt.errors import VideoError
 from qwen2vl_rt.processing import video_file, videos
@@ -24,6 +23,7 @@ from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.video_file import IndexMismatchError
 from qwen2vl_rt.processing.videos import open_video
 from qwen2vl_rt.processing.visuals import prepare_video
+from tests.support.preparation import PREPROCESSOR, noise
 
 SIZE = (64, 48)  # width, height
 SETTINGS = PixelSettings.from_config(PREPROCESSOR)
