@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_rt.boxes import Box, parse_boxes
 from qwen2vl_rt.errors import InputError
 
 QUESTIONS = "questions.jsonl"
 
 Message = dict[str, Any]
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+Edges = tuple[float, float, float, float]  # x1, y1, x2, y2
 
-_BOX = re.compile(r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)")
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 _GROUNDING = re.compile(r"<\|(?:object_ref|box|quad)_(?:start|end)\|>")
 
@@ -43,7 +43,7 @@ class Example:
     @property
     def box(self) -> Box | None:
         """The expected box, 0..999 of each side, where the answer is one."""
-        boxes = parse_boxes(self.answer)
+        boxes = _boxes(self.answer)
         return boxes[0] if boxes else None
 
 
@@ -165,10 +165,10 @@ def judge(example: Example, got: str) -> Verdict:
     if expected_box is None:
         right = plain_text(got) == plain_text(example.answer)
         return Verdict(example.id, example.task, example.answer, got, right)
-    boxes = parse_boxes(got)
-    overlap = iou(expected_box, boxes[0]) if len(boxes) == 1 else 0.0
-    same_name = _BOX.sub("", plain_text(got)) == _BOX.sub("", plain_text(example.answer))
-    return Verdict(example.id, example.task, example.answer, got, same_name and overlap >= 0.5, overlap)
+    boxes = _boxes(got)
+    overlap = iou(expected_box.normalized, boxes[0].normalized) if len(boxes) == 1 else 0.0
+    right = overlap >= 0.5 and boxes[0].label == expected_box.label
+    return Verdict(example.id, example.task, example.answer, got, right, overlap)
 
 
 def plain_text(answer: str) -> str:
@@ -178,12 +178,12 @@ def plain_text(answer: str) -> str:
     return _GROUNDING.sub("", answer).strip()
 
 
-def parse_boxes(answer: str) -> list[Box]:
-    """Every (x1,y1),(x2,y2) of an answer."""
-    return [tuple(float(edge) for edge in found) for found in _BOX.findall(answer)]
+def _boxes(answer: str) -> list[Box]:
+    """The answer's boxes; how large the picture is doesn't matter to their overlap."""
+    return parse_boxes(answer, [(1000, 1000)])
 
 
-def iou(a: Box, b: Box) -> float:
+def iou(a: Edges, b: Edges) -> float:
     """Shared area over the area of both; 0 for a box that is empty or turned inside out."""
     area_a, area_b = (
         (box[2] - box[0]) * (box[3] - box[1]) if box[0] < box[2] and box[1] < box[3] else 0.0
