@@ -21,6 +21,7 @@ from typing import Any
 
 from qwen2vl_rt.boxes import Box, parse_boxes
 from qwen2vl_rt.errors import InputError
+from qwen2vl_rt.progress import progress_bar
 
 QUESTIONS = "questions.jsonl"
 
@@ -140,7 +141,7 @@ def score(
 ) -> Report:
     """Ask every question through `answer`, which returns the answer's text with special tokens kept."""
     report = Report()
-    bar = _progress_bar(len(examples)) if progress else None
+    bar = progress_bar("evaluate", len(examples), unit="question") if progress else None
     for example in examples:
         began = time.perf_counter()
         got = answer(example.messages)
@@ -205,9 +206,3 @@ def _summary(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
         "mean_iou": sum(ious) / len(ious) if ious else None,
         "iou_50": sum(value >= 0.5 for value in ious) / len(ious) if ious else None,
     }
-
-
-def _progress_bar(total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="evaluating", unit="question")
