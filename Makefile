@@ -9,7 +9,7 @@ TINY   := $(OUT)/tiny-fp32
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' 2>/dev/null)
 
-.PHONY: demo test lint format test-sanitize clean
+.PHONY: demo eval test lint format test-sanitize clean
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
@@ -27,13 +27,16 @@ $(VENV)/installed-lint: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check clang-format==19.1.7 ruff==0.17.6
 	touch $@
 
-# --- the two commands of README -------------------------------------------------------------------------------
+# --- the two commands of README; eval scores the tiny checkpoint by task -------------------------------------------------------------------------------
 
 $(TINY)/manifest.json: $(VENV)/installed $(wildcard models/tiny/*.*)
 	$(BIN)/qwen2vl-export --checkpoint models/tiny --precision fp32 --output $(TINY) --force
 
 demo: $(TINY)/manifest.json
 	$(BIN)/python models/demo.py $(TINY) --output $(OUT)/demo
+
+eval: $(TINY)/manifest.json
+	$(BIN)/qwen2vl eval $(TINY) --set models/tiny/eval --json $(OUT)/eval.json
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
