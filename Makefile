@@ -27,7 +27,7 @@ $(VENV)/installed-lint: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check clang-format==19.1.7 ruff==0.17.6
 	touch $@
 
-# --- the two commands of README; eval scores the tiny checkpoint by task -------------------------------------------------------------------------------
+# --- the two commands of README; eval scores the tiny checkpoint by task -------------------------------------
 
 $(TINY)/manifest.json: $(VENV)/installed $(wildcard models/tiny/*.*)
 	$(BIN)/qwen2vl-export --checkpoint models/tiny --precision fp32 --output $(TINY) --force
