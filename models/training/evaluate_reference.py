@@ -98,12 +98,16 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("examples", type=Path)
     parser.add_argument("--positions", choices=("right", "flat", "swapped", "rotated"), default="right")
+    parser.add_argument("--tasks", help="only these, separated by commas")
     parser.add_argument("--json", type=Path, help="write the report here too")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     evaluate = scorer()
-    report = evaluate.score(evaluate.load_examples(args.examples), Reference(args.checkpoint, args.positions))
+    examples = evaluate.load_examples(args.examples)
+    if args.tasks:
+        examples = [example for example in examples if example.task in args.tasks.split(",")]
+    report = evaluate.score(examples, Reference(args.checkpoint, args.positions))
     print(report.table())
     if args.json:
         args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")

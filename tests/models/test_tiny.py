@@ -79,8 +79,7 @@ def test_transformers_answers_a_few_questions(examples):
 
     torch.set_num_threads(2)
     few = {
-        task: [e for e in examples if e.task == task][:4]
-        for task in ("colour", "reading", "exists", "refusal")
+        task: [e for e in examples if e.task == task][:4] for task in ("colour", "count", "exists", "refusal")
     }
     report = evaluate.score([e for group in few.values() for e in group], Reference(TINY), progress=False)
     assert report.tasks()["all"]["accuracy"] >= 0.5, report.mistakes()
