@@ -84,7 +84,8 @@ class Writer:
             size = (width - int(rng.integers(14)), height - int(rng.integers(14))) if resize else None
             names = [self.picture(frame, size) for frame in block.frames]
             if block.is_video:
-                content.append({"type": "video", "video": names})
+                # The model's utilities enlarge frames to 128 visual tokens; this model learnt small ones.
+                content.append({"type": "video", "video": names, "min_pixels": 56 * 56})
             else:
                 content.append({"type": "image", "image": names[0]})
         for turn in turns:
