@@ -32,7 +32,7 @@ def test_same_seed_same_sample(kind):
 def test_sides_are_whole_cells_and_labels_fit(kind):
     for seed in range(8):
         sample = draw(kind, seed)
-        assert sample.turns
+        assert sample.turns or kind == "drill"
         for block in sample.blocks:
             frames, height, width, channels = block.frames.shape
             assert (frames == 1 or frames % 2 == 0) and channels == 3
