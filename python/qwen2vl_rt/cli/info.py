@@ -63,7 +63,6 @@ def _runtime(backend: str) -> dict[str, Any]:
         "qwen2vl_rt": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "compiled_with_cuda": False,
     }
     for package in ("onnxruntime", "onnxruntime-gpu", "numpy"):
         try:
@@ -82,7 +81,7 @@ def _print(report: dict[str, Any], plan: str | None) -> None:
     runtime = report["runtime"]
     backend = runtime["backend"]
     engine = runtime["onnxruntime"] or runtime["onnxruntime-gpu"] or "not installed"
-    print(f"qwen2vl_rt {runtime['qwen2vl_rt']} (CPU only build), ONNX Runtime {engine}, {runtime['machine']}")
+    print(f"qwen2vl_rt {runtime['qwen2vl_rt']}, ONNX Runtime {engine}, {runtime['machine']}")
     print(f"backend: {backend['name'] or 'none'} ({backend['reason']})")
     if "bundle" not in report:
         return
