@@ -1,7 +1,7 @@
 """Throw-away heads that say densely, at every visual token, what is there.
 
-They teach far faster than answers alone. On the vision tower's tokens: what covers each patch, the edges of
-They teach far faster than answers alone. On the vision tower's tokens: what covers each patch, edges of the
+They teach far faster than answers alone. On the vision tower's tokens: what covers each patch, and where the
+edges of the object there are. The tower can't know where in the picture a cell is (its rotary positions
 are relative); that comes from M-RoPE in the decoder, so the heads there ask for row, column, time, edges from
 the picture's corner, and the picture's size where an answer begins.
 """
