@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from qwen2vl_export.graph import Weight
-from qwen2vl_export.safetensors_file import StoredTensor, read_header
+from qwen2vl_export.group_quantized import GroupQuantized
+from qwen2vl_export.packed_layer import PARTS, PackedLayer
+from qwen2vl_export.quantization_config import QuantizationConfig
+from qwen2vl_export.safetensors_file import DTYPES, StoredTensor, read_header
 from qwen2vl_rt.errors import CheckpointError
 from qwen2vl_rt.geometry import Geometry
 
@@ -23,17 +27,23 @@ _RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: `tensors` by their published names, whatever layout the files use."""
+    """An opened checkpoint: `tensors` by their published names, whatever layout the files use.
+
+    `packed` holds the quantized layers of a GPTQ or AWQ checkpoint, by the published name of the weight that
+    each stands for.
+    """
 
     path: Path
     geometry: Geometry
     tensors: dict[str, StoredTensor]
+    packed: dict[str, PackedLayer]
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
         """Open the checkpoint in folder `path`: reads config.json and the headers of its safetensors files.
 
-        Raises CheckpointError if it is not a Qwen2-VL checkpoint, or a file is missing, damaged or truncated.
+        Raises CheckpointError if it is not a Qwen2-VL checkpoint, is quantized in a way that cannot be read,
+        or a file is missing, damaged or truncated.
         """
         path = Path(path)
         if not path.is_dir():
@@ -41,25 +51,31 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} {found}; expected a checkpoint folder with config.json and safetensors files"
             )
-        config, generation = path / "config.json", path / "generation_config.json"
+        file, generation = path / "config.json", path / "generation_config.json"
+        config = read_json(file)
         geometry = Geometry.from_config(
-            read_json(config), read_json(generation) if generation.exists() else None, str(config)
+            config, read_json(generation) if generation.exists() else None, str(file)
         )
-        return Checkpoint(path, geometry, _tensors(path))
+        quantization = QuantizationConfig.from_config(config, str(file))
+        tensors = _tensors(path)
+        return Checkpoint(path, geometry, tensors, _take_packed(tensors, quantization, file))
 
     def check(self, weights: Iterable[Weight]) -> None:
         """Compare the tensors with what the graphs take, before anything is written.
 
         Raises CheckpointError naming tensors that are missing, have another shape or format, or that no
-        graph takes.
+        graph takes. Of quantized layers the scales and zero points are read and checked as well.
         """
         wanted = {weight.source: weight.source_shape for weight in weights}
-        if missing := [name for name in wanted if name not in self.tensors]:
+        if missing := [name for name in wanted if name not in self.tensors and name not in self.packed]:
             raise CheckpointError(
                 f"{self.path}: {_counted(missing)} missing, the first: {_some(missing)}; "
                 "is the download complete, and is this a Qwen2-VL checkpoint?"
             )
         for name, shape in wanted.items():
+            if name in self.packed:
+                self.packed[name].check((shape[0], math.prod(shape[1:])))
+                continue
             tensor = self.tensors[name]
             if tensor.shape != shape:
                 raise CheckpointError(
@@ -71,7 +87,7 @@ class Checkpoint:
             self.tensors[name].name
             for name in self.tensors
             if name not in wanted and not self._harmless(name)
-        ]
+        ] + [layer.name for name, layer in self.packed.items() if name not in wanted]
         if extra:
             raise CheckpointError(
                 f"{self.path}: {_counted(extra)} not part of a Qwen2-VL model of these sizes, "
@@ -80,14 +96,32 @@ class Checkpoint:
             )
 
     def read_rows(self, weight: Weight, start: int, stop: int) -> np.ndarray:
-        """Read rows of a weight's source, as the matrix [stop - start, weight.columns]."""
+        """Read rows of a weight's source, as the matrix [stop - start, weight.columns].
+
+        A quantized layer's come dequantized, in float32.
+        """
+        if layer := self.packed.get(weight.source):
+            return layer.read(start, stop).dequantized()
         return self.tensors[weight.source].read(start, stop).reshape(stop - start, weight.columns)
 
+    def quantized(self, source: str) -> GroupQuantized | None:
+        """Return the weight `source` as the checkpoint quantized it, or None if it did not."""
+        layer = self.packed.get(source)
+        return layer and layer.read(0, layer.outputs)
+
     def _harmless(self, name: str) -> bool:
-        """Return whether an unused tensor only repeats others: rotary tables, the tied table's twin."""
-        return name.endswith(".inv_freq") or (
-            name == "lm_head.weight" and self.geometry.decoder.tied_embedding
-        )
+        """Return whether an unused tensor changes nothing: rotary tables, the tied table's twin, and biases
+        of 0 that some quantizers give every layer.
+        """
+        if name.endswith(".inv_freq"):
+            return True
+        if name == "lm_head.weight":
+            return self.geometry.decoder.tied_embedding
+        layer, _, part = name.rpartition(".")
+        if part == "bias" and f"{layer}.weight" in self.packed:
+            bias = self.tensors[name]
+            return bias.dtype in DTYPES and len(bias.shape) == 1 and not bias.read(0, bias.shape[0]).any()
+        return False
 
 
 def read_json(file: Path) -> Any:
@@ -111,6 +145,27 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
                 raise CheckpointError(f"{file}: tensor {name} is also in {tensors[published].file}")
             tensors[published] = tensor
     return tensors
+
+
+def _take_packed(
+    tensors: dict[str, StoredTensor], quantization: QuantizationConfig | None, config: Path
+) -> dict[str, PackedLayer]:
+    """Move the parts of quantized layers out of `tensors` and return the layers by their weights' names."""
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name in list(tensors):
+        layer, _, part = name.rpartition(".")
+        if part in PARTS:
+            parts.setdefault(layer, {})[part] = tensors.pop(name)
+    for layer, found in parts.items():
+        tensor = next(iter(found.values()))
+        if quantization is None:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} belongs to a quantized layer, but {config} has no "
+                "quantization_config; is it the one of these weights?"
+            )
+        if f"{layer}.weight" in tensors:
+            raise CheckpointError(f"{tensor.file}: layer {layer} has both a weight and quantized parts")
+    return {f"{layer}.weight": PackedLayer(layer, found, quantization) for layer, found in parts.items()}
 
 
 def _files(path: Path) -> list[Path]:

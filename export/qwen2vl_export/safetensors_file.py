@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,16 @@ class StoredTensor:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name} has format {self.dtype}, "
                 f"expected one of {', '.join(DTYPES)}; "
-                "quantized checkpoints cannot be exported, use the unquantized release"
+                "of quantized checkpoints the GPTQ and AWQ layouts can be read"
             )
         return DTYPES[self.dtype]
+
+    @property
+    def words(self) -> np.dtype:
+        """Numpy's type of packed codes. Raises CheckpointError if they are no 32-bit integers."""
+        if self.dtype != "I32":
+            raise CheckpointError(f"{self.file}: tensor {self.name} has format {self.dtype}, expected I32")
+        return np.dtype(np.uint32)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read the rows `start` to `stop`: an array [stop - start, *shape[1:]].
@@ -57,19 +65,40 @@ class StoredTensor:
         Raises CheckpointError if the file does not hold them or they are not floating-point numbers.
         """
         rows = np.empty((stop - start, *self.shape[1:]), self.number)
+        self._fill([rows], start * math.prod(self.shape[1:]), 0)
+        return rows
+
+    def read_words(self, start: int, stop: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Read the rows `start` to `stop` of a tensor of 32-bit integers, as uint32; of a matrix, its columns
+        `first` to `last`.
+
+        Raises CheckpointError if the file does not hold them or they are no 32-bit integers.
+        """
+        width = math.prod(self.shape[1:])
+        last = width if last is None else last
+        rows = np.empty((stop - start, last - first), self.words)
+        if last - first == width:
+            self._fill([rows], start * width, 0)
+            return rows.reshape(stop - start, *self.shape[1:])
+        self._fill(rows, start * width + first, width)
+        return rows
+
+    def _fill(self, blocks: Iterable[np.ndarray], position: int, step: int) -> None:
+        """Read into contiguous `blocks` from the tensor's numbers `position`, `position` + `step`, ... on."""
         try:
             with open(self.file, "rb", buffering=0) as stream:
-                stream.seek(self.offset + start * math.prod(self.shape[1:]) * rows.itemsize)
-                view, read = memoryview(rows.reshape(-1).view(np.uint8)), 0
-                while read < len(view):
-                    if not (count := stream.readinto(view[read:])):
-                        raise CheckpointError(
-                            f"{self.file} is truncated in tensor {self.name}; download it again"
-                        )
-                    read += count
+                for block in blocks:
+                    stream.seek(self.offset + position * block.itemsize)
+                    view, read = memoryview(block.reshape(-1).view(np.uint8)), 0
+                    while read < len(view):
+                        if not (count := stream.readinto(view[read:])):
+                            raise CheckpointError(
+                                f"{self.file} is truncated in tensor {self.name}; download it again"
+                            )
+                        read += count
+                    position += step
         except OSError as error:
             raise CheckpointError(f"{self.file} cannot be read: {error.strerror}") from error
-        return rows
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
