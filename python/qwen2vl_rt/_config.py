@@ -97,13 +97,6 @@ def _require_qwen2_vl(root: Fields) -> None:
         )
     text = root.child("text_config") if root.has("text_config") else root
     vision = root.child("vision_config")
-    if root.has("quantization_config"):
-        method = Fields(root.get("quantization_config", None), "quantization_config", CheckpointError).get(
-            "quant_method", None
-        )
-        raise CheckpointError(
-            f"{root.where}: the checkpoint is already quantized ({method!r}); use the unquantized release"
-        )
     for at, name, only in (
         (text, "hidden_act", "silu"),
         (vision, "hidden_act", "quick_gelu"),

@@ -90,7 +90,6 @@ def test_other_architectures_are_refused(changes):
 
 
 IMPOSSIBLE = {
-    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
     "sliding window": ({"use_sliding_window": True}, "use_sliding_window"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "rope type": ({"rope_scaling": {"type": "yarn", "mrope_section": [16, 24, 24]}}, "yarn"),
