@@ -13,16 +13,28 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from qwen2vl_export.graph import Graph
-from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING
+from qwen2vl_export.graph import Graph, Weight
+from qwen2vl_export.linear import linear, table, table_product
+from qwen2vl_export.precisions import FORMS
+from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS
 from qwen2vl_rt.geometry import DecoderGeometry
 
 EMBEDDING_SOURCE, LM_HEAD_SOURCE = "model.embed_tokens.weight", "lm_head.weight"
+LM_HEAD = "lm_head"
 
 
 def decoder_graph(geometry: DecoderGeometry, precision: str) -> Graph:
     """Return the decoder's graph, its weights declared; docs/bundle-format.md lists inputs and outputs."""
-    graph = Graph("decoder", precision, DECODER_WEIGHTS)
+    return _build(Graph("decoder", precision, DECODER_WEIGHTS, FORMS[precision].decoder), geometry)
+
+
+def prefill_graph(geometry: DecoderGeometry, precision: str) -> Graph | None:
+    """Return the decoder's graph again in the form for prompts, where the precision has one for them."""
+    form = FORMS[precision].prefill
+    return _build(Graph("prefill", precision, PREFILL_WEIGHTS, form), geometry) if form else None
+
+
+def _build(graph: Graph, geometry: DecoderGeometry) -> Graph:
     hidden, half = geometry.hidden_size, geometry.head_dim // 2
     cache = ["B", geometry.kv_heads, "S", geometry.head_dim]
 
@@ -48,6 +60,16 @@ def decoder_graph(geometry: DecoderGeometry, precision: str) -> Graph:
     return graph
 
 
+def embedding_weights(geometry: DecoderGeometry, precision: str) -> list[Weight]:
+    """Return what the embedding's file holds: the table, in the form that `lm_head` has.
+
+    The names are the graph's, so that a tied lm_head is these very weights.
+    """
+    graph = Graph("embedding", precision, EMBEDDING, FORMS[precision].decoder)
+    table(graph, LM_HEAD, EMBEDDING_SOURCE, geometry.vocab_size, geometry.hidden_size, EMBEDDING)
+    return graph.weights
+
+
 def _attention(
     graph: Graph,
     geometry: DecoderGeometry,
@@ -66,9 +88,9 @@ def _attention(
     heads, kv_heads = geometry.heads, geometry.kv_heads
 
     normed = _norm(graph, geometry, f"{name}.norm", x, f"model.layers.{layer}.input_layernorm")
-    q = graph.linear(f"{name}.q", normed, f"{source}.q_proj", hidden, heads * head_dim, bias=True)
-    k = graph.linear(f"{name}.k", normed, f"{source}.k_proj", hidden, kv_heads * head_dim, bias=True)
-    v = graph.linear(f"{name}.v", normed, f"{source}.v_proj", hidden, kv_heads * head_dim, bias=True)
+    q = linear(graph, f"{name}.q", normed, f"{source}.q_proj", hidden, heads * head_dim, bias=True)
+    k = linear(graph, f"{name}.k", normed, f"{source}.k_proj", hidden, kv_heads * head_dim, bias=True)
+    v = linear(graph, f"{name}.v", normed, f"{source}.v_proj", hidden, kv_heads * head_dim, bias=True)
 
     q = graph.to_heads(f"{name}.q", q, heads, head_dim)  # [B, heads, T, D]
     k = graph.to_heads(f"{name}.k", k, kv_heads, head_dim)  # [B, kv_heads, T, D]
@@ -95,7 +117,7 @@ def _attention(
         **float32_softmax(graph),
     )
     y = graph.from_heads(name, y, heads * head_dim)  # [B, T, heads * D]
-    y = graph.linear(f"{name}.o", y, f"{source}.o_proj", heads * head_dim, hidden, bias=False)
+    y = linear(graph, f"{name}.o", y, f"{source}.o_proj", heads * head_dim, hidden, bias=False)
     return graph.op("Add", f"{name}.residual", x, y)  # [B, T, H]
 
 
@@ -105,11 +127,13 @@ def _mlp(graph: Graph, geometry: DecoderGeometry, layer: int, x: str) -> str:
     hidden, width = geometry.hidden_size, geometry.mlp_size
 
     normed = _norm(graph, geometry, f"{name}.norm", x, f"model.layers.{layer}.post_attention_layernorm")
-    gate = graph.linear(f"{name}.gate", normed, f"{source}.gate_proj", hidden, width, bias=False)  # [B, T, M]
-    up = graph.linear(f"{name}.up", normed, f"{source}.up_proj", hidden, width, bias=False)  # [B, T, M]
+    gate = linear(
+        graph, f"{name}.gate", normed, f"{source}.gate_proj", hidden, width, bias=False
+    )  # [B, T, M]
+    up = linear(graph, f"{name}.up", normed, f"{source}.up_proj", hidden, width, bias=False)  # [B, T, M]
     silu = graph.op("Mul", f"{name}.silu", gate, graph.op("Sigmoid", f"{name}.sigmoid", gate))
     y = graph.op("Mul", f"{name}.product", silu, up)
-    y = graph.linear(f"{name}.down", y, f"{source}.down_proj", width, hidden, bias=False)
+    y = linear(graph, f"{name}.down", y, f"{source}.down_proj", width, hidden, bias=False)
     return graph.op("Add", f"{name}.residual", x, y)  # [B, T, H]
 
 
@@ -125,11 +149,11 @@ def _head(graph: Graph, geometry: DecoderGeometry, x: str, logit_rows: str) -> s
     x = graph.op("GatherND", "head.rows", x, rows, batch_dims=1)  # [B, K, H]
     x = _norm(graph, geometry, "head.norm", x, "model.norm")
     x = graph.op("Reshape", "head.flat", x, graph.integers(-1, hidden))  # [B*K, H]
-    if geometry.tied_embedding:
-        table = graph.weight("lm_head.weight", [vocab, hidden], EMBEDDING_SOURCE, file=EMBEDDING)
-    else:
-        table = graph.weight("lm_head.weight", [vocab, hidden], LM_HEAD_SOURCE)
-    x = graph.op("Gemm", "lm_head", x, table, transB=1)  # [B*K, V]
+    # Stored once: in the embedding's file where it is the embedding, and never with the prompt's weights.
+    source, file = (
+        (EMBEDDING_SOURCE, EMBEDDING) if geometry.tied_embedding else (LM_HEAD_SOURCE, DECODER_WEIGHTS)
+    )
+    x = table_product(graph, LM_HEAD, x, source, vocab, hidden, file)  # [B*K, V]
     shape = graph.op(
         "Concat",
         "head.shape",
@@ -137,7 +161,7 @@ def _head(graph: Graph, geometry: DecoderGeometry, x: str, logit_rows: str) -> s
         graph.integers(vocab),
         axis=0,
     )
-    if graph.precision == "fp32":
+    if graph.element_type == TensorProto.FLOAT:
         return graph.op("Reshape", "logits", x, shape)  # [B, K, V]
     x = graph.op("Reshape", "head.logits", x, shape)
     return graph.op("Cast", "logits", x, to=TensorProto.FLOAT)
@@ -154,4 +178,4 @@ def float32_softmax(graph: Graph) -> dict[str, int]:
 
     TensorRT's parser refuses the attribute (its kernels accumulate in float32 anyway): its lowering drops it.
     """
-    return {} if graph.precision == "fp32" else {"softmax_precision": TensorProto.FLOAT}
+    return {} if graph.element_type == TensorProto.FLOAT else {"softmax_precision": TensorProto.FLOAT}

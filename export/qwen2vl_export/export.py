@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import onnx
 
 from qwen2vl_export.bundle_writer import BundleWriter, check_target, writing
 from qwen2vl_export.checkpoint import Checkpoint, read_json
-from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
+from qwen2vl_export.decoder import decoder_graph, embedding_weights, prefill_graph
 from qwen2vl_export.errors import ExportError
 from qwen2vl_export.graph import Graph, Weight
+from qwen2vl_export.precisions import FORMS
+from qwen2vl_export.quantize.nearest import NearestSource
+from qwen2vl_export.sources import CheckpointSource, Source
 from qwen2vl_export.vision import vision_graph
-from qwen2vl_export.weights import Places, layout, write_weights
+from qwen2vl_export.weights import layout, write_weights
 from qwen2vl_rt import __version__
 from qwen2vl_rt.bundle import (
     CHAT_TEMPLATE,
@@ -22,6 +25,7 @@ from qwen2vl_rt.bundle import (
     EMBEDDING,
     GENERATION_CONFIG,
     PRECISIONS,
+    PREFILL_GRAPH,
     PREPROCESSOR_CONFIG,
     TOKENIZER,
     VISION_GRAPH,
@@ -56,33 +60,28 @@ def export_checkpoint(
     source = Checkpoint.open(checkpoint)
     geometry = source.geometry
 
-    decoder = decoder_graph(geometry.decoder, precision)
-    vision = vision_graph(geometry.vision, geometry.decoder.hidden_size, precision)
-    table_shape = (geometry.decoder.vocab_size, geometry.decoder.hidden_size)
-    table = Weight("embedding", table_shape, EMBEDDING_SOURCE, table_shape, transposed=False, file=EMBEDDING)
-    source.check([table, *decoder.weights, *vision.weights])
+    graphs = {
+        VISION_GRAPH: vision_graph(geometry.vision, geometry.decoder.hidden_size, precision),
+        DECODER_GRAPH: decoder_graph(geometry.decoder, precision),
+    }
+    if (prefill := prefill_graph(geometry.decoder, precision)) is not None:
+        graphs[PREFILL_GRAPH] = prefill
+    files = _by_file(embedding_weights(geometry.decoder, precision), graphs.values())
+    source.check([weight for weights in files.values() for weight in weights])
     settings = _settings(source.path)
 
-    # Weights by the file that holds them. A tied table is asked for twice, by the runtime and by the
-    # decoder's last product, and stored once.
-    by_file: dict[str, list[Weight]] = {EMBEDDING: [table]}
-    for weight in [*decoder.weights, *vision.weights]:
-        if weight.file != EMBEDDING:
-            by_file.setdefault(weight.file, []).append(weight)
-    total = sum(layout(weights, precision)[1] for weights in by_file.values())
+    total = sum(layout(weights)[1] for weights in files.values())
     if on_total:
         on_total(total)
 
     with writing(target, force, total + _SMALL_FILES_BYTES) as writer:
-        for file, weights in by_file.items():
+        numbers = _numbers(source, precision)
+        for file, weights in files.items():
             writer.files[file] = write_weights(
-                writer.folder / file, weights, source, precision, progress or (lambda count: None)
+                writer.folder / file, weights, numbers, progress or (lambda count: None)
             )
-        places = layout(by_file[decoder.weights_file], precision)[0]
-        if geometry.decoder.tied_embedding:
-            places["lm_head.weight"] = layout([table], precision)[0]["embedding"]
-        _write_graph(writer, DECODER_GRAPH, decoder, places)
-        _write_graph(writer, VISION_GRAPH, vision, layout(by_file[vision.weights_file], precision)[0])
+        for file, graph in graphs.items():
+            _write_graph(writer, file, graph, files)
         for file, data in settings.items():
             if isinstance(data, bytes):
                 writer.add(file, data)
@@ -92,8 +91,30 @@ def export_checkpoint(
     return Bundle.open(output)
 
 
-def _write_graph(writer: BundleWriter, file: str, graph: Graph, places: Places) -> None:
+def _by_file(embedding: list[Weight], graphs: Iterable[Graph]) -> dict[str, list[Weight]]:
+    """Return the weights by the file that holds them, in the order of writing.
+
+    What several graphs share is declared by each and stored once: a tied table, and the lm_head of both
+    decoders.
+    """
+    files: dict[str, dict[str, Weight]] = {EMBEDDING: {weight.name: weight for weight in embedding}}
+    for graph in graphs:
+        for weight in graph.weights:
+            files.setdefault(weight.file, {})[weight.name] = weight
+    return {file: list(weights.values()) for file, weights in files.items()}
+
+
+def _numbers(checkpoint: Checkpoint, precision: str) -> Source:
+    """Return what gives the weights' values in this precision."""
+    if FORMS[precision].table == "float":
+        return CheckpointSource(checkpoint)
+    return NearestSource(checkpoint)
+
+
+def _write_graph(writer: BundleWriter, file: str, graph: Graph, files: dict[str, list[Weight]]) -> None:
     """Write a graph and have ONNX check it, shapes included, beside its weights."""
+    layouts = {name: layout(files[name])[0] for name in {weight.file for weight in graph.weights}}
+    places = {weight.name: layouts[weight.file][weight.name] for weight in graph.weights}
     writer.add(file, graph.model(places).SerializeToString())
     onnx.checker.check_model(str(writer.folder / file), full_check=True)
 

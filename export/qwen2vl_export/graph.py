@@ -1,8 +1,8 @@
 """A small builder of ONNX graphs: readable names for nodes and tensors, and weights that stay on disk.
 
 A node and its (first) output share one name, `layers.3.attention.q`: lowering passes, profilers and people
-find things by it. A weight is only declared here: its name and shape in the graph, and the checkpoint's
-tensor that it comes from. `weights.py` writes the bytes later, one tensor at a time.
+find things by it. A weight is only declared here: its name, shape and format in the graph, and the
+checkpoint's tensor that it comes from. `weights.py` writes the bytes later, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
+from qwen2vl_export.precisions import BLOCK, ELEMENT_TYPES, FORMS
+
 OPSET = 24
 IR_VERSION = 12  # the one that opset 24 was released with; a newer one would shut out engines for nothing
-ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
+FOUR_BITS = (TensorProto.UINT4,)
 
 Dim = int | str
 
@@ -27,7 +29,9 @@ class Weight:
 
     `source` is the tensor's name in the published checkpoints and `source_shape` its shape there. It is
     read as a matrix [source_shape[0], rest]; `transposed` stores that matrix the other way round. `shape`
-    is the shape in the graph. `file` names the file of the bundle that holds the bytes.
+    and `element_type` are those in the graph. `file` names the file of the bundle that holds the bytes.
+
+    A quantized matrix is several of these with one source: its codes, `NAME.scale`, `NAME.zero_point`.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Weight:
     source_shape: tuple[int, ...]
     transposed: bool
     file: str
+    element_type: int = TensorProto.FLOAT
 
     @property
     def rows(self) -> int:
@@ -47,20 +52,32 @@ class Weight:
         """Columns of the source read as a matrix."""
         return math.prod(self.source_shape[1:])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes in its file; two numbers of 4 bits share one."""
+        count = math.prod(self.shape)
+        if self.element_type in FOUR_BITS:
+            return (count + 1) // 2
+        return count * helper.tensor_dtype_to_np_dtype(self.element_type).itemsize
+
 
 class Graph:
     """Collects nodes, constants, weights, inputs and outputs; `model()` makes the ONNX model of them.
 
-    Floating-point values have the graph's `precision` unless said otherwise.
+    `precision` is the bundle's; `linear_form` and `table_form` say what its matrices look like (`Forms`).
+    Floating-point values have the number format that goes with it unless said otherwise.
     """
 
-    def __init__(self, name: str, precision: str, weights_file: str):
+    def __init__(self, name: str, precision: str, weights_file: str, linear_form: str):
         self.name = name
-        self.precision = precision
         self.weights_file = weights_file
-        self.element_type = ELEMENT_TYPES[precision]
+        self.number_format = FORMS[precision].number
+        self.element_type = ELEMENT_TYPES[self.number_format]
+        self.linear_form = linear_form
+        self.table_form = FORMS[precision].table
         self.weights: list[Weight] = []
         self._nodes: list[onnx.NodeProto] = []
+        self._names: set[str] = set()
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -77,7 +94,12 @@ class Graph:
     def op(self, kind: str, name: str, *inputs: str, **attributes: object) -> str:
         """Add a node called `name` and return its output, of the same name. An empty input is left out."""
         self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        self._names.add(name)
         return name
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a node of that name."""
+        return name in self._names
 
     def split(self, name: str, x: str, outputs: Sequence[str]) -> list[str]:
         """Cut the last axis into equal parts."""
@@ -93,33 +115,69 @@ class Graph:
         return name
 
     def number(self, name: str, value: float) -> str:
-        """Return a constant scalar of the graph's precision."""
-        self._constants[name] = helper.make_tensor(name, self.element_type, [], [value])
+        """Return a constant scalar of the graph's number format."""
+        return self.constant(name, self.element_type, value)
+
+    def constant(self, name: str, element_type: int, value: float) -> str:
+        """Return a constant scalar."""
+        self._constants[name] = helper.make_tensor(name, element_type, [], [value])
         return name
 
-    def weight(self, name: str, shape: Sequence[int], source: str, file: str | None = None) -> str:
-        """Declare a weight that is stored as the checkpoint has it, a vector or a matrix of `shape`."""
-        shape = tuple(shape)
-        self.weights.append(Weight(name, shape, source, shape, False, file or self.weights_file))
-        return name
+    def weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        source: str,
+        file: str | None = None,
+        element_type: int | None = None,
+        source_shape: Sequence[int] | None = None,
+    ) -> str:
+        """Declare a weight that keeps the checkpoint's order of rows; its shape is `shape` in both unless
+        `source_shape` says otherwise.
+        """
+        return self._declare(name, shape, source, source_shape or shape, False, file, element_type)
 
-    def linear_weight(self, name: str, source: str, inputs: Sequence[int], outputs: int) -> str:
+    def linear_weight(
+        self, name: str, source: str, inputs: Sequence[int], outputs: int, element_type: int | None = None
+    ) -> str:
         """Declare a linear layer's matrix: [outputs, *inputs] in the checkpoint, [product of inputs,
         outputs] here.
 
         `MatMul` then takes it as it is, with one column an output.
         """
         shape = (math.prod(inputs), outputs)
-        self.weights.append(Weight(name, shape, source, (outputs, *inputs), True, self.weights_file))
-        return name
+        return self._declare(name, shape, source, (outputs, *inputs), True, None, element_type)
 
-    def linear(self, name: str, x: str, source: str, inputs: int, outputs: int, bias: bool) -> str:
-        """Add x @ W (+ b): [.., inputs] -> [.., outputs]. `source` is the checkpoint's name of the layer."""
-        weight = self.linear_weight(f"{name}.weight", f"{source}.weight", [inputs], outputs)
-        if not bias:
-            return self.op("MatMul", name, x, weight)
-        product = self.op("MatMul", f"{name}.product", x, weight)
-        return self.op("Add", name, product, self.weight(f"{name}.bias", [outputs], f"{source}.bias"))
+    def blocks(
+        self, name: str, source: str, rows: int, columns: int, element_type: int, file: str | None = None
+    ) -> str:
+        """Declare a matrix [rows, columns] that shares a scale and a zero point among BLOCK numbers of a row;
+        return it dequantized.
+        """
+        of_blocks = (rows, -(-columns // BLOCK))
+        for part, shape, kind in (
+            (name, (rows, columns), element_type),
+            (f"{name}.scale", of_blocks, TensorProto.FLOAT),
+            (f"{name}.zero_point", of_blocks, element_type),
+        ):
+            self.weight(part, shape, source, file, kind, (rows, columns))
+        parts = (name, f"{name}.scale", f"{name}.zero_point")
+        return self.op("DequantizeLinear", f"{name}.dequantized", *parts, axis=1, block_size=BLOCK)
+
+    def _declare(
+        self,
+        name: str,
+        shape: Sequence[int],
+        source: str,
+        source_shape: Sequence[int],
+        transposed: bool,
+        file: str | None,
+        element_type: int | None,
+    ) -> str:
+        file, element_type = file or self.weights_file, element_type or self.element_type
+        shape, source_shape = tuple(shape), tuple(source_shape)
+        self.weights.append(Weight(name, shape, source, source_shape, transposed, file, element_type))
+        return name
 
     def to_heads(self, name: str, x: str, heads: int, head_dim: int) -> str:
         """Split the last axis into heads: [B, T, heads * head_dim] -> [B, heads, T, head_dim]."""
@@ -146,7 +204,7 @@ class Graph:
         )
 
     def _initializer(self, weight: Weight, offset: int, length: int) -> onnx.TensorProto:
-        tensor = TensorProto(name=weight.name, data_type=self.element_type, dims=weight.shape)
+        tensor = TensorProto(name=weight.name, data_type=weight.element_type, dims=weight.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", weight.file), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from qwen2vl_export.decoder import float32_softmax
 from qwen2vl_export.graph import Graph
+from qwen2vl_export.linear import linear
+from qwen2vl_export.precisions import FORMS
 from qwen2vl_rt.bundle import VISION_WEIGHTS
 from qwen2vl_rt.geometry import VisionGeometry
 
 
 def vision_graph(geometry: VisionGeometry, hidden_size: int, precision: str) -> Graph:
     """Return the tower's graph, its weights declared; docs/bundle-format.md lists inputs and outputs."""
-    graph = Graph("vision", precision, VISION_WEIGHTS)
+    graph = Graph("vision", precision, VISION_WEIGHTS, FORMS[precision].vision)
     half = geometry.head_dim // 2
     patches = graph.input("patches", ["N", "P", geometry.patch_values])
     cos = graph.input("cos", ["N", "P", half])
@@ -47,7 +49,9 @@ def _attention(graph: Graph, geometry: VisionGeometry, block: int, x: str, cos: 
     width, heads, head_dim = geometry.embed_dim, geometry.heads, geometry.head_dim
 
     normed = _norm(graph, geometry, f"{name}.norm", x, f"{source}.norm1")
-    qkv = graph.linear(f"{name}.qkv", normed, f"{source}.attn.qkv", width, 3 * width, bias=True)  # [N, P, 3E]
+    qkv = linear(
+        graph, f"{name}.qkv", normed, f"{source}.attn.qkv", width, 3 * width, bias=True
+    )  # [N, P, 3E]
     q, k, v = graph.split(f"{name}.qkv.split", qkv, [f"{name}.q", f"{name}.k", f"{name}.v"])  # [N, P, E] each
 
     q, k, v = (graph.to_heads(part, part, heads, head_dim) for part in (q, k, v))  # [N, heads, P, D]
@@ -55,7 +59,7 @@ def _attention(graph: Graph, geometry: VisionGeometry, block: int, x: str, cos: 
     k = graph.op("RotaryEmbedding", f"{name}.k.rotated", k, cos, sin, interleaved=0)
     y = graph.op("Attention", f"{name}.scores", q, k, v, **float32_softmax(graph))
     y = graph.from_heads(name, y, width)  # [N, P, E]
-    y = graph.linear(f"{name}.proj", y, f"{source}.attn.proj", width, width, bias=True)
+    y = linear(graph, f"{name}.proj", y, f"{source}.attn.proj", width, width, bias=True)
     return graph.op("Add", f"{name}.residual", x, y)
 
 
@@ -65,10 +69,10 @@ def _mlp(graph: Graph, geometry: VisionGeometry, block: int, x: str) -> str:
     width, inner = geometry.embed_dim, geometry.mlp_size
 
     normed = _norm(graph, geometry, f"{name}.norm", x, f"{source}.norm2")
-    a = graph.linear(f"{name}.fc1", normed, f"{source}.mlp.fc1", width, inner, bias=True)
+    a = linear(graph, f"{name}.fc1", normed, f"{source}.mlp.fc1", width, inner, bias=True)
     steeper = graph.op("Mul", f"{name}.scaled", a, graph.number("constant.quick_gelu", 1.702))
     gelu = graph.op("Mul", f"{name}.quick_gelu", a, graph.op("Sigmoid", f"{name}.sigmoid", steeper))
-    y = graph.linear(f"{name}.fc2", gelu, f"{source}.mlp.fc2", inner, width, bias=True)
+    y = linear(graph, f"{name}.fc2", gelu, f"{source}.mlp.fc2", inner, width, bias=True)
     return graph.op("Add", f"{name}.residual", x, y)
 
 
@@ -77,9 +81,9 @@ def _merger(graph: Graph, geometry: VisionGeometry, x: str, hidden_size: int) ->
     width = geometry.embed_dim * geometry.merge_size**2
     x = _norm(graph, geometry, "merger.norm", x, "visual.merger.ln_q")
     x = graph.op("Reshape", "merger.joined", x, graph.integers(0, -1, width))  # [N, P/m^2, m*m*E]
-    x = graph.linear("merger.fc1", x, "visual.merger.mlp.0", width, width, bias=True)
+    x = linear(graph, "merger.fc1", x, "visual.merger.mlp.0", width, width, bias=True)
     x = graph.op("Gelu", "merger.gelu", x, approximate="none")
-    return graph.linear("visual_embeddings", x, "visual.merger.mlp.2", width, hidden_size, bias=True)
+    return linear(graph, "visual_embeddings", x, "visual.merger.mlp.2", width, hidden_size, bias=True)
 
 
 def _norm(graph: Graph, geometry: VisionGeometry, name: str, x: str, source: str) -> str:

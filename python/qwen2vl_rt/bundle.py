@@ -15,10 +15,11 @@ from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.geometry import Geometry
 
 SCHEMA_VERSION = 1
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-int8")
 
 MANIFEST = "manifest.json"
 DECODER_GRAPH, DECODER_WEIGHTS = "decoder.onnx", "decoder.weights"
+PREFILL_GRAPH, PREFILL_WEIGHTS = "prefill.onnx", "prefill.weights"  # of int4-int8 only
 VISION_GRAPH, VISION_WEIGHTS = "vision.onnx", "vision.weights"
 EMBEDDING = "embedding.bin"
 TOKENIZER = "tokenizer.json"
@@ -54,8 +55,9 @@ class FileEntry:
 class Bundle:
     """An opened bundle: its manifest, checked against the files' presence and sizes.
 
-    `precision` is the number format of the weights and of the graphs' floating-point inputs ("fp32", "bf16",
-    "fp16"); logits are float32 in all of them. `check_inputs` is reserved and None today.
+    `precision`, one of PRECISIONS, says what the weights are. The graphs' floating-point inputs are 16-bit
+    with "bf16" and "fp16" and float32 otherwise; logits are always float32. `check_inputs` is reserved and
+    None today.
     """
 
     path: Path
@@ -162,7 +164,8 @@ def _read_manifest(path: Path) -> Bundle:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise BundleError(f"{file}: sha256 of {name} is {sha256[:70]!r}, expected 64 hexadecimal digits")
         files[name] = FileEntry(size=entry.integer("size"), sha256=sha256)
-    for name in REQUIRED_FILES:
+    prefill = (PREFILL_GRAPH, PREFILL_WEIGHTS) if precision == "int4-int8" else ()
+    for name in (*REQUIRED_FILES, *prefill):
         if name not in files:
             raise BundleError(f"{file} does not list {name}; export the checkpoint again")
     return Bundle(

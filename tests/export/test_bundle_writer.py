@@ -23,14 +23,14 @@ Usage = namedtuple("Usage", "total used free")
 # Runs the command, but stops for good in the middle of the decoder's weights and says so on stdout.
 STALLING = textwrap.dedent("""
     import sys, time
-    from qwen2vl_export import cli, weights
-    blocks = weights._blocks
-    def stalling(weight, *rest):
+    from qwen2vl_export import cli, sources
+    blocks = sources.CheckpointSource.blocks
+    def stalling(self, weight):
         if weight.name == "layers.0.mlp.gate.weight":
             print("stalled", flush=True)
             time.sleep(600)
-        return blocks(weight, *rest)
-    weights._blocks = stalling
+        return blocks(self, weight)
+    sources.CheckpointSource.blocks = stalling
     sys.exit(cli.main(sys.argv[1:]))
 """)
 

@@ -34,7 +34,7 @@ def vision_rope_tables(
 
 
 class PortableVision:
-    """vision.onnx of a float32 bundle."""
+    """vision.onnx of a bundle with float32 inputs."""
 
     def __init__(self, bundle: Bundle):
         self.geometry = bundle.geometry.vision
@@ -49,17 +49,23 @@ class PortableVision:
 
 
 class PortableDecoder:
-    """decoder.onnx of a float32 bundle with a cache of its own, `rows` x `capacity`."""
+    """decoder.onnx (or `graph`) of a bundle with float32 inputs; its cache is `rows` x `capacity`.
 
-    def __init__(self, bundle: Bundle, rows: int, capacity: int):
+    `embedding` is the table where the bundle has it in float32, else None.
+    """
+
+    def __init__(self, bundle: Bundle, rows: int, capacity: int, graph: str = DECODER_GRAPH):
         self.geometry = g = bundle.geometry.decoder
-        self.session = onnxruntime.InferenceSession(bundle.file(DECODER_GRAPH), _options())
+        self.session = onnxruntime.InferenceSession(bundle.file(graph), _options())
         shape = (rows, g.kv_heads, capacity, g.head_dim)
         # Garbage in what was never written must not matter.
         self.cache = {
             f"{kind}.{i}": np.full(shape, 1e3, np.float32) for i in range(g.layers) for kind in ("k", "v")
         }
-        self.embedding = np.fromfile(bundle.file(EMBEDDING), np.float32).reshape(g.vocab_size, g.hidden_size)
+        self.embedding = None
+        if bundle.precision == "fp32":
+            table = np.fromfile(bundle.file(EMBEDDING), np.float32)
+            self.embedding = table.reshape(g.vocab_size, g.hidden_size)
 
     def __call__(
         self, embeddings: np.ndarray, positions: np.ndarray, past_length: list[int], logit_rows: np.ndarray

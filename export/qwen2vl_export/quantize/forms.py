@@ -1,0 +1,76 @@
+"""Codes and scales of the three quantized forms, and back: the arithmetic that the graphs undo.
+
+int4 blocks    w = (code - 8) * scale,   code 0..15,     a scale for BLOCK inputs of an output
+8-bit blocks   w = (code - 128) * scale, code 1..255,    the same
+8 bit, rows    w = code * scale,         code -127..127, a scale an output
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen2vl_export.precisions import BLOCK
+
+ZERO_POINTS = {4: 8, 8: 128}
+STEPS = {4: 8, 8: 127}  # steps that the largest magnitude of a block gets at round-to-nearest
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix [N, K] in blocks of BLOCK along K.
+
+    codes uint8 [N, K] (one a byte), scales float32 [N, G], zero_points uint8 [N, G].
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+    def dequantized(self) -> np.ndarray:
+        """Return the values that the codes stand for, float32 [N, K]."""
+        columns = self.codes.shape[1]
+        centred = self.codes.astype(np.float32) - spread(self.zero_points, columns)
+        return centred * spread(self.scales, columns)
+
+
+def spread(per_block: np.ndarray, columns: int) -> np.ndarray:
+    """Repeat a value a block, [N, G], to a value a number, [N, columns]."""
+    return np.repeat(per_block, BLOCK, axis=1)[:, :columns]
+
+
+def peaks(matrix: np.ndarray) -> np.ndarray:
+    """Return the largest magnitude of each block: [N, K] -> [N, G]."""
+    return np.maximum.reduceat(np.abs(matrix), np.arange(0, matrix.shape[1], BLOCK), axis=1)
+
+
+def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = None) -> Blocks:
+    """Round a float32 matrix to the nearest codes; `scales` [N, G] by default reach each block's peak."""
+    zero_point = ZERO_POINTS[bits]
+    if scales is None:
+        scales = nonzero(peaks(matrix) / np.float32(STEPS[bits]))
+    steps = np.rint(matrix / spread(scales, matrix.shape[1]))
+    low = 1 if bits == 8 else 0
+    codes = np.clip(steps + zero_point, low, 2 * zero_point - 1).astype(np.uint8)
+    return Blocks(codes, scales, np.full(scales.shape, zero_point, np.uint8))
+
+
+def nearest_rows(matrix: np.ndarray, scales: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Round a float32 matrix [N, K] to int8 with a scale a row: codes [N, K], scales [N]."""
+    if scales is None:
+        scales = nonzero(np.abs(matrix).max(axis=1) / np.float32(127))
+    return np.clip(np.rint(matrix / scales[:, None]), -127, 127).astype(np.int8), scales
+
+
+def nonzero(scales: np.ndarray) -> np.ndarray:
+    """Give 1 for the scale of numbers that are all zero."""
+    return np.where(scales > 0, scales, 1).astype(np.float32)
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """Put two 4-bit codes in a byte, the first in the low half: uint8 [count] -> [ceil(count / 2)]."""
+    flat = codes.reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[0::2] | flat[1::2] << 4
