@@ -13,7 +13,7 @@ LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' 2>/dev/null)
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt $(SOURCES)
+$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
 	touch $@

@@ -25,6 +25,10 @@ void register_errors(py::module_&) {
       raise("InputError", error.what());
     } catch (const BundleError& error) {
       raise("BundleError", error.what());
+    } catch (const DeviceError& error) {
+      raise("BackendError", error.what());
+    } catch (const MemoryLimitError& error) {
+      raise("MemoryLimitError", error.what());
     } catch (const Error& error) {
       raise("Qwen2VLError", error.what());
     }

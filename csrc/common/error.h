@@ -30,4 +30,16 @@ class BundleError : public Error {
   using Error::Error;
 };
 
+// A GPU is missing, or failed at what it was asked to do (qwen2vl_rt.BackendError).
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
+// Memory that was planned for could not be had (qwen2vl_rt.MemoryLimitError).
+class MemoryLimitError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace qwen2vl

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_rt import __version__
+from qwen2vl_rt import __version__, cuda
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
@@ -74,6 +74,7 @@ def _runtime(backend: str) -> dict[str, Any]:
         report["backend"] = {"name": chosen.name, "reason": chosen.reason}
     except BackendError as error:
         report["backend"] = {"name": None, "reason": str(error)}
+    report["cuda"] = vars(cuda.status())
     return report
 
 
@@ -83,6 +84,7 @@ def _print(report: dict[str, Any], plan: str | None) -> None:
     engine = runtime["onnxruntime"] or runtime["onnxruntime-gpu"] or "not installed"
     print(f"qwen2vl_rt {runtime['qwen2vl_rt']}, ONNX Runtime {engine}, {runtime['machine']}")
     print(f"backend: {backend['name'] or 'none'} ({backend['reason']})")
+    print(f"CUDA kernels: {_cuda_line(runtime['cuda'])}")
     if "bundle" not in report:
         return
     bundle = report["bundle"]
@@ -100,3 +102,11 @@ def _print(report: dict[str, Any], plan: str | None) -> None:
     print(f"max_pixels {limits['max_pixels']}:\n{plan}")
     if not report["plan"]["fits"]:
         print("This session would be refused here.", file=sys.stderr)
+
+
+def _cuda_line(status: dict[str, Any]) -> str:
+    if not status["built"]:
+        return status["reason"]
+    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in status["architectures"])
+    built = f"CUDA {status['toolkit']}, for compute capability {architectures}"
+    return f"{built}; {status['reason'] or str(status['devices']) + ' GPU(s) here'}"

@@ -1,0 +1,58 @@
+#include "cuda/device.h"
+
+#include <memory>
+
+#include "cuda/bindings/bindings.h"
+#include "cuda/stream.h"
+
+namespace py = pybind11;
+
+namespace qwen2vl::cuda {
+
+void register_device(py::module_& m) {
+  m.attr("architectures") = QWEN2VL_CUDA_ARCHITECTURES;
+  m.def("toolkit_version", &toolkit_version, "The CUDA toolkit of the build: 13000 for 13.0.");
+  m.def(
+      "device_status",
+      [] {
+        const DeviceStatus status = device_status();
+        return py::make_tuple(status.devices, status.reason);
+      },
+      "(number of GPUs, why there are none or ''). Safe on a machine without a driver.");
+
+  py::class_<DeviceInfo>(m, "DeviceInfo")
+      .def_readonly("name", &DeviceInfo::name)
+      .def_readonly("compute_capability", &DeviceInfo::compute_capability, "90 for 9.0")
+      .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
+      .def_readonly("total_bytes", &DeviceInfo::total_bytes)
+      .def_readonly("free_bytes", &DeviceInfo::free_bytes, "When the object was made.")
+      .def_readonly("integrated", &DeviceInfo::integrated, "Shares the system's memory.")
+      .def_readonly("driver_version", &DeviceInfo::driver_version, "CUDA version of the driver: 13000");
+  m.def("device_info", &device_info, py::arg("device") = 0);
+
+  py::class_<Stream, std::shared_ptr<Stream>>(m, "Stream", "A queue of device work, in order.")
+      .def(py::init<int>(), py::arg("device") = 0)
+      .def_property_readonly(
+          "handle", [](const Stream& stream) { return reinterpret_cast<uintptr_t>(stream.handle()); },
+          "cudaStream_t as an integer, for engines.")
+      .def_property_readonly("device", &Stream::device)
+      .def("synchronize", &Stream::synchronize, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<Event>(m, "Event", "A mark in a stream.")
+      .def(py::init<bool>(), py::arg("timing") = false)
+      .def("record", &Event::record, py::arg("stream"))
+      .def("hold_back", &Event::hold_back, py::arg("stream"),
+           "Later work of the stream waits for the mark; the caller doesn't.")
+      .def("synchronize", &Event::synchronize, py::call_guard<py::gil_scoped_release>())
+      .def("milliseconds_since", &Event::milliseconds_since, py::arg("start"));
+
+  py::class_<Graph>(m, "Graph", "Work recorded once (begin .. end) and launched as a whole.")
+      .def(py::init<>())
+      .def("begin", &Graph::begin, py::arg("stream"))
+      .def("end", &Graph::end)
+      .def("abandon", &Graph::abandon, "Forgets a recording that went wrong.")
+      .def_property_readonly("ready", &Graph::ready)
+      .def("launch", &Graph::launch, py::arg("stream"));
+}
+
+}  // namespace qwen2vl::cuda

@@ -1,0 +1,80 @@
+#include "cuda/stream.h"
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/error.h"
+
+namespace qwen2vl::cuda {
+
+Stream::Stream(int device) : device_(device) {
+  check(cudaSetDevice(device), "selecting the GPU");
+  check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "creating a stream");
+}
+
+Stream::~Stream() { cudaStreamDestroy(handle_); }
+
+void Stream::synchronize() const { check(cudaStreamSynchronize(handle_), "running on the GPU"); }
+
+Event::Event(bool timing) {
+  check(cudaEventCreateWithFlags(&handle_, timing ? cudaEventDefault : cudaEventDisableTiming),
+        "creating an event");
+}
+
+Event::~Event() { cudaEventDestroy(handle_); }
+
+void Event::record(const Stream& stream) {
+  check(cudaEventRecord(handle_, stream.handle()), "recording an event");
+}
+
+void Event::hold_back(const Stream& stream) const {
+  check(cudaStreamWaitEvent(stream.handle(), handle_, 0), "waiting for an event");
+}
+
+void Event::synchronize() const { check(cudaEventSynchronize(handle_), "running on the GPU"); }
+
+float Event::milliseconds_since(const Event& start) const {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, start.handle_, handle_), "timing on the GPU");
+  return milliseconds;
+}
+
+Graph::~Graph() {
+  abandon();
+  if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
+}
+
+void Graph::begin(const Stream& stream) {
+  if (recording_ != nullptr) throw DeviceError("this graph is being recorded already");
+  check(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal), "recording a CUDA graph");
+  recording_ = stream.handle();
+}
+
+void Graph::end() {
+  if (recording_ == nullptr) throw DeviceError("end() of a CUDA graph without begin()");
+  cudaGraph_t graph = nullptr;
+  const StreamHandle stream = recording_;
+  recording_ = nullptr;
+  check(cudaStreamEndCapture(stream, &graph), "recording a CUDA graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "preparing a CUDA graph");
+  if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
+  executable_ = executable;
+}
+
+void Graph::abandon() noexcept {
+  if (recording_ == nullptr) return;
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(recording_, &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+  recording_ = nullptr;
+}
+
+void Graph::launch(const Stream& stream) const {
+  if (executable_ == nullptr) throw DeviceError("a CUDA graph must be recorded before it is launched");
+  check(cudaGraphLaunch(executable_, stream.handle()), "launching a CUDA graph");
+}
+
+}  // namespace qwen2vl::cuda

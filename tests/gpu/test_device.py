@@ -1,0 +1,93 @@
+"""Device memory, streams and graphs; and what a machine without a GPU gets instead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from qwen2vl_rt import cuda
+from qwen2vl_rt.errors import BackendError, InputError
+
+needs_kernels = pytest.mark.skipif(not cuda.status().built, reason=cuda.status().reason)
+
+
+def test_status_says_why_there_is_no_gpu_or_counts_them():
+    status = cuda.status()
+    assert bool(status.reason) == (status.devices == 0)
+    if status.built:
+        assert status.toolkit
+        assert 90 in status.architectures
+    else:
+        assert "nvcc" in status.reason
+
+
+@needs_kernels
+@pytest.mark.skipif(cuda.status().devices > 0, reason="there is a GPU here")
+def test_without_a_gpu_the_module_imports_and_refuses_clearly():
+    module = cuda.load()
+    with pytest.raises(BackendError, match="selecting the GPU"):
+        module.Stream()
+    with pytest.raises(BackendError, match="allocating 16 bytes"):
+        module.DeviceBuffer(16)
+    with pytest.raises(BackendError, match="properties"):
+        module.device_info()
+
+
+@needs_kernels
+def test_the_cuda_half_is_imported_on_demand_only():
+    code = "import qwen2vl_rt, sys; assert 'qwen2vl_rt._cuda' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+def test_memory_makes_the_round_trip():
+    module = cuda.load()
+    stream = module.Stream()
+    values = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
+    buffer = module.DeviceBuffer(values.nbytes + 8)
+    buffer.zero(stream)
+    buffer.upload(values, stream, 8)
+    back, head = np.empty_like(values), np.ones(2, np.int32)
+    buffer.download(back, stream, 8)
+    buffer.download(head, stream)
+    np.testing.assert_array_equal(back, values)
+    assert not head.any()
+    with pytest.raises(InputError, match="does not fit"):
+        buffer.upload(values, stream, 9)
+    with pytest.raises(InputError, match="C-contiguous"):
+        buffer.upload(values.T, stream)
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_what_was_recorded_on_what_memory_holds_then():
+    module = cuda.load()
+    stream, graph = module.Stream(), module.Graph()
+    source, target = module.DeviceBuffer(4), module.DeviceBuffer(4)
+    with pytest.raises(BackendError, match="recorded before"):
+        graph.launch(stream)
+    graph.begin(stream)
+    module.copy_on_device(target.pointer, source.pointer, 4, stream)
+    graph.end()
+    value = np.zeros(1, np.int32)
+    for number in (5, 6):
+        source.upload(np.array([number], np.int32), stream)
+        graph.launch(stream)
+        target.download(value, stream)
+        assert value[0] == number
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_shared():
+    module = cuda.load()
+    stream = module.Stream()
+    pinned, target = module.PinnedBuffer(12), module.DeviceBuffer(12)
+    view = np.asarray(memoryview(pinned)).view(np.int32)
+    assert not view.any()
+    view[:] = [1, 2, 3]
+    module.copy_on_device(target.pointer, pinned.pointer, 12, stream)
+    back = np.empty(3, np.int32)
+    target.download(back, stream)
+    np.testing.assert_array_equal(back, view)
