@@ -72,11 +72,11 @@ def _gptq(fields: Fields, bits: int, group: int) -> QuantizationConfig:
 
 
 def _awq(fields: Fields, bits: int, group: int) -> QuantizationConfig:
-    layout = fields.text("version", fields.get("format", "gemm")).lower()
+    layout = fields.text("version", fields.get("checkpoint_format", "gemm")).lower()
     if layout != "gemm":
         _refuse(fields, "version", layout, "gemm")
-    if (backend := fields.text("backend", "autoawq")) != "autoawq":
-        _refuse(fields, "backend", backend, "autoawq")
+    if fields.get("backend", None) == "llm-awq":  # another packing
+        _refuse(fields, "backend", "llm-awq", "autoawq")
     if not fields.flag("zero_point", True):
         _refuse(fields, "zero_point", False, "True, which the gemm layout always has")
     return QuantizationConfig(AWQ, bits, group, symmetric=False, act_order=False, zero_point_offset=0)
