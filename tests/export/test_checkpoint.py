@@ -170,7 +170,7 @@ def test_weights_are_aligned(pristine_checkpoint, tmp_path):
 
 def test_blocks_of_any_size_give_the_same_bytes(pristine_checkpoint, tmp_path, monkeypatch):
     expected = export_checkpoint(pristine_checkpoint, tmp_path / "expected", "bf16")
-    monkeypatch.setattr("qwen2vl_export.weights.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("qwen2vl_export.sources.BLOCK_BYTES", 1000)
     assert digests(export_checkpoint(pristine_checkpoint, tmp_path / "found", "bf16")) == digests(expected)
 
 
