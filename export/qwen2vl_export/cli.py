@@ -14,6 +14,7 @@ from tqdm import tqdm
 from qwen2vl_export.bundle_writer import check_target
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.hub import SIZES, download
+from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.bundle import PRECISIONS
 from qwen2vl_rt.errors import Qwen2VLError
 
@@ -46,6 +47,7 @@ def _export(options: argparse.Namespace) -> None:
             checkpoint,
             output,
             options.precision,
+            calibration=None if options.calibration == "none" else options.calibration,
             name=name,
             force=options.force,
             on_total=bar.reset,
@@ -75,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         default="fp32",
         help="number format of the weights (default: fp32, which every backend runs)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR",
+        default=SHIPPED,
+        help="conversations and pictures that a quantized precision is calibrated on, in the form that "
+        "docs/precision.md describes (default: the package's own); 'none' rounds to nearest",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser

@@ -13,6 +13,7 @@ from qwen2vl_export.decoder import decoder_graph, embedding_weights, prefill_gra
 from qwen2vl_export.errors import ExportError
 from qwen2vl_export.graph import Graph, Weight
 from qwen2vl_export.precisions import FORMS
+from qwen2vl_export.quantize.calibrated import CalibratedSource
 from qwen2vl_export.quantize.nearest import NearestSource
 from qwen2vl_export.sources import CheckpointSource, Source
 from qwen2vl_export.vision import vision_graph
@@ -41,6 +42,7 @@ def export_checkpoint(
     output: str | Path,
     precision: str = "fp32",
     *,
+    calibration: str | Path | None = None,
     name: str | None = None,
     force: bool = False,
     on_total: Callable[[int], None] | None = None,
@@ -48,10 +50,12 @@ def export_checkpoint(
 ) -> Bundle:
     """Export the checkpoint folder into the bundle `output` and return the opened bundle.
 
-    `name` is the model's name in the manifest (the folder's by default). `force` replaces an existing bundle.
-    `on_total` is told once how many bytes of weights will be written, `progress` the bytes since its last
-    call. Raises CheckpointError for what is wrong with the checkpoint and ExportError for what is wrong
-    with the output; in both cases no bundle appears.
+    `calibration` is a folder of conversations and pictures (`quantize.calibration.SHIPPED` is the package's
+    own) on which a quantized precision chooses its codes and scales; None rounds to nearest. `name` is the
+    model's name in the manifest (the folder's by default). `force` replaces an existing bundle. `on_total` is
+    told once how many bytes of weights will be written, `progress` the bytes since its last call. Raises
+    CheckpointError for what is wrong with the checkpoint and ExportError for what is wrong with the output;
+    in both cases no bundle appears.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -69,13 +73,14 @@ def export_checkpoint(
     files = _by_file(embedding_weights(geometry.decoder, precision), graphs.values())
     source.check([weight for weights in files.values() for weight in weights])
     settings = _settings(source.path)
+    calibrated = None if calibration is None else Path(calibration)
+    numbers = _numbers(source, precision, graphs.values(), files[EMBEDDING][0], calibrated)
 
     total = sum(layout(weights)[1] for weights in files.values())
     if on_total:
         on_total(total)
 
     with writing(target, force, total + _SMALL_FILES_BYTES) as writer:
-        numbers = _numbers(source, precision)
         for file, weights in files.items():
             writer.files[file] = write_weights(
                 writer.folder / file, weights, numbers, progress or (lambda count: None)
@@ -104,11 +109,15 @@ def _by_file(embedding: list[Weight], graphs: Iterable[Graph]) -> dict[str, list
     return {file: list(weights.values()) for file, weights in files.items()}
 
 
-def _numbers(checkpoint: Checkpoint, precision: str) -> Source:
+def _numbers(
+    checkpoint: Checkpoint, precision: str, graphs: Iterable[Graph], table: Weight, calibration: Path | None
+) -> Source:
     """Return what gives the weights' values in this precision."""
     if FORMS[precision].table == "float":
         return CheckpointSource(checkpoint)
-    return NearestSource(checkpoint)
+    if calibration is None:
+        return NearestSource(checkpoint)
+    return CalibratedSource(checkpoint, graphs, table, calibration)
 
 
 def _write_graph(writer: BundleWriter, file: str, graph: Graph, files: dict[str, list[Weight]]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwen2vl_export.group_quantized import GroupQuantized
 from qwen2vl_export.precisions import BLOCK
 
 ZERO_POINTS = {4: 8, 8: 128}
@@ -74,3 +75,10 @@ def packed(codes: np.ndarray) -> np.ndarray:
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
     return flat[0::2] | flat[1::2] << 4
+
+
+def kept_blocks(found: GroupQuantized | None) -> Blocks | None:
+    """Return a matrix that the checkpoint quantized to 4 bit in groups of BLOCK, as it is; None for others."""
+    if found is None or found.bits != 4 or found.group != BLOCK:
+        return None
+    return Blocks(found.codes, found.scales, found.zero_points)

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
-from qwen2vl_export.quantize.forms import nearest_blocks, nearest_rows, packed
+from qwen2vl_export.quantize.forms import kept_blocks, nearest_blocks, nearest_rows, packed
 from qwen2vl_export.quantize.tables import TableQuantizer
 from qwen2vl_export.sources import CheckpointSource
 
@@ -30,7 +30,8 @@ class NearestSource:
         elif weight.element_type == TensorProto.UINT8:
             yield from self._tables.codes(weight, self._kept)
         elif weight.element_type == TensorProto.UINT4:
-            blocks = nearest_blocks(self._matrix(weight), 4)
+            kept = kept_blocks(self._checkpoint.quantized(weight.source))
+            blocks = kept or nearest_blocks(self._matrix(weight), 4)
             self._kept[f"{weight.name}.scale"] = blocks.scales
             self._kept[f"{weight.name}.zero_point"] = packed(blocks.zero_points)
             yield packed(blocks.codes)

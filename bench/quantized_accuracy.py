@@ -1,0 +1,239 @@
+"""Compare quantized bundles with float32 on an evaluation set: accuracy by task, logits, greedy agreement.
+
+    python bench/quantized_accuracy.py --reference FP32_BUNDLE BUNDLE... [--output bench/results]
+
+Runs the portable graphs as they are (no lowering) on ONNX Runtime's CPU. Each bundle answers every question
+greedily. Then it is shown float32's own answers, token by token, and its logits there are compared: the KL
+divergence from float32's distribution, and the largest difference of a logit. Writes the table and the
+figures to bench/results/quantized-accuracy.{md,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
+from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
+from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.processing.visuals import Visual
+from qwen2vl_rt.progress import progress_bar
+
+RESULTS = Path(__file__).parent / "results"
+BLOCK = 128
+
+
+class PortableModel:
+    """A bundle's portable graphs and its embedding table, for one prompt at a time."""
+
+    def __init__(self, bundle: Bundle, threads: int):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+
+        def load(name: str) -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(bundle.file(name), options, ["CPUExecutionProvider"])
+
+        self.bundle, self.processor = bundle, Processor(bundle.path, bundle.geometry)
+        self.vision, self.decoder = load(VISION_GRAPH), load(DECODER_GRAPH)
+        self.prefill = load(PREFILL_GRAPH) if PREFILL_GRAPH in bundle.files else self.decoder
+        self.table = _table(bundle)
+
+    def embed(self, prompt: PreparedPrompt) -> np.ndarray:
+        """Input embeddings [T, H], visual ones in the place of the pads."""
+        ids, special = prompt.token_ids, self.bundle.geometry.special_ids
+        x = self.table[ids]
+        if prompt.visuals:
+            parts = [self.encode(visual) for visual in prompt.visuals]
+            x[(ids == special.image_pad) | (ids == special.video_pad)] = np.concatenate(parts)
+        return x
+
+    def encode(self, visual: Visual) -> np.ndarray:
+        """Visual embeddings [t * h * w / 4, H]."""
+        v, (t, h, w) = self.bundle.geometry.vision, visual.grid_thw
+        tables = _core.vision_rope_table(h, w, v.head_dim, v.merge_size, v.rope_theta)
+        cos, sin = (np.repeat(table[None], t, axis=0) for table in tables)
+        feed = {"patches": visual.patches.reshape(t, h * w, -1), "cos": cos, "sin": sin}
+        out = self.vision.run(None, feed)[0]
+        return out.reshape(-1, out.shape[-1])
+
+
+def _table(bundle: Bundle) -> np.ndarray:
+    g, raw = bundle.geometry.decoder, bundle.file(EMBEDDING).read_bytes()
+    if bundle.precision == "fp32":
+        return np.frombuffer(raw, np.float32).reshape(g.vocab_size, g.hidden_size)
+    count, blocks = g.vocab_size * g.hidden_size, -(-g.hidden_size // BLOCK)
+    codes = np.frombuffer(raw, np.uint8, count).reshape(g.vocab_size, g.hidden_size)
+    scales = np.frombuffer(raw, np.float32, g.vocab_size * blocks, -(-count // 4096) * 4096)
+    scales = scales.reshape(-1, blocks).repeat(BLOCK, axis=1)[:, : g.hidden_size]
+    return (codes.astype(np.float32) - 128) * scales
+
+
+class Run:
+    """One prompt in a model: positions, cache, how far it is."""
+
+    def __init__(self, model: PortableModel, prompt: PreparedPrompt, room: int):
+        g, ids = model.bundle.geometry, model.bundle.geometry.special_ids
+        self.model, self.geometry, self.prompt, self.past = model, g.decoder, prompt, 0
+        tokens = len(prompt.token_ids)
+        positions, delta = _core.mrope_positions(
+            prompt.token_ids, prompt.grids, ids.image_pad, ids.video_pad, g.vision.merge_size
+        )
+        later = np.tile(np.arange(tokens, tokens + room) + delta, (3, 1))
+        d = g.decoder
+        self.cos, self.sin = _core.rope_table(
+            np.concatenate([positions, later], axis=1), d.head_dim, d.rope_theta, list(d.mrope_section)
+        )
+        shape = (1, d.kv_heads, tokens + room, d.head_dim)
+        self.cache = {f"{kind}.{i}": np.zeros(shape, np.float32) for i in range(d.layers) for kind in "kv"}
+
+    def start(self) -> np.ndarray:
+        """Run the prompt; logits [V] of its last token."""
+        return self._step(self.model.prefill, self.model.embed(self.prompt), 1)[0]
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        """Run more tokens; logits [n, V] of each."""
+        return self._step(self.model.decoder, self.model.table[ids], len(ids))
+
+    def _step(self, session, x: np.ndarray, wanted: int) -> np.ndarray:
+        span = slice(self.past, self.past + len(x))
+        feeds = {
+            "inputs_embeds": x[None],
+            "cos": self.cos[None, span],
+            "sin": self.sin[None, span],
+            "past_length": np.array([self.past]),
+            "logit_rows": np.arange(len(x) - wanted, len(x))[None],
+            **{f"past_{name}": value for name, value in self.cache.items()},
+        }
+        names = ["logits", *(f"present_{name}" for name in self.cache)]
+        logits, *present = session.run(names, feeds)
+        self.cache = dict(zip(self.cache, present, strict=True))
+        self.past += len(x)
+        return logits[0]
+
+
+def answer(model: PortableModel, example: Example, most: int) -> np.ndarray:
+    """The greedy answer's token ids, its end included."""
+    run = Run(model, model.processor.prepare(example.messages), most)
+    ids = [int(run.start().argmax())]
+    while ids[-1] not in model.bundle.geometry.special_ids.eos and len(ids) < most:
+        ids.append(int(run.feed(np.array(ids[-1:]))[0].argmax()))
+    return np.array(ids)
+
+
+def shown(model: PortableModel, example: Example, ids: np.ndarray) -> np.ndarray:
+    """Logits [n, V] where each of the n tokens of an answer is to come, the answer given."""
+    run = Run(model, model.processor.prepare(example.messages), len(ids))
+    first = run.start()[None]
+    return np.concatenate([first, run.feed(ids[:-1])]) if len(ids) > 1 else first
+
+
+@dataclass
+class Figures:
+    """What one bundle did on the whole set."""
+
+    report: Report = field(default_factory=Report)
+    kl: list[float] = field(default_factory=list)  # of each answer token
+    largest: float = 0.0  # difference of a logit
+    same_tokens: int = 0  # answer tokens whose most likely token is float32's, the answer so far given
+    tokens: int = 0
+    same_answers: int = 0
+
+    def to_json(self, reference: Figures) -> dict[str, object]:
+        """The figures, and how much accuracy the worst task lost to `reference`."""
+        tasks, exact = self.report.tasks(), reference.report.tasks()
+        return {
+            "tasks": tasks,
+            "worst_task_loss": max(exact[name]["accuracy"] - tasks[name]["accuracy"] for name in tasks),
+            "mean_kl": float(np.mean(self.kl)),
+            "largest_logit_difference": self.largest,
+            "greedy_tokens_agree": self.same_tokens / self.tokens,
+            "answers_equal": self.same_answers / len(self.report.verdicts),
+        }
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def compare(
+    models: list[PortableModel], reference: PortableModel, examples: list[Example], most: int
+) -> list[Figures]:
+    """Figures of the reference, then of each model."""
+    figures = [Figures() for _ in range(len(models) + 1)]
+    bar = progress_bar("compare", len(examples), unit="question")
+    for example in examples:
+        expected = answer(reference, example, most)
+        exact = shown(reference, example, expected)
+        for model, found in zip([reference, *models], figures, strict=True):
+            ids = expected if model is reference else answer(model, example, most)
+            text = model.processor.tokenizer.decode(ids, skip_special_tokens=False)
+            found.report.verdicts.append(judge(example, text))
+            found.same_answers += bool(np.array_equal(ids, expected))
+            logits = exact if model is reference else shown(model, example, expected)
+            p, q = log_softmax(exact), log_softmax(logits)
+            found.kl += (np.exp(p) * (p - q)).sum(axis=1).tolist()
+            found.largest = max(found.largest, float(np.abs(logits - exact).max()))
+            found.same_tokens += int((logits.argmax(axis=1) == exact.argmax(axis=1)).sum())
+            found.tokens += len(expected)
+        bar.update()
+    bar.close()
+    return figures
+
+
+def table(names: list[str], figures: list[Figures]) -> str:
+    """The comparison as Markdown."""
+    rows = [figure.to_json(figures[0]) for figure in figures]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for task in rows[0]["tasks"]:
+        cells = []
+        for row in rows:
+            change = row["tasks"][task]["accuracy"] - rows[0]["tasks"][task]["accuracy"]
+            cells.append(f"{row['tasks'][task]['accuracy']:.1%}" + (f" ({change:+.1%})" if change else ""))
+        lines.append(f"| {task} ({rows[0]['tasks'][task]['asked']}) | " + " | ".join(cells) + " |")
+    for title, key, form in (
+        ("answers equal to float32's", "answers_equal", ".1%"),
+        ("most likely token equal, float32's answer given", "greedy_tokens_agree", ".2%"),
+        ("KL divergence from float32, mean over answer tokens", "mean_kl", ".5f"),
+        ("largest difference of a logit", "largest_logit_difference", ".2f"),
+    ):
+        lines.append(f"| {title} | " + " | ".join(format(row[key], form) for row in rows) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--reference", type=Path, required=True, help="the float32 bundle")
+    parser.add_argument("--set", type=Path, default=Path("models/tiny/eval"))
+    parser.add_argument("--most", type=int, default=96, help="tokens of an answer")
+    parser.add_argument("--every", type=int, default=1, help="take one question in so many")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="folder for the results; not written without")
+    options = parser.parse_args()
+    reference = PortableModel(Bundle.open(options.reference), options.threads)
+    models = [PortableModel(Bundle.open(path), options.threads) for path in options.bundles]
+    examples = load_examples(options.set)[:: options.every]
+    figures = compare(models, reference, examples, options.most)
+    names = ["fp32", *(path.name for path in options.bundles)]
+    text = table(names, figures)
+    print(text)
+    if options.output:
+        title = (
+            f"# Quantized bundles against float32\n\n{reference.bundle.name}, {len(examples)} questions of "
+        )
+        title += f"`{options.set}`; the portable graphs on ONNX Runtime {onnxruntime.__version__}, CPU.\n\n"
+        (options.output / "quantized-accuracy.md").write_text(title + text + "\n")
+        found = {name: figure.to_json(figures[0]) for name, figure in zip(names, figures, strict=True)}
+        (options.output / "quantized-accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

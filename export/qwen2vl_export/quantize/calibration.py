@@ -1,0 +1,119 @@
+"""Calibration inputs: conversations with pictures, prepared as a session would prepare them.
+
+A set is a folder with conversations.jsonl, one conversation a line: {"messages": [...]} in the content-list
+form, answers included; pictures and frames are named relative to the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen2vl_export.checkpoint import Checkpoint
+from qwen2vl_export.errors import ExportError
+from qwen2vl_export.quantize.network import Sequences, bounds
+from qwen2vl_rt import _core
+from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+
+SHIPPED = Path(__file__).parent / "calibration_set"
+CONVERSATIONS = "conversations.jsonl"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What flows into both graphs: prompts, and the patches of all pictures and frame pairs."""
+
+    prompts: Sequence[PreparedPrompt]
+    patches: np.ndarray  # float32 [P, values], picture after picture
+    pictures: Sequences  # of `patches`
+    sequences: Sequences  # of the prompts' tokens, side by side
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """Token ids of all prompts side by side, int [T]."""
+        return np.concatenate([prompt.token_ids for prompt in self.prompts])
+
+
+def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
+    """Prepare the calibration set in `folder` for a checkpoint.
+
+    Raises ExportError if it is no calibration set or has no pictures; what the processor refuses (an
+    unreadable picture, a checkpoint without a chat template) passes through as InputError or BundleError.
+    """
+    geometry = checkpoint.geometry
+    processor = Processor(checkpoint.path, geometry)
+    prompts = [
+        processor.prepare(messages, add_generation_prompt=False) for messages in _conversations(folder)
+    ]
+    visuals = [visual for prompt in prompts for visual in prompt.visuals]
+    if not visuals:
+        raise ExportError(f"{folder / CONVERSATIONS} has no pictures; the vision tower needs some")
+    return Calibration(
+        prompts,
+        np.concatenate([visual.patches.reshape(-1, visual.patches.shape[-1]) for visual in visuals]),
+        _pictures(visuals, geometry.vision),
+        _sequences(prompts, geometry),
+    )
+
+
+def _conversations(folder: Path) -> list[list[dict[str, Any]]]:
+    file = folder / CONVERSATIONS
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(
+            f"{file} cannot be read: {error}; --calibration takes a folder that has one"
+        ) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                found.append([_with_paths(message, folder) for message in json.loads(line)["messages"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"{file}, line {number}: not a conversation ({error!r})") from error
+    return found
+
+
+def _with_paths(message: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the names of pictures and frames paths."""
+    if isinstance(message["content"], str):
+        return message
+    content = []
+    for part in message["content"]:
+        part = dict(part)
+        if "image" in part:
+            part["image"] = str(folder / part["image"])
+        if "video" in part:
+            part["video"] = [str(folder / frame) for frame in part["video"]]
+        content.append(part)
+    return {**message, "content": content}
+
+
+def _pictures(visuals: Sequence[Any], vision: Any) -> Sequences:
+    lengths, tables = [], []
+    for visual in visuals:
+        t, h, w = visual.grid_thw
+        table = _core.vision_rope_table(h, w, vision.head_dim, vision.merge_size, vision.rope_theta)
+        lengths += [h * w] * t
+        tables += [table] * t
+    cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return Sequences(bounds(lengths), cos, sin)
+
+
+def _sequences(prompts: Sequence[PreparedPrompt], geometry: Any) -> Sequences:
+    decoder, ids, merge = geometry.decoder, geometry.special_ids, geometry.vision.merge_size
+    tables = []
+    for prompt in prompts:
+        positions, _ = _core.mrope_positions(
+            prompt.token_ids, prompt.grids, ids.image_pad, ids.video_pad, merge
+        )
+        tables.append(
+            _core.rope_table(positions, decoder.head_dim, decoder.rope_theta, list(decoder.mrope_section))
+        )
+    cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return Sequences(bounds([len(prompt.token_ids) for prompt in prompts]), cos, sin)
