@@ -78,7 +78,7 @@ def packed(codes: np.ndarray) -> np.ndarray:
 
 
 def kept_blocks(found: GroupQuantized | None) -> Blocks | None:
-    """Return a matrix that the checkpoint quantized to 4 bit in groups of BLOCK, as it is; None for others."""
+    """Return a matrix that came quantized to 4 bit in groups of BLOCK, as it is; None for any other."""
     if found is None or found.bits != 4 or found.group != BLOCK:
         return None
     return Blocks(found.codes, found.scales, found.zero_points)

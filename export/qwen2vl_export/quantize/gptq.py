@@ -32,7 +32,7 @@ _RATIOS = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # of a scale that reaches
 
 @dataclass(frozen=True)
 class Part:
-    """What GPTQ needs to know of inputs `columns`: their order, A (in that order) and D (in the matrix' own)."""
+    """What GPTQ knows of inputs `columns`: their order, A (in that order) and D (in the matrix' own)."""
 
     columns: slice
     order: np.ndarray
