@@ -9,13 +9,14 @@ namespace qwen2vl {
 void register_embedding(py::module_& m) {
   py::class_<EmbeddingTable, std::shared_ptr<EmbeddingTable>>(
       m, "EmbeddingTable", "The token embedding table [rows, width], memory-mapped and read as float32.")
-      .def(py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype,
-                       int64_t offset) {
-             return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype),
-                                                     offset);
-           }),
-           py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"), py::arg("offset") = 0,
-           "dtype: float32, bfloat16 or float16; offset: bytes before the first row.")
+      .def(
+          py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype,
+                      int64_t offset) {
+            return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype), offset);
+          }),
+          py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"), py::arg("offset") = 0,
+          "dtype: float32, bfloat16, float16, or uint8 (codes with a scale and a zero point a block of 128); "
+          "offset: bytes before the first row.")
       .def_property_readonly("rows", &EmbeddingTable::rows)
       .def_property_readonly("width", &EmbeddingTable::width)
       .def(

@@ -40,6 +40,7 @@ void register_step(py::module_& m) {
       .def_readonly("rows", &DecoderStep::rows, "B")
       .def_readonly("tokens", &DecoderStep::tokens, "T")
       .def_readonly("logit_row_count", &DecoderStep::logit_row_count, "K")
+      .def_readonly("prompt", &DecoderStep::prompt, "Whether the tokens are a prompt's, not an answer's own.")
       .def_property_readonly("max_rows", [](const DecoderStep& step) { return step.sizes.max_rows; })
       .def_property_readonly("max_tokens", [](const DecoderStep& step) { return step.sizes.max_tokens; })
       .def_property_readonly(
@@ -210,20 +211,20 @@ void register_generate(py::module_& m) {
                        std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
                        int64_t hidden_size, int64_t vocab_size, int64_t head_dim, double rope_theta,
                        const std::array<int64_t, 3>& mrope_section, int32_t merge_size, int32_t image_pad,
-                       int32_t video_pad, int64_t prefill_chunk) {
+                       int32_t video_pad, int64_t prefill_chunk, bool answers_apart) {
              if (!executor || !cache || !embedding || !token_text) {
                throw InputError("executor, cache, embedding and token_text must not be None");
              }
-             const DecoderSettings settings{hidden_size,  vocab_size,    head_dim,
-                                            rope_theta,   mrope_section, {image_pad, video_pad, merge_size},
-                                            prefill_chunk};
+             const DecoderSettings settings{hidden_size,   vocab_size,    head_dim,
+                                            rope_theta,    mrope_section, {image_pad, video_pad, merge_size},
+                                            prefill_chunk, answers_apart};
              return std::make_unique<Generator>(std::move(executor), std::move(cache), std::move(embedding),
                                                 std::move(token_text), settings);
            }),
            py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
            py::arg("hidden_size"), py::arg("vocab_size"), py::arg("head_dim"), py::arg("rope_theta"),
            py::arg("mrope_section"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
-           py::arg("prefill_chunk"),
+           py::arg("prefill_chunk"), py::arg("answers_apart") = false,
            py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
       .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
            py::arg("cancel") = py::none(),

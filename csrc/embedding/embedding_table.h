@@ -7,9 +7,10 @@
 
 namespace qwen2vl {
 
-enum class ElementType { kFloat32, kBFloat16, kFloat16 };
+// kUInt8 is 8 bit with a scale and a zero point a block of a row.
+enum class ElementType { kFloat32, kBFloat16, kFloat16, kUInt8 };
 
-// Accepts "float32", "bfloat16" and "float16"; throws InputError otherwise.
+// Accepts "float32", "bfloat16", "float16" and "uint8"; throws InputError otherwise.
 ElementType element_type_from_name(const std::string& name);
 int64_t element_size(ElementType type);  // in bytes
 
@@ -18,7 +19,8 @@ int64_t element_size(ElementType type);  // in bytes
 // this table).
 class EmbeddingTable {
  public:
-  // Row-major elements from byte `offset` of the file on. Throws BundleError when the file is too short.
+  // Row-major elements from byte `offset` of the file on; of kUInt8 the codes, with scales and zero points
+  // behind them (docs/bundle-format.md). Throws BundleError when the file is too short.
   EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type, int64_t offset = 0);
 
   int64_t rows() const { return rows_; }
@@ -29,8 +31,15 @@ class EmbeddingTable {
   void gather(const int32_t* ids, int64_t count, float* output) const;
 
  private:
+  // A kUInt8 table's scales [rows, blocks] and zero points [rows, blocks], one a block of 128 codes of a row
+  // (the last block of a row may be shorter).
+  void map_blocks(const std::string& path, int64_t offset);
+  void gather_blocks(int64_t row, float* output) const;
+
   MappedMemory file_;
   const std::byte* table_;
+  const std::byte* scales_ = nullptr;
+  const std::byte* zero_points_ = nullptr;
   int64_t rows_, width_;
   ElementType type_;
 };

@@ -63,6 +63,7 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
     step_.first_row = row;
     step_.rows = 1;
     step_.tokens = end - begin;
+    step_.prompt = true;
     fill_input_embeddings(*generator_.embedding_, sequence.request.token_ids.data(), prompt.blocks,
                           sequence.request.visuals, begin, end, step_.inputs_embeds());
     generator_.rope_.fill(prompt.positions.data(), prompt.tokens, begin, end - begin, step_.cos(),
@@ -84,6 +85,7 @@ void Generator::Batch::decode_step() {
   step_.first_row = 0;
   step_.rows = rows;
   step_.tokens = 1;
+  step_.prompt = false;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t past_length = cache_.length(row);
     generator_.step_ids_[row] = active_[row]->last_token();
@@ -97,7 +99,9 @@ void Generator::Batch::decode_step() {
   for (int64_t row = 0; row < rows; ++row) {
     const int32_t id = generator_.step_ids_[row];
     const int64_t position = cache_.length(row) + active_[row]->prompt.rope_delta;
-    const uint64_t identity = position_identity(static_cast<uint64_t>(id), id, position, position, position);
+    const auto key = static_cast<uint64_t>(id);
+    const uint64_t identity =
+        position_identity(generator_.settings_.answers_apart ? ~key : key, id, position, position, position);
     cache_.append(row, &identity, 1);
     ++active_[row]->result.steps;
   }

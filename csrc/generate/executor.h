@@ -26,6 +26,9 @@ class DecoderStep : public std::enable_shared_from_this<DecoderStep> {
   int64_t rows = 0;             // B
   int64_t tokens = 0;           // T
   int64_t logit_row_count = 1;  // K
+  // Whether the tokens are a prompt's or an answer's own. It is not T: a prompt's last chunk may be one
+  // token.
+  bool prompt = true;
 
   float* inputs_embeds() const { return inputs_embeds_.data(); }  // [B, T, hidden]
   float* cos() const { return cos_.data(); }  // [B, T, rope_width], rope_width = head_dim / 2

@@ -26,6 +26,10 @@ struct DecoderSettings {
   std::array<int64_t, 3> sections;
   VisualTokens visual_tokens;
   int64_t prefill_chunk;  // the most tokens of a prompt that one engine run takes
+  // Whether the engine computes an answer's own tokens in another way than a prompt's (DecoderStep::prompt).
+  // What the cache holds of an answer is then not what a later prompt that repeats it would have computed, so
+  // such a prompt reuses the cache up to the answer and computes the rest.
+  bool answers_apart = false;
 };
 
 // Called after each token with the request's index, the text that the token completed (valid UTF-8, often

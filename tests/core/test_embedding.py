@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from qwen2vl_rt import _core
@@ -20,6 +22,71 @@ def test_gather_widens_exactly(tmp_path, dtype, offset):
     embedding = _core.EmbeddingTable(str(path), 50, 33, np.dtype(dtype).name, offset)
     np.testing.assert_array_equal(embedding.gather(ids), table[ids].astype(np.float32))
     assert embedding.gather([]).shape == (0, 33)
+
+
+def block_table(rows: int, width: int, seed: int = 0):
+    """Random 8-bit codes with scales and zero points a block of 128, and what they stand for."""
+    rng = np.random.default_rng(seed)
+    blocks = -(-width // 128)
+    codes = rng.integers(0, 256, (rows, width), np.uint8)
+    scales = rng.uniform(1e-3, 1e-2, (rows, blocks)).astype(np.float32)
+    zero_points = rng.integers(0, 256, (rows, blocks), np.uint8)
+    of_block = np.arange(width) // 128
+    exact = codes.astype(np.float32) - zero_points[:, of_block].astype(np.float32)
+    return codes, scales, zero_points, exact * scales[:, of_block]
+
+
+def block_bytes(*parts: np.ndarray, offset: int = 0) -> bytes:
+    """The parts as a file has them: each from a page's start on."""
+    data = b"x" * offset
+    for index, part in enumerate(parts):
+        data += bytes(-len(data) % 4096 if index else 0) + part.tobytes()
+    return data
+
+
+@pytest.mark.parametrize("width", [1, 33, 128, 129, 320, 1536])
+@pytest.mark.parametrize("offset", [0, 4096, 7])
+def test_gather_dequantises_blocks(tmp_path, width, offset):
+    codes, scales, zero_points, expected = block_table(50, width, width)
+    path = tmp_path / "embedding.bin"
+    path.write_bytes(block_bytes(codes, scales, zero_points, offset=offset))
+    ids = [0, 49, 7, 7, 3]
+    embedding = _core.EmbeddingTable(str(path), 50, width, "uint8", offset)
+    np.testing.assert_array_equal(embedding.gather(ids), expected[ids])
+
+
+def test_gather_equals_dequantize_linear(tmp_path):
+    """Bit for bit what the portable graph's operator gives."""
+    codes, scales, zero_points, _ = block_table(9, 200)
+    node = onnx.helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"], axis=1, block_size=128)
+    inputs = {"x": codes, "s": scales, "z": zero_points}
+    values = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in inputs.items()
+    ]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, codes.shape)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", values, [output]),
+        opset_imports=[onnx.helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(None, inputs)
+    path = tmp_path / "embedding.bin"
+    path.write_bytes(block_bytes(codes, scales, zero_points))
+    table = _core.EmbeddingTable(str(path), 9, 200, "uint8")
+    np.testing.assert_array_equal(table.gather(range(9)), expected)
+
+
+def test_a_block_table_cut_short_is_refused(tmp_path):
+    codes, scales, zero_points, _ = block_table(50, 200)
+    whole = block_bytes(codes, scales, zero_points)
+    path = tmp_path / "embedding.bin"
+    for size in (len(whole) - 1, 50 * 200 + 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BundleError, match=rf"{size} bytes, too few for the scales and zero points of 50"):
+            _core.EmbeddingTable(str(path), 50, 200, "uint8")
 
 
 def test_every_16_bit_pattern(tmp_path):

@@ -89,6 +89,20 @@ def test_decode_steps_are_batched_over_the_first_rows(toy):
     assert decode == [(0, 3, 1)] * 3 + [(0, 2, 1)] * 2 + [(0, 1, 1)] * 2
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_a_step_says_whether_its_tokens_are_the_prompts(tmp_path, chunk):
+    """By what the tokens are, never by how many: a chunk of one is still the prompt's."""
+    toy = Toy(tmp_path, prefill_chunk=chunk)
+    counts = {True: 0, False: 0}
+
+    def count(step):
+        counts[step.prompt] += step.rows * step.tokens
+
+    toy.executor.before_run = count
+    toy.generate(TEXT, PICTURE, max_new_tokens=6)
+    assert counts == {True: len(TEXT.ids) + len(PICTURE.ids), False: 2 * 5}
+
+
 def test_no_requests(toy):
     assert toy.generator.generate([]) == []
 

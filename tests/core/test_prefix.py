@@ -127,6 +127,26 @@ def test_a_batch_shares_its_common_beginning(toy):
     assert [result.cached_tokens for result in results] == [0, 7, 7]
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_answers_of_another_graph_are_not_taken_for_a_prompts(tmp_path, apart):
+    """Where the engine computes answers in another way, a later turn that repeats one computes it again."""
+    start, question = Prompt([1, 2]) + picture(1) + Prompt([3]), Prompt([5, 6])
+
+    def toy(apart):
+        made = Toy(tmp_path, answers_apart=apart)
+        made.executor.answer_bias = 0.5
+        return made
+
+    continued = toy(apart)
+    answer = continued.generate(start).token_ids
+    second = start + Prompt(answer) + question
+    result = continued.generate(second)
+    same = result.token_ids == toy(True).generate(second).token_ids
+    assert (same, result.cached_tokens) == ((True, len(start.ids)) if apart else (False, len(second.ids) - 3))
+    third = second + Prompt([7])
+    assert continued.generate(third).cached_tokens == len(second.ids)
+
+
 _parts = st.sampled_from(
     [[1], [2, 3], [4, 5, 6], (IMAGE_PAD, (1, 2, 4), 1), (IMAGE_PAD, (1, 4, 2), 1), (IMAGE_PAD, (1, 2, 4), 2),
      (VIDEO_PAD, (5, 2, 2), 3)]

@@ -75,6 +75,7 @@ class ToyExecutor(_core.Executor):
         self.model, self.cache = model, cache
         self.shapes = []  # (first_row, rows, tokens) of every run
         self.before_run = None  # called with the step
+        self.answer_bias = 0.0  # added to the embeddings of an answer's own tokens: another graph for them
 
     def run(self, step):
         if self.before_run is not None:
@@ -85,7 +86,7 @@ class ToyExecutor(_core.Executor):
             past = int(step.past_length[b])
             assert past + step.tokens <= self.cache.capacity
             logits = self.model.run(
-                step.inputs_embeds[b],
+                step.inputs_embeds[b] + (0 if step.prompt else np.float32(self.answer_bias)),
                 step.cos[b],
                 step.sin[b],
                 past,
@@ -108,7 +109,7 @@ SPECIAL = list(range(90, VOCAB))
 class Toy:
     """A generator over the toy model, its parts at hand."""
 
-    def __init__(self, tmp_path, *, rows=3, capacity=200, prefill_chunk=7, seed=0):
+    def __init__(self, tmp_path, *, rows=3, capacity=200, prefill_chunk=7, seed=0, answers_apart=False):
         self.model = ToyModel(seed)
         path = tmp_path / f"embedding-{seed}.bin"
         path.write_bytes(self.model.embedding.tobytes())
@@ -126,6 +127,7 @@ class Toy:
             "image_pad": IMAGE_PAD,
             "video_pad": VIDEO_PAD,
             "prefill_chunk": prefill_chunk,
+            "answers_apart": answers_apart,
         }
         self.generator = _core.Generator(
             self.executor, self.cache, self.embedding, self.token_text, **self.settings
