@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
         folder: the bundle's folder.
 
     Returns:
-        Read-only arrays by initializer name, in the stored shape and dtype (bfloat16 from ml_dtypes). Arrays
-        of one file share one mapping, so a tied table is in memory once.
+        Read-only arrays by initializer name, in the stored shape and dtype (bfloat16 from ml_dtypes); 4-bit
+        numbers, which NumPy has no packed type for, as the bytes that hold two each, uint8 [ceil(count / 2)].
+        Arrays of one file share one mapping, so a tied table is in memory once.
     """
     files: dict[str, np.ndarray] = {}
     weights = {}
@@ -28,8 +31,26 @@ def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
         name = entry["location"]
         if name not in files:
             files[name] = np.memmap(folder / name, dtype=np.uint8, mode="r")
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         offset, count = int(entry.get("offset", 0)), int(np.prod(tensor.dims, dtype=np.int64))
+        if tensor.data_type == TensorProto.UINT4:
+            weights[tensor.name] = files[name][offset : offset + (count + 1) // 2]
+            continue
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         raw = files[name][offset : offset + count * dtype.itemsize]
         weights[tensor.name] = raw.view(dtype).reshape(tuple(tensor.dims))
     return weights
+
+
+def drop_pages(weights: Iterable[np.ndarray]) -> None:
+    """Give back the memory of mapped files; a page that is read again comes back from the file."""
+    mappings = {id(mapping): mapping for mapping in map(_mapping, weights) if mapping is not None}
+    for mapping in mappings.values():
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The mapped file that an array's memory is part of, if it is."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner if isinstance(owner, mmap.mmap) else None

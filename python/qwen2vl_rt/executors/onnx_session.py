@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.weights import drop_pages
 
 
 class OnnxSession:
@@ -16,25 +17,33 @@ class OnnxSession:
 
     Args:
         model: the (lowered) graph, without its external data.
-        weights: the external data by initializer name, in the model's dtypes.
+        weights: the external data by initializer name, in the model's dtypes; others' are left alone.
         folder: the bundle's folder, which the model's external data name.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
+        pack: let the kernels keep the weights in a layout of their own. The rule: integer weights are packed
+            (their kernels would otherwise do it again at every call), and the mapped originals leave memory;
+            float weights are read from the mapping, where a packed copy would hold them twice (measured
+            cost: 13% at one token, nothing at 512).
     """
 
     def __init__(
-        self, model: onnx.ModelProto, weights: dict[str, np.ndarray], folder: Path, threads: int
+        self,
+        model: onnx.ModelProto,
+        weights: dict[str, np.ndarray],
+        folder: Path,
+        threads: int,
+        pack: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # Sequences change length all the time: planning one memory pattern a shape would only pile up.
         options.enable_mem_pattern = False
-        # Without prepacking the matrix kernels read the mapped weights where they lie; packed copies would
-        # hold float weights twice (measured cost: 13% at one token, nothing at 512).
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.disable_prepacking", "0" if pack else "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.log_severity_level = 3
         # ONNX Runtime reads these arrays in place for as long as the session lives, so they are kept here.
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        own = [tensor.name for tensor in model.graph.initializer if tensor.name in weights]
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in own}
         for name, value in self._values.items():
             options.add_initializer(name, value)
         try:
@@ -45,6 +54,8 @@ class OnnxSession:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {model.graph.name}: {error}"
             ) from error
+        if pack:
+            drop_pages(weights.values())
 
     def binding(self) -> ort.IOBinding:
         """A new set of bound inputs and outputs."""

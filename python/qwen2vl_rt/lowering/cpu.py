@@ -7,17 +7,26 @@ from onnx import ModelProto
 
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
+from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
+from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
 def lower_decoder(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
     """Lower the decoder and its external weights in place."""
-    widen_to_float32(model, weights)
+    _lower_products(model, weights)
     to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
 
 
 def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
     """Lower the vision tower and its external weights in place."""
-    widen_to_float32(model, weights)
+    _lower_products(model, weights)
     to_multi_head_attention(model, geometry.vision.heads)
+
+
+def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
+    """Whatever form the matrices have, the kernel that multiplies them fastest."""
+    widen_to_float32(model, weights)
+    to_matmul_nbits(model, weights)
+    to_matmul_integer_to_float(model)

@@ -14,6 +14,21 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output if name}
 
 
+def only_readers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that alone reads a tensor, by tensor name; graph outputs are read outside, too."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {output.name for output in graph.output}
+    return {name: nodes[0] for name, nodes in readers.items() if len(nodes) == 1 and name not in outputs}
+
+
+def attribute(node: NodeProto, name: str) -> int:
+    """An integer attribute's value, 0 where the node does not have it."""
+    return next((entry.i for entry in node.attribute if entry.name == name), 0)
+
+
 def replace_nodes(graph: GraphProto, replacements: dict[str, Sequence[NodeProto]]) -> None:
     """Put other nodes in the place of the named ones, keeping the order of computation."""
     nodes = []
