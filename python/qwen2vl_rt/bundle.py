@@ -69,6 +69,11 @@ class Bundle:
     exporter_version: str
     check_inputs: Any = None
 
+    @property
+    def quantized(self) -> bool:
+        """Whether matrices and tables are stored as integers."""
+        return self.precision.startswith("int")
+
     @staticmethod
     def open(path: str | Path) -> Bundle:
         """Open the bundle in folder `path`; reads the manifest and the files' sizes, not their contents.

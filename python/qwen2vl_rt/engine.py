@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, Bundle
+from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundle
 from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
@@ -18,7 +18,11 @@ from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.vision import VisionTower
 
-EMBEDDING_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+EMBEDDING_DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}  # all others: "uint8", in blocks
 
 # Called with a prompt's index and the text that its newest token completed.
 OnText = Callable[[int, str], None]
@@ -37,19 +41,21 @@ class Engine:
     def __init__(self, bundle: Bundle, limits: SessionLimits, tokenizer: Tokenizer, threads: int) -> None:
         self._geometry = geometry = bundle.geometry
         self._defaults = json.loads(bundle.file(GENERATION_CONFIG).read_text())
-        self._vision = VisionTower(CpuVision(bundle, threads), geometry.vision)
         decoder, special_ids = geometry.decoder, geometry.special_ids
         cache = _core.KVCache(
             decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
         )
+        # The largest graph first: while a quantized one loads, its weights are in memory twice.
+        executor = CpuDecoder(bundle, cache, threads)
+        self._vision = VisionTower(CpuVision(bundle, threads), geometry.vision)
         self._generator = _core.Generator(
-            CpuDecoder(bundle, cache, threads),
+            executor,
             cache,
             _core.EmbeddingTable(
                 str(bundle.file(EMBEDDING)),
                 decoder.vocab_size,
                 decoder.hidden_size,
-                EMBEDDING_DTYPES[bundle.precision],
+                EMBEDDING_DTYPES.get(bundle.precision, "uint8"),
             ),
             _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids)),
             hidden_size=decoder.hidden_size,
@@ -61,6 +67,7 @@ class Engine:
             image_pad=special_ids.image_pad,
             video_pad=special_ids.video_pad,
             prefill_chunk=limits.prefill_chunk,
+            answers_apart=PREFILL_GRAPH in bundle.files,
         )
 
     def generate(

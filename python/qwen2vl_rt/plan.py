@@ -6,7 +6,14 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, Bundle
+from qwen2vl_rt.bundle import (
+    DECODER_WEIGHTS,
+    EMBEDDING,
+    PREFILL_WEIGHTS,
+    PREPROCESSOR_CONFIG,
+    VISION_WEIGHTS,
+    Bundle,
+)
 from qwen2vl_rt.errors import InputError, MemoryLimitError
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -19,6 +26,9 @@ MIB = 1 << 20
 
 # Python, NumPy, ONNX Runtime and the compiled module, before any weight is touched.
 PROCESS_BYTES = 160 * MIB
+
+# Packed weights (executors/onnx_session.py) over the same on disk, measured: block sums and padding.
+PACKED_INT8, PACKED_INT4, PACKED_TABLE = 1.02, 1.12, 1.07
 
 
 @dataclass(frozen=True)
@@ -101,23 +111,55 @@ def session_limits(
 def plan_memory(bundle: Bundle, limits: SessionLimits, memory_limit: int | None) -> MemoryPlan:
     """Plan a session of the CPU backend.
 
-    The KV cache is float32, and so are weights that the CPU cannot multiply as they are (bfloat16, float16).
+    The KV cache is float32 in every precision.
     """
     geometry = bundle.geometry
-    widening = 1 if bundle.precision == "fp32" else 2
-    embedding = bundle.files["embedding.bin"].size
-    # A tied lm_head is the embedding's own mapping where no widening makes a copy of it.
-    lm_head_copy = embedding * widening if geometry.decoder.tied_embedding and widening > 1 else 0
-    parts = {
-        "process": PROCESS_BYTES,
-        "embedding": embedding,
-        "decoder weights": bundle.files["decoder.weights"].size * widening + lm_head_copy,
-        "vision weights": bundle.files["vision.weights"].size * widening,
+    weights, loading = _packed_weights(bundle) if bundle.quantized else (_float_weights(bundle), 0)
+    in_use = {
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry),
         "prefill and decode": _decoder_workspace(geometry, limits),
         "vision": _vision_workspace(geometry, limits),
     }
+    parts = {"process": PROCESS_BYTES, **weights, **in_use}
+    # What loading takes is free again before anything is generated.
+    if (beyond := loading - sum(in_use.values())) > 0:
+        parts["loading, for a moment"] = beyond
     return MemoryPlan(limits, parts, available_memory() if memory_limit is None else memory_limit)
+
+
+def _float_weights(bundle: Bundle) -> dict[str, int]:
+    """Weights read where they lie, or widened: the CPU multiplies neither bfloat16 nor float16."""
+    widening = 1 if bundle.precision == "fp32" else 2
+    embedding = bundle.files[EMBEDDING].size
+    # A tied lm_head is the embedding's own mapping where no widening makes a copy of it.
+    lm_head_copy = embedding * widening if bundle.geometry.decoder.tied_embedding and widening > 1 else 0
+    return {
+        "embedding": embedding,
+        "decoder weights": bundle.files[DECODER_WEIGHTS].size * widening + lm_head_copy,
+        "vision weights": bundle.files[VISION_WEIGHTS].size * widening,
+    }
+
+
+def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
+    """Integer weights in the kernels' own layout, and what loading takes beside them.
+
+    A graph is loaded with its file mapped beside the packed copy; then the mapped pages are dropped. A tied
+    table's packed copy is lm_head's, and of the mapped table only the rows in use are in memory.
+    """
+    sizes = {name: entry.size for name, entry in bundle.files.items()}
+    table = round(sizes[EMBEDDING] * PACKED_TABLE)
+    prompt = round(sizes.get(PREFILL_WEIGHTS, 0) * PACKED_INT8)
+    decoder = round(sizes[DECODER_WEIGHTS] * (PACKED_INT8 if bundle.precision == "int8" else PACKED_INT4))
+    vision = round(sizes[VISION_WEIGHTS] * PACKED_INT8)
+    tied = table if bundle.geometry.decoder.tied_embedding else 0
+    loaded = loading = 0
+    for size in (prompt, decoder, tied, vision) if prompt else (decoder + tied, vision):  # in this order
+        loading = max(loading, loaded + 2 * size)
+        loaded += size
+    weights = {"embedding": table, "decoder weights": decoder, "vision weights": vision}
+    if prompt:
+        weights["prompt weights"] = prompt
+    return weights, loading - loaded
 
 
 def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:

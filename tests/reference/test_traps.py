@@ -16,6 +16,25 @@ from tests.support.random_model import random_model, save_checkpoint
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 TOKENS = 32
+QUANTIZED = ("int8", "int4", "int4-int8")
+
+
+@pytest.fixture(scope="module", params=["fp32", *QUANTIZED])
+def bundle(request, folder, tmp_path_factory) -> Path:
+    """For what must hold in every precision. Quantized ones take the trained checkpoint: random logits are
+    so close that 8-bit roundings, which turn on the last bit of float32, would decide between them.
+    """
+    if request.param == "fp32":
+        return folder / "bundle"
+    target = tmp_path_factory.mktemp("quantized") / request.param
+    export_checkpoint(TINY, target, request.param)
+    return target
+
+
+@pytest.fixture
+def any_session(bundle) -> Session:
+    with Session(bundle, max_length=1024, max_batch=3, threads=2) as session:
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +94,15 @@ def test_the_mask_follows_the_sequence_not_the_positions(session, folder):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_the_answer_does_not_depend_on_the_chunk_size(session, folder, chunk):
+def test_the_answer_does_not_depend_on_the_chunk_size(any_session, bundle, chunk):
     """A chunk that got the prompt's first positions, or a delta of its own, would answer differently."""
     messages = [
         user("First?", image(1)),
         {"role": "assistant", "content": "yes"},
         user("Then?", long_video()),
     ]
-    expected = answer(session, *messages)
-    with Session(folder / "bundle", max_length=1024, prefill_chunk=chunk) as other:
+    expected = answer(any_session, *messages)
+    with Session(bundle, max_length=1024, prefill_chunk=chunk) as other:
         assert answer(other, *messages) == expected
 
 
@@ -104,34 +123,45 @@ def test_a_picture_in_a_later_turn_equals_a_full_prefill(session, folder):
     assert list(second.token_ids) == Reference(folder / "checkpoint").generate(turns, TOKENS)
 
 
-def test_another_picture_behind_the_same_tokens_is_not_taken_from_the_cache(session, folder):
-    answer(session, user("What?", image(5)))
-    other = session.generate([user("What?", image(6))], max_new_tokens=TOKENS)
+def test_a_conversation_equals_a_full_prefill_of_it(any_session, bundle):
+    """The first answer is part of the second prompt, word for word: the cache may hold it or not."""
+    turns = [user("Describe the picture.", image(3))]
+    first = any_session.generate(turns, max_new_tokens=TOKENS)
+    turns += [{"role": "assistant", "content": first.text}, user("Locate the largest object.", image(4))]
+    second = any_session.generate(turns, max_new_tokens=TOKENS)
+    assert second.usage.cached_tokens > first.usage.visual_tokens
+    with Session(bundle, max_length=1024) as fresh:
+        assert list(second.token_ids) == answer(fresh, *turns)
+
+
+def test_another_picture_behind_the_same_tokens_is_not_taken_from_the_cache(any_session, bundle):
+    answer(any_session, user("What?", image(5)))
+    other = any_session.generate([user("What?", image(6))], max_new_tokens=TOKENS)
     assert other.usage.cached_tokens < 20
-    with Session(folder / "bundle", max_length=1024) as fresh:
+    with Session(bundle, max_length=1024) as fresh:
         assert list(other.token_ids) == answer(fresh, user("What?", image(6)))
 
 
-def test_pictures_of_one_size_do_not_see_each_other(session):
+def test_pictures_of_one_size_do_not_see_each_other(any_session):
     """They share a call of the vision tower: each must come out as it does alone."""
-    prompts = [session._processor.prepare([user("?", image(seed))]) for seed in (7, 8, 9)]
+    prompts = [any_session._processor.prepare([user("?", image(seed))]) for seed in (7, 8, 9)]
     visuals = [prompt.visuals[0] for prompt in prompts]
-    engine = session._engine
+    engine = any_session._engine
     for together, visual in zip(engine.encode(visuals), visuals, strict=True):
         alone = engine.encode([visual])[0]
         np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(alone).max())
 
 
-def test_a_batch_equals_its_singles_whatever_its_order(session):
+def test_a_batch_equals_its_singles_whatever_its_order(any_session):
     prompts = [
         [user("Short.")],
         [user("A longer question?", image(10))],
         [user("?", long_video())],
         [user("Hm.")],
     ]
-    singles = [answer(session, *prompt) for prompt in prompts]
+    singles = [answer(any_session, *prompt) for prompt in prompts]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        answers = session.generate_batch([prompts[index] for index in order], max_new_tokens=TOKENS)
+        answers = any_session.generate_batch([prompts[index] for index in order], max_new_tokens=TOKENS)
         assert [list(a.token_ids) for a in answers] == [singles[index] for index in order]
 
 

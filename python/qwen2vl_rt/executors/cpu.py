@@ -1,22 +1,26 @@
-"""The cpu backend: both graphs on ONNX Runtime, the KV cache updated in place."""
+"""The cpu backend: the graphs on ONNX Runtime, the KV cache updated in place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
+from onnx import ModelProto
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession, bind
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
+from qwen2vl_rt.lowering.head import HIDDEN, LOGITS, split_head
 from qwen2vl_rt.weights import map_weights
 
 
 class CpuDecoder(_core.Executor):
     """Runs decoder steps over the rows of a cache.
 
-    The generation loop (C++) calls `run` once a step; every buffer it passes keeps its address, so a binding
-    serves all steps of one shape and a decode step binds nothing.
+    Where the bundle has a graph for prompts (int4-int8), a prompt's tokens go through it and an answer's own
+    through the other, both over one cache; they share the last product.
 
     Args:
         bundle: the model.
@@ -26,32 +30,57 @@ class CpuDecoder(_core.Executor):
 
     def __init__(self, bundle: Bundle, cache: _core.KVCache, threads: int) -> None:
         super().__init__()
-        model = onnx.load(bundle.file("decoder.onnx"), load_external_data=False)
-        weights = map_weights(model, bundle.path)
-        lower_decoder(model, weights, bundle.geometry)
-        self._session = OnnxSession(model, weights, bundle.path, threads)
-        self._layers = bundle.geometry.decoder.layers
-        self._cache = cache
-        self._binding = None
-        self._bound_shape: tuple[int, ...] | None = None
+        if PREFILL_GRAPH in bundle.files:
+            head, (prompt, answer) = _load_cut(bundle, (PREFILL_GRAPH, DECODER_GRAPH), threads)
+            self._prompt = _DecoderGraph(prompt, cache, head)
+            self._answer = _DecoderGraph(answer, cache, head)
+        else:
+            self._prompt = self._answer = _DecoderGraph(_load(bundle, DECODER_GRAPH, threads), cache)
 
     def run(self, step: _core.DecoderStep) -> None:
         """Fill `step.logits`; append the step's keys and values to its cache rows."""
+        (self._prompt if step.prompt else self._answer).run(step)
+
+
+class _DecoderGraph:
+    """One graph of the decoder, whole or cut at its head.
+
+    The generation loop (C++) keeps every buffer of a step at its address, so a binding serves all steps of
+    one shape, and a decode step binds nothing.
+    """
+
+    def __init__(self, layers: OnnxSession, cache: _core.KVCache, head: OnnxSession | None = None) -> None:
+        self._layers = layers
+        self._head = head
+        self._cache = cache
+        self._bindings: list[tuple[OnnxSession, object]] = []
+        self._bound_shape: tuple[int, ...] | None = None
+
+    def run(self, step: _core.DecoderStep) -> None:
         shape = (step.first_row, step.rows, step.tokens, step.logit_row_count)
         if shape != self._bound_shape:
-            self._binding, self._bound_shape = self._bind(step), shape
-        self._session.run(self._binding)
+            self._bindings, self._bound_shape = self._bind(step), shape
+        for session, binding in self._bindings:
+            session.run(binding)
 
-    def _bind(self, step: _core.DecoderStep) -> object:
-        binding = self._session.binding()
+    def _bind(self, step: _core.DecoderStep) -> list[tuple[OnnxSession, object]]:
+        layers = self._layers.binding()
         for name in ("inputs_embeds", "cos", "sin", "past_length", "logit_rows"):
-            bind(binding, getattr(step, name), input=name)
-        bind(binding, step.logits, output="logits")
+            bind(layers, getattr(step, name), input=name)
         rows = slice(step.first_row, step.first_row + step.rows)
-        for layer in range(self._layers):
-            bind(binding, self._cache.keys(layer)[rows], f"past_k.{layer}", f"present_k.{layer}")
-            bind(binding, self._cache.values(layer)[rows], f"past_v.{layer}", f"present_v.{layer}")
-        return binding
+        for layer in range(self._cache.layers):
+            bind(layers, self._cache.keys(layer)[rows], f"past_k.{layer}", f"present_k.{layer}")
+            bind(layers, self._cache.values(layer)[rows], f"past_v.{layer}", f"present_v.{layer}")
+        if self._head is None:
+            bind(layers, step.logits, output="logits")
+            return [(self._layers, layers)]
+        rows_of_logits = step.rows * step.logit_row_count
+        self._hidden = np.empty((rows_of_logits, step.inputs_embeds.shape[-1]), np.float32)
+        head = self._head.binding()
+        bind(layers, self._hidden, output=HIDDEN)
+        bind(head, self._hidden, input=HIDDEN)
+        bind(head, step.logits.reshape(rows_of_logits, -1), output=LOGITS)
+        return [(self._layers, layers), (self._head, head)]
 
 
 class CpuVision:
@@ -63,10 +92,7 @@ class CpuVision:
     """
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        model = onnx.load(bundle.file("vision.onnx"), load_external_data=False)
-        weights = map_weights(model, bundle.path)
-        lower_vision(model, weights, bundle.geometry)
-        self._session = OnnxSession(model, weights, bundle.path, threads)
+        self._session = _load(bundle, VISION_GRAPH, threads)
         self._merged_patches = bundle.geometry.vision.merge_size**2
         self._hidden_size = bundle.geometry.decoder.hidden_size
 
@@ -91,3 +117,27 @@ class CpuVision:
         bind(binding, embeddings, output="visual_embeddings")
         self._session.run(binding)
         return embeddings
+
+
+def _lowered(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    model = onnx.load(bundle.file(file), load_external_data=False)
+    weights = map_weights(model, bundle.path)
+    lower = lower_vision if file == VISION_GRAPH else lower_decoder
+    lower(model, weights, bundle.geometry)
+    return model, weights
+
+
+def _load(bundle: Bundle, file: str, threads: int) -> OnnxSession:
+    """A graph, lowered and loaded."""
+    return OnnxSession(*_lowered(bundle, file), bundle.path, threads, pack=bundle.quantized)
+
+
+def _load_cut(bundle: Bundle, files: Sequence[str], threads: int) -> tuple[OnnxSession, list[OnnxSession]]:
+    """The head that decoders share, and each one's layers, lowered and loaded."""
+    decoder = bundle.geometry.decoder
+    layers = []
+    for file in files:
+        model, weights = _lowered(bundle, file)
+        head = split_head(model, decoder.hidden_size, decoder.vocab_size)
+        layers.append(OnnxSession(model, weights, bundle.path, threads, pack=bundle.quantized))
+    return OnnxSession(head, weights, bundle.path, threads, pack=bundle.quantized), layers
