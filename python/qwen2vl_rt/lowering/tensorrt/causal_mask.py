@@ -1,0 +1,50 @@
+"""Causal attention over a cache with its mask in the graph.
+
+TensorRT's parser ignores Attention's `nonpad_kv_seqlen` and aligns `is_causal` to the first position instead
+of the newest. This form leaves nothing to either: token t of row b sees the cache's columns s with
+
+    s <= past_length[b] + t
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
+from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
+
+
+def mask_attention(model: ModelProto, capacity: int) -> None:
+    """Give each cached Attention of the decoder a boolean mask [B, 1, T, S] in place of its lengths.
+
+    Args:
+        model: the decoder, changed in place.
+        capacity: S, the cache's positions.
+    """
+    graph = model.graph
+    columns = constant(graph, "mask.columns", np.arange(capacity), TensorProto.INT64)  # [S]
+    zero = constant(graph, "mask.zero", 0, TensorProto.INT64)
+    one = constant(graph, "mask.one", 1, TensorProto.INT64)
+    mask = [
+        op("Squeeze", "mask.tokens", "tokens", integers(graph, 0)),  # T
+        op("Range", "mask.rows", zero, "mask.tokens", one),  # [T]
+        op("Unsqueeze", "mask.past", "past_length", integers(graph, 1)),  # [B, 1]
+        op("Add", "mask.last", "mask.past", "mask.rows"),  # [B, T], the last column that each token sees
+        op("Unsqueeze", "mask.limits", "mask.last", integers(graph, 1, 3)),  # [B, 1, T, 1]
+        op("LessOrEqual", "mask", columns, "mask.limits"),  # [B, 1, T, S]
+    ]
+    replacements = {}
+    for node in graph.node:
+        if node.op_type == "Attention":
+            masked = op("Attention", node.name, *node.input[:3], "mask")
+            replacements[node.name] = [*([] if replacements else mask), masked]
+    replace_nodes(graph, replacements)
+    drop_unread(graph)
+
+
+def drop_softmax_precision(model: ModelProto) -> None:
+    """Remove Attention's `softmax_precision`: the parser refuses it, the kernels accumulate in float32."""
+    for node in model.graph.node:
+        for item in [item for item in node.attribute if item.name == "softmax_precision"]:
+            node.attribute.remove(item)

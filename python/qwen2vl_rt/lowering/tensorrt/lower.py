@@ -1,0 +1,67 @@
+"""The passes that a graph takes on its way to TensorRT, by the form that the engine wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.lowering.tensorrt.causal_mask import drop_softmax_precision, mask_attention
+from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
+from qwen2vl_rt.lowering.tensorrt.int8_products import to_quantized_products
+from qwen2vl_rt.lowering.tensorrt.narrow import narrow
+from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
+from qwen2vl_rt.lowering.tensorrt.signed_codes import to_signed_codes
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an engine's graph looks like."""
+
+    number_format: str
+    """Arithmetic around the matrices, inputs, outputs and cache: "fp32", "bf16" or "fp16"."""
+    attention: str = "lengths"
+    """How the decoder's attention knows which positions count. "lengths": as in the portable graph; the
+    parser drops it, and `tensorrt.network` sets it again on the parsed network. "mask": a boolean mask in the
+    graph. "primitives": no operator newer than opset 20, the cache written by the caller."""
+
+
+def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form: Form, capacity: int) -> None:
+    """Lower a decoder (or the prompt's own decoder) and its external weights, in place.
+
+    Args:
+        model: decoder.onnx or prefill.onnx of a bundle.
+        weights: its external data by name (`weights.map_weights`); changed entries are replaced.
+        geometry: the bundle's.
+        form: the engine's. Its number format differs from the graph's only where that is float32.
+        capacity: positions of the cache.
+    """
+    decoder = geometry.decoder
+    _lower_numbers(model, weights, form)
+    fix_capacity(model, capacity)
+    if form.attention == "mask":
+        mask_attention(model, capacity)
+    elif form.attention == "primitives":
+        to_primitives(model, decoder.heads, decoder.kv_heads, decoder.head_dim, form.number_format)
+
+
+def lower_vision(model: ModelProto, weights: Weights, geometry: Geometry, form: Form) -> None:
+    """Lower the vision tower and its external weights, in place; arguments as for `lower_decoder`."""
+    vision = geometry.vision
+    _lower_numbers(model, weights, form)
+    if form.attention == "primitives":
+        to_primitives(model, vision.heads, vision.heads, vision.head_dim, form.number_format)
+
+
+def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:
+    drop_softmax_precision(model)
+    if form.number_format != "fp32" and _is_float32(model):
+        narrow(model, weights, form.number_format)
+    to_signed_codes(model, weights)
+    to_quantized_products(model, form.number_format)
+
+
+def _is_float32(model: ModelProto) -> bool:
+    return model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
