@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from qwen2vl_rt import __version__
-from qwen2vl_rt.cli import bench, info, run
+from qwen2vl_rt.cli import bench, build, info, run
 from qwen2vl_rt.cli import eval as eval_command
 from qwen2vl_rt.errors import Qwen2VLError
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen2vl_rt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, info, eval_command, bench):
+    for command in (run, info, eval_command, bench, build):
         command.add_parser(commands)
     return parser
 

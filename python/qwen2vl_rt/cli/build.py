@@ -1,0 +1,96 @@
+"""`qwen2vl build`: TensorRT engines of a bundle, for this GPU or another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.plan import GIB, MIB, PREFILL_CHUNK, session_limits
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.tensorrt.build import Built
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser("build", help="build TensorRT engines of a bundle, with or without the GPU")
+    parser.add_argument("bundle", type=Path, help="folder that qwen2vl-export wrote")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--gpu", metavar="SM", help="a GPU architecture, such as sm89")
+    target.add_argument(
+        "--portable", action="store_const", dest="gpu", const="portable", help="any GPU from SM 8.0 on"
+    )
+    target.add_argument(
+        "--this", action="store_const", dest="gpu", const="this", help="the GPU of this machine (default)"
+    )
+    parser.add_argument(
+        "--edition", metavar="NAME", help="tensorrt or tensorrt_rtx; what is installed if left out"
+    )
+    parser.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache")
+    parser.add_argument(
+        "--max-batch", type=int, default=1, metavar="N", help="answers generated side by side"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="largest picture after resizing")
+    parser.add_argument(
+        "--prefill-chunk", type=int, default=PREFILL_CHUNK, metavar="N", help="prompt tokens a step"
+    )
+    parser.add_argument(
+        "--arithmetic", choices=("fp32", "bf16", "fp16"), help="number format around the matrices"
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("lengths", "mask", "primitives"),
+        help="how the decoder's attention is told what to see (docs/tensorrt.md)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the engines (BUNDLE/engines)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Build and print what was built."""
+    from qwen2vl_rt.tensorrt.build import build_engines
+    from qwen2vl_rt.tensorrt.edition import find_edition
+    from qwen2vl_rt.tensorrt.target import choose_target
+
+    bundle = Bundle.open(options.bundle)
+    limits = session_limits(
+        bundle, options.max_length, options.max_batch, options.max_pixels, options.prefill_chunk
+    )
+    edition = find_edition(options.edition)
+    target = choose_target(options.gpu or "this", edition)
+    if not options.json:
+        print(f"{edition} builds {bundle.name} ({bundle.precision}) for {target.name}", flush=True)
+    built = build_engines(
+        bundle,
+        edition,
+        target,
+        limits,
+        attention=options.attention,
+        number_format=options.arithmetic,
+        output=options.output,
+        on_engine=None if options.json else lambda engine: print(describe(engine), flush=True),
+    )
+    if options.json:
+        engines = {engine.graph: str(engine.file.path) for engine in built}
+        json.dump({"edition": str(edition), "target": target.name, "engines": engines}, sys.stdout, indent=2)
+        print()
+    return 0
+
+
+def describe(engine: Built) -> str:
+    """One engine in two lines: where it is, what the build took."""
+    figures = engine.description["figures"]
+    parts = [f"{figures['engine_bytes'] / MIB:.1f} MiB"]
+    if figures["activation_bytes"]:
+        profiles = zip(engine.description["key"]["profiles"], figures["activation_bytes"], strict=True)
+        parts += [f"{name} needs {size / MIB:.1f} MiB more" for name, size in profiles]
+    if engine.reused:
+        parts.append("was there already")
+    else:
+        parts.append(f"built in {figures['seconds']:.1f} s with {figures['peak_bytes'] / GIB:.2f} GiB")
+    return f"{engine.graph:<8} {engine.file.path}\n{'':<8} {', '.join(parts)}"

@@ -1,0 +1,183 @@
+"""From a bundle to its engines: lower, parse, patch, build, describe; what was built before is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.builder import build_engine
+from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
+from qwen2vl_rt.tensorrt.network import Network
+from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
+from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, INT4_SINCE, Target
+from qwen2vl_rt.weights import map_weights
+
+GRAPHS = ("vision", "prefill", "decoder")
+ATTENTION_FORMS = ("lengths", "mask", "primitives")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine of a bundle."""
+
+    graph: str
+    """"vision", "prefill" or "decoder"."""
+    file: EngineFile
+    description: dict[str, Any]
+    reused: bool
+    """It was there already."""
+
+
+def build_engines(
+    bundle: Bundle,
+    edition: Edition,
+    target: Target,
+    limits: SessionLimits,
+    *,
+    attention: str | None = None,
+    number_format: str | None = None,
+    output: Path | None = None,
+    on_engine: Callable[[Built], None] | None = None,
+) -> list[Built]:
+    """Build every graph of a bundle for one target.
+
+    Args:
+        bundle: the model.
+        edition: the TensorRT that builds.
+        target: the GPUs to build for.
+        limits: cache length, rows, chunk and picture size that the engines allow.
+        attention: a form of `ATTENTION_FORMS`; what the edition can take if None.
+        number_format: arithmetic around the matrices; `choose_format` if None.
+        output: folder of the engines; `engines` in the bundle if None.
+        on_engine: told of each engine when it is there.
+
+    Raises:
+        BackendError: a form that the target or the edition does not have, or a graph that TensorRT refuses.
+    """
+    form = Form(choose_format(bundle, target, number_format), choose_attention(edition, attention))
+    folder = output or bundle.path / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(
+            f"Cannot write engines to {folder}: {error.strerror}; name another --output."
+        ) from error
+    built = []
+    for graph in GRAPHS:
+        if f"{graph}.onnx" in bundle.files:
+            built.append(_build_graph(bundle, graph, edition, target, limits, form, folder))
+            if on_engine:
+                on_engine(built[-1])
+    return built
+
+
+def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> str:
+    """The arithmetic of an engine: the bundle's own, bfloat16 for a quantized one (float16 before SM 8.0).
+
+    Raises:
+        BackendError: the bundle or the target does not have `wanted`, or the target not the bundle's.
+    """
+    precision, has_bfloat16 = bundle.precision, target.has(BFLOAT16_SINCE)
+    if precision.startswith("int4") and not target.has(INT4_SINCE):
+        raise BackendError(
+            f"{target.name} has no int4 products in TensorRT: export with --precision int8 or fp16."
+        )
+    if precision in ("bf16", "fp16"):
+        if wanted not in (None, precision):
+            raise BackendError(
+                f"A {precision} bundle computes in {precision}, not {wanted}: export with --precision {wanted}."
+            )
+        chosen = precision
+    else:
+        own = "fp32" if precision == "fp32" else "bf16" if has_bfloat16 else "fp16"
+        chosen = wanted or own
+    if chosen == "bf16" and not has_bfloat16:
+        raise BackendError(f"{target.name} has no bfloat16: export with --precision fp16.")
+    return chosen
+
+
+def choose_attention(edition: Edition, wanted: str | None = None) -> str:
+    """The form of the decoder's attention: "lengths" where the edition can set them, else what it can take.
+
+    Raises:
+        BackendError: the edition cannot take `wanted`.
+    """
+    if edition.has_cache_operators:
+        possible = ATTENTION_FORMS if edition.aligns_attention else ATTENTION_FORMS[1:]
+    else:
+        possible = ATTENTION_FORMS[2:]
+    if wanted is not None and wanted not in possible:
+        raise BackendError(f"{edition} cannot take attention {wanted!r}: choose {' or '.join(possible)}.")
+    return wanted or possible[0]
+
+
+def _build_graph(
+    bundle: Bundle,
+    graph: str,
+    edition: Edition,
+    target: Target,
+    limits: SessionLimits,
+    form: Form,
+    folder: Path,
+) -> Built:
+    model = onnx.load(bundle.file(f"{graph}.onnx"), load_external_data=False)
+    weights = map_weights(model, bundle.path)
+    profiles = _lower(bundle, graph, model, weights, limits, form)
+    key = engine_key(bundle, model, edition, target, form, profiles)
+    file = engine_file(folder, graph, target, key)
+    if file.exists:
+        return Built(graph, file, file.describe(), reused=True)
+
+    network = Network(edition, model, weights)
+    if graph != "vision" and form.attention == "lengths":
+        network.align_attention()
+    partial = file.path.with_suffix(".partial")
+    try:
+        figures = build_engine(network, target, profiles, graph, partial)
+        inputs, outputs = network.tensors()
+        description = {
+            "graph": graph,
+            "bundle": bundle.name,
+            "precision": bundle.precision,
+            "key": key,
+            "inputs": inputs,
+            "outputs": outputs,
+            "shared": _shared([tensor["name"] for tensor in outputs]),
+            "figures": asdict(figures),
+        }
+        file.write(partial, description)
+    except OSError as error:
+        raise BackendError(f"Cannot write {file.path}: {error.strerror}; name another --output.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Built(graph, file, description, reused=False)
+
+
+def _lower(
+    bundle: Bundle, graph: str, model: onnx.ModelProto, weights: dict, limits: SessionLimits, form: Form
+) -> list[Profile]:
+    """Lower a graph in place; the profiles that it is built for."""
+    geometry = bundle.geometry
+    if graph == "vision":
+        lower_vision(model, weights, geometry, form)
+        return vision_profiles(geometry.vision, limits)
+    lower_decoder(model, weights, geometry, form, limits.max_length)
+    if "prefill.onnx" not in bundle.files:
+        names = ("prefill", "decode")
+    else:  # the prompt has a graph of its own
+        names = ("prefill",) if graph == "prefill" else ("decode",)
+    return decoder_profiles(geometry.decoder, limits, names)
+
+
+def _shared(outputs: list[str]) -> dict[str, str]:
+    """Outputs that must be bound to the memory of an input: the cache, written in place."""
+    return {name: name.replace("present_", "past_") for name in outputs if name.startswith("present_")}

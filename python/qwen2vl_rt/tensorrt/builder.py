@@ -1,0 +1,108 @@
+"""From a parsed network to an engine file: profiles, progress, errors in words, figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.progress import progress_bar
+from qwen2vl_rt.tensorrt import memory
+from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures, first_error
+from qwen2vl_rt.tensorrt.network import Network
+from qwen2vl_rt.tensorrt.profiles import Profile
+from qwen2vl_rt.tensorrt.target import Target, configure
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a build took and what its engine will; bytes and seconds."""
+
+    seconds: float
+    peak_bytes: int
+    """Resident memory of the building process at most."""
+    engine_bytes: int
+    weights_bytes: int | None
+    """Of device memory for the weights; None where this TensorRT does not say."""
+    activation_bytes: tuple[int, ...]
+    """Device memory of one execution, by profile; empty where this TensorRT does not say."""
+
+
+def build_engine(
+    network: Network, target: Target, profiles: Sequence[Profile], title: str, file: Path
+) -> Figures:
+    """Build and write one engine.
+
+    Args:
+        network: parsed and patched.
+        target: the GPUs that it is for.
+        profiles: ranges of the inputs' shapes.
+        title: what the progress bar calls it.
+        file: where the engine goes.
+
+    Raises:
+        BackendError: TensorRT refuses, in its own words.
+        KeyboardInterrupt: Ctrl-C, after TensorRT has stopped.
+    """
+    edition, trt = network.edition, network.edition.module
+    config = network.builder.create_builder_config()
+    configure(config, target, edition)
+    for profile in profiles:
+        config.add_optimization_profile(_profile(network.builder, profile))
+    edition.logger.take()
+    memory.reset_peak()
+    started = time.perf_counter()
+    with progress_bar(title, 1) as bar:
+        monitor = _monitor(trt, bar)
+        config.progress_monitor = monitor
+        engine = network.builder.build_serialized_network(network.network, config)
+    messages = edition.logger.take()
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if engine is None:
+        problem = first_error(messages) or "TensorRT gives no reason"
+        raise BackendError(f"{edition} cannot build {title} for {target.name}: {problem}")
+    file.write_bytes(engine)
+    weights = figures(messages, WEIGHTS)
+    return Figures(
+        seconds=time.perf_counter() - started,
+        peak_bytes=memory.peak(),
+        engine_bytes=engine.nbytes,
+        weights_bytes=weights[-1] if weights else None,
+        activation_bytes=tuple(figures(messages, ACTIVATIONS)),
+    )
+
+
+def _profile(builder: Any, profile: Profile) -> Any:
+    result = builder.create_optimization_profile()
+    for name, shapes in profile.shapes.items():
+        result.set_shape(name, *shapes)
+    return result
+
+
+def _monitor(trt: Any, bar: Any) -> Any:
+    """TensorRT's phases on one bar, whose end moves as they begin. Ctrl-C stops the build at its next step."""
+
+    class _Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            bar.total += steps
+            bar.set_postfix_str(phase, refresh=False)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                bar.update()
+            except KeyboardInterrupt:
+                self.interrupted = True
+            return not self.interrupted
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+    return _Monitor()

@@ -1,0 +1,113 @@
+"""The engine files of a bundle: their names, what they were made from, and the description beside each.
+
+An engine can't be opened without a GPU. So each has a JSON file of the same name that says what it is:
+inputs, outputs and which of them share memory, profiles, target, edition, figures of the build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.lowering.tensorrt import Form
+from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.profiles import Profile
+from qwen2vl_rt.tensorrt.target import Target
+
+FOLDER = "engines"  # of a bundle
+DESCRIPTION_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One engine and its description; they exist together or not at all."""
+
+    path: Path
+
+    @property
+    def description_path(self) -> Path:
+        """The JSON file beside the engine."""
+        return self.path.with_suffix(".json")
+
+    @property
+    def exists(self) -> bool:
+        """Whether both files are there: the description is written last."""
+        return self.path.is_file() and self.description_path.is_file()
+
+    def describe(self) -> dict[str, Any]:
+        """The description.
+
+        Raises:
+            BackendError: it is damaged.
+        """
+        try:
+            description = json.loads(self.description_path.read_text())
+            if description["description_version"] != DESCRIPTION_VERSION:
+                raise ValueError(f"description_version {description['description_version']}")
+            if self.path.stat().st_size != description["figures"]["engine_bytes"]:
+                raise ValueError(f"{self.path.name} has another size")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BackendError(
+                f"{self.description_path} does not describe its engine ({error}): build it again."
+            ) from error
+        return description
+
+    def write(self, partial: Path, description: dict[str, Any]) -> None:
+        """Put a finished engine, at `partial`, in its place, then its description."""
+        self.description_path.unlink(missing_ok=True)
+        os.replace(partial, self.path)
+        text = json.dumps({"description_version": DESCRIPTION_VERSION, **description}, indent=1)
+        temporary = self.description_path.with_suffix(".json.partial")
+        temporary.write_text(text + "\n")
+        os.replace(temporary, self.description_path)
+
+
+def engine_key(
+    bundle: Bundle,
+    model: ModelProto,
+    edition: Edition,
+    target: Target,
+    form: Form,
+    profiles: Sequence[Profile],
+) -> dict[str, Any]:
+    """What an engine depends on; a build whose key has the same digest may be reused.
+
+    Args:
+        bundle: whose manifest names the weights' hashes.
+        model: the lowered graph.
+        edition: what builds it.
+        target: what it is built for.
+        form: what the graph was lowered to.
+        profiles: the shapes it takes.
+    """
+    files = {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {
+        "graph": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
+        "weights": {name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
+        "edition": edition.module_name,
+        "version": edition.version,
+        "target": target.name,
+        "form": asdict(form),
+        "profiles": {profile.name: profile.shapes for profile in profiles},
+    }
+
+
+def engine_file(folder: Path, graph: str, target: Target, key: dict[str, Any]) -> EngineFile:
+    """Where the engine of `graph` ("decoder", "prefill", "vision") with this key belongs."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return EngineFile(folder / f"{graph}.{target.name}.{digest[:16]}.engine")

@@ -1,0 +1,109 @@
+"""From a lowered graph to a TensorRT network, with what the parser drops set again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.logger import first_error
+
+PRESENT_LENGTH = "present_length"  # of the portable decoder: past_length + T, [B]
+
+
+class Network:
+    """A parsed, strongly typed network and all that must live as long as it does."""
+
+    def __init__(self, edition: Edition, model: ModelProto, weights: Weights) -> None:
+        """Parse `model`; the weights are read where they lie, mapped files included.
+
+        Raises:
+            BackendError: the parser refuses a node.
+        """
+        trt = edition.module
+        edition.logger.take()
+        self.edition = edition
+        self.builder = trt.Builder(edition.logger)
+        flags = trt.NetworkDefinitionCreationFlag
+        # Full TensorRT also has loosely typed networks, RTX and the newest only this kind.
+        self.network = self.builder.create_network(1 << int(flags.STRONGLY_TYPED))
+        self._parser = trt.OnnxParser(self.network, edition.logger)
+        self._weights = weights  # TensorRT keeps pointers into them
+        self._load(model)
+
+    def _load(self, model: ModelProto) -> None:
+        takes_memory = hasattr(self._parser, "load_initializer")  # not in TensorRT 10.3
+        parse = parse_from_memory if takes_memory else parse_from_files
+        if not parse(self._parser, model, self._weights):
+            raise BackendError(f"{self.edition} cannot take {model.graph.name}: {self._problem()}")
+
+    def _problem(self) -> str:
+        if self._parser.num_errors:
+            error = self._parser.get_error(0)
+            return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
+        return first_error(self.edition.logger.take()) or "the parser gives no reason"
+
+    def align_attention(self) -> None:
+        """Let every attention of the decoder see its row's positions up to its own token, and no others.
+
+        The parser ignores `nonpad_kv_seqlen` and aligns `is_causal` to the first position. Set here: keys
+        and values count up to past_length + T, and the last query is aligned with the last of them.
+        """
+        trt = self.edition.module
+        present = self._parser.get_layer_output_tensor(PRESENT_LENGTH, 0)
+        lengths = self.network.add_cast(present, trt.int32).get_output(0)  # [B]
+        for index in range(self.network.num_layers):
+            layer = self.network.get_layer(index)
+            if layer.type == trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = trt.IAttentionInputLayer  # TensorRT's way to a layer's own interface
+                layer.attention.causal_kind = trt.CausalMaskKind.LOWER_RIGHT
+                layer.attention.key_value_lengths = lengths
+
+    def tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Inputs and outputs: name, type and shape (-1 for a size that varies)."""
+        network = self.network
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        return [_described(tensor) for tensor in inputs], [_described(tensor) for tensor in outputs]
+
+
+def parse_from_memory(parser: Any, model: ModelProto, weights: Weights) -> bool:
+    """Parse with weights that are read where they lie; whether the parser took it."""
+    # The path is only looked at for data that is not given here.
+    if not parser.load_model_proto(model.SerializeToString(), f"{model.graph.name}.onnx"):
+        return False
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            array = weights[tensor.name]
+            if not parser.load_initializer(tensor.name, array.ctypes.data, array.nbytes):
+                return False
+    return parser.parse_model_proto()
+
+
+def parse_from_files(parser: Any, model: ModelProto, weights: Weights) -> bool:
+    """Parse by way of a temporary model and weights file, which TensorRT has read when this returns."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder:
+        with open(Path(folder, "weights"), "wb") as file:
+            for tensor in copy.graph.initializer:
+                if tensor.data_location == TensorProto.EXTERNAL:
+                    del tensor.external_data[:]
+                    array = weights[tensor.name]
+                    entries = (("location", "weights"), ("offset", file.tell()), ("length", array.nbytes))
+                    for key, value in entries:
+                        tensor.external_data.add(key=key, value=str(value))
+                    file.write(np.ascontiguousarray(array).data.cast("B"))
+        path = Path(folder, f"{model.graph.name}.onnx")
+        path.write_bytes(copy.SerializeToString())
+        return parser.parse_from_file(str(path))
+
+
+def _described(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "type": tensor.dtype.name.lower(), "shape": list(tensor.shape)}

@@ -1,0 +1,91 @@
+"""Which GPUs an engine is for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.gpu import compute_capability
+
+PORTABLE = "portable"  # SM 8.0 and later
+THIS = "this"
+BFLOAT16_SINCE = (8, 0)
+INT4_SINCE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU architecture, or all of them from SM 8.0 on."""
+
+    capability: tuple[int, int] | None
+    """Compute capability such as (8, 9); None for the portable target."""
+    is_this: bool
+    """Whether it is the GPU in this machine."""
+
+    @property
+    def name(self) -> str:
+        """Such as "sm89", or "portable"."""
+        return PORTABLE if self.capability is None else "sm{}{}".format(*self.capability)
+
+    def has(self, since: tuple[int, int]) -> bool:
+        """Whether every GPU of the target has what came with the compute capability `since`."""
+        return (self.capability or (8, 0)) >= since
+
+
+def choose_target(text: str, edition: Edition) -> Target:
+    """Parse "sm89" (also "8.9" or "89"), "portable" or "this", and check that the edition builds for it.
+
+    Raises:
+        BackendError: not a target, or one that this edition does not build for on this machine.
+    """
+    here = compute_capability()
+    if text == PORTABLE:
+        target = Target(None, is_this=False)
+    elif text == THIS:
+        if here is None:
+            raise BackendError("There is no NVIDIA GPU here to build for: name one with --gpu or --portable.")
+        target = Target(here, is_this=True)
+    else:
+        match = re.fullmatch(r"(?:sm)?_?(\d{1,2})\.?(\d)", text.lower())
+        if match is None:
+            raise BackendError(f"{text!r} is not a GPU target: write sm89 (or 8.9), portable or this.")
+        capability = int(match[1]), int(match[2])
+        target = Target(capability, is_this=capability == here)
+    _check(target, edition, here)
+    return target
+
+
+def _check(target: Target, edition: Edition, here: tuple[int, int] | None) -> None:
+    if edition.builds_for_others:
+        known = _known(edition)
+        if target.capability is not None and target.name not in known:
+            raise BackendError(
+                f"{edition} does not build for {target.name}, only for {', '.join(known)} and {PORTABLE}: "
+                "use the cuda backend, or NVIDIA's full TensorRT."
+            )
+    elif here is None or not (target.is_this or target.capability is None):
+        found = "there is none" if here is None else "here is sm{}{}".format(*here)
+        raise BackendError(
+            f"{edition} builds only on a machine with the GPU that the engine is for, and {found}: "
+            "run the build there."
+        )
+
+
+def _known(edition: Edition) -> list[str]:
+    """The architectures that the edition itself lists."""
+    names = [name for name in dir(edition.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+    return sorted((name.lower() for name in names), key=lambda name: int(name[2:]))
+
+
+def configure(config: Any, target: Target, edition: Edition) -> None:
+    """Set the target in a builder's configuration."""
+    trt = edition.module
+    if edition.builds_for_others:
+        if target.capability is not None:  # left unset, the engine runs on all from SM 8.0 on
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.name.upper()), 0)
+    elif target.capability is None:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
