@@ -94,7 +94,7 @@ def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> 
     if precision in ("bf16", "fp16"):
         if wanted not in (None, precision):
             raise BackendError(
-                f"A {precision} bundle computes in {precision}, not {wanted}: export with --precision {wanted}."
+                f"A {precision} bundle does not compute in {wanted}: export with --precision {wanted}."
             )
         chosen = precision
     else:

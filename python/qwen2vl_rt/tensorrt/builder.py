@@ -84,7 +84,7 @@ def _profile(builder: Any, profile: Profile) -> Any:
 
 
 def _monitor(trt: Any, bar: Any) -> Any:
-    """TensorRT's phases on one bar, whose end moves as they begin. Ctrl-C stops the build at its next step."""
+    """TensorRT's phases on one bar, whose end moves as they begin. Ctrl-C stops at the next step."""
 
     class _Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
