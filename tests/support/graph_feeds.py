@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.weights import map_weights
@@ -73,6 +75,20 @@ def run(model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict) -> d
     }
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def evaluate_bfloat16(
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict
+) -> dict[str, np.ndarray]:
+    """Outputs of a bfloat16 graph by name, from onnx's reference implementation."""
+    model = with_weights(model, weights)
+    onnx.checker.check_model(model, full_check=True)
+    feed = {
+        name: value.astype(ml_dtypes.bfloat16) if value.dtype == np.float32 else value
+        for name, value in feed.items()
+    }
+    names = [output.name for output in model.graph.output]
+    return dict(zip(names, ReferenceEvaluator(model).run(names, feed), strict=True))
 
 
 def portable(bundle: Bundle, graph: str, feed: dict) -> dict[str, np.ndarray]:

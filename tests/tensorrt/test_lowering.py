@@ -6,11 +6,27 @@ again on the parsed network ("lengths") is the portable graph itself here.
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import copy
 
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
-from tests.support.graph_feeds import decoder_feed, load, portable, run, vision_feed
+from qwen2vl_rt.lowering.widen import widen_to_float32
+from tests.support.graph_feeds import (
+    decoder_feed,
+    evaluate_bfloat16,
+    load,
+    portable,
+    run,
+    vision_feed,
+    with_weights,
+)
+from tests.support.random_model import random_model, save_checkpoint
 
 CAPACITY = 40
 FORMS = ("lengths", "mask", "primitives")
@@ -64,3 +80,117 @@ def test_vision(bundles, pictures, patches, attention):
     lower_vision(model, weights, bundle.geometry, Form("fp32", attention))
     expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
     assert_close(run(model, weights, feed)["visual_embeddings"], expected, 1e-5)
+
+
+@pytest.mark.parametrize("attention", FORMS)
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_quantized_decoder(bundles, precision, attention):
+    """In float32 nothing is rounded that the portable graph does not round: the integers are the same."""
+    bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk over different lengths"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+    expected = portable(bundle, "decoder.onnx", feed)
+    model, weights = load(bundle, "decoder.onnx")
+    lower_decoder(model, weights, bundle.geometry, Form("fp32", attention), CAPACITY)
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    assert not types & {TensorProto.UINT4, TensorProto.UINT8}
+    assert_same_step(run(model, weights, feed), expected, past, tokens, 1e-5)
+
+
+def test_zero_points_become_a_correction(bundles):
+    """AWQ's blocks have zero points of their own: codes are shifted to the middle, the rest is added."""
+    bundle, (past, tokens, rows) = bundles["int4"], STEPS["chunk"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+
+    def asymmetric():
+        model, weights = load(bundle, "decoder.onnx")
+        for name in weights:
+            if name.endswith(".zero_point") and ("mlp" in name or "lm_head" in name):
+                rng = np.random.default_rng(len(name))
+                weights[name] = rng.integers(0, 256, weights[name].shape, np.uint8)
+        return model, weights
+
+    expected = run(*asymmetric(), feed)
+    assert np.abs(expected["logits"] - portable(bundle, "decoder.onnx", feed)["logits"]).max() > 0.1
+    model, weights = asymmetric()
+    lower_decoder(model, weights, bundle.geometry, Form("fp32"), CAPACITY)
+    corrected = {node.name for node in model.graph.node if node.name.endswith(".correction")}
+    assert corrected == {
+        "lm_head.correction",
+        *(f"layers.{i}.mlp.{part}.correction" for i in range(2) for part in ("gate", "up", "down")),
+    }
+    assert_same_step(run(model, weights, feed), expected, past, tokens, 1e-5)
+
+
+def test_int8_vision(bundles):
+    bundle, feed = bundles["int8"], vision_feed(bundles["int8"], 2, 16)
+    model, weights = load(bundle, "vision.onnx")
+    lower_vision(model, weights, bundle.geometry, Form("fp32"))
+    assert not [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+    expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
+    assert_close(run(model, weights, feed)["visual_embeddings"], expected, 1e-5)
+
+
+# The largest deviation from the portable float32 graph, of the largest logit. In int8 an activation that was
+# rounded to 16 bit can fall on the next of 127 steps.
+NARROWED = {("int4", "fp16"): 2e-3, ("int8", "fp16"): 0.06, ("int4", "bf16"): 0.1, ("int8", "bf16"): 0.15}
+
+
+@pytest.mark.parametrize("attention", ["mask", "primitives"])
+@pytest.mark.parametrize(("precision", "number_format"), NARROWED)
+def test_narrowed_decoder(bundles, precision, number_format, attention):
+    """Quantized graphs, float32 in the bundle, with 16-bit arithmetic: float16 in ONNX Runtime, bfloat16,
+    which its CPU does not multiply, in onnx's reference implementation.
+    """
+    bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk over different lengths"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+    expected = portable(bundle, "decoder.onnx", feed)["logits"]
+    model, weights = load(bundle, "decoder.onnx")
+    lower_decoder(model, weights, bundle.geometry, Form(number_format, attention), CAPACITY)
+    evaluate = run if number_format == "fp16" else evaluate_bfloat16
+    logits = evaluate(model, weights, feed)["logits"]
+    assert logits.dtype == np.float32
+    assert_close(logits, expected, NARROWED[precision, number_format])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.03), ("fp32", 3e-3)])
+def test_narrowed_vision(bundles, precision, tolerance):
+    bundle, feed = bundles[precision], vision_feed(bundles[precision], 2, 16)
+    model, weights = load(bundle, "vision.onnx")
+    lower_vision(model, weights, bundle.geometry, Form("fp16", "primitives"))
+    expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
+    actual = run(model, weights, feed)["visual_embeddings"]
+    assert actual.dtype == np.float16
+    assert_close(actual.astype(np.float32), expected, tolerance)
+
+
+@pytest.mark.parametrize("attention", FORMS)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_16_bit_bundle(bundles, precision, attention):
+    """A graph that is 16 bit already: the weights are bfloat16's here, so float32 results are the same."""
+    bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+    expected = portable(bundles["fp32"], "decoder.onnx", feed)
+    model, weights = load(bundle, "decoder.onnx")
+    lower_decoder(model, weights, bundle.geometry, Form(precision, attention), CAPACITY)
+    onnx.checker.check_model(with_weights(copy.deepcopy(model), weights), full_check=True)
+    widen_to_float32(model, weights)
+    # float16 rounds a few bfloat16 weights that are very small.
+    tolerance = 1e-3 if precision == "fp16" else 1e-5
+    assert_same_step(run(model, weights, feed), expected, past, tokens, tolerance)
+
+
+def test_float16_refuses_what_it_cannot_hold(bundles):
+    bundle = bundles["int4"]
+    model, weights = load(bundle, "decoder.onnx")
+    name = "layers.1.attention.norm.weight"
+    weights[name] = np.full_like(weights[name], 1e5)
+    with pytest.raises(BackendError, match=r"layers\.1\.attention\.norm\.weight.*float16"):
+        lower_decoder(model, weights, bundle.geometry, Form("fp16"), CAPACITY)
+
+
+def test_partial_blocks_are_refused(tmp_path):
+    """TensorRT builds whole blocks only; no published model has others."""
+    checkpoint = save_checkpoint(random_model(hidden_size=64, mlp_size=192), tmp_path / "checkpoint")
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", "int4")
+    with pytest.raises(BackendError, match="64 inputs"):
+        lower_decoder(*load(bundle, "decoder.onnx"), bundle.geometry, Form("bf16"), CAPACITY)

@@ -59,7 +59,7 @@ def _rms_norm(graph: GraphProto, node: NodeProto, wanted: int) -> list[NodeProto
     epsilon = constant(graph, "primitive.rms_epsilon", attribute(node, "epsilon"), TensorProto.FLOAT)
     nodes, wide = [], x
     if wanted != TensorProto.FLOAT:
-        wide = f"{name}.float"
+        wide = f"{name}.input"
         nodes.append(op("Cast", wide, x, to=TensorProto.FLOAT))
     nodes += [
         op("Mul", f"{name}.squares", wide, wide),
