@@ -22,7 +22,6 @@ from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, INT4_SINCE, Target
 from qwen2vl_rt.weights import map_weights
 
 GRAPHS = ("vision", "prefill", "decoder")
-ATTENTION_FORMS = ("lengths", "mask", "primitives")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def build_engines(
         edition: the TensorRT that builds.
         target: the GPUs to build for.
         limits: cache length, rows, chunk and picture size that the engines allow.
-        attention: a form of `ATTENTION_FORMS`; what the edition can take if None.
+        attention: of the decoder, see `Form`; `choose_attention` if None.
         number_format: arithmetic around the matrices; `choose_format` if None.
         output: folder of the engines; `engines` in the bundle if None.
         on_engine: told of each engine when it is there.
@@ -106,15 +105,18 @@ def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> 
 
 
 def choose_attention(edition: Edition, wanted: str | None = None) -> str:
-    """The form of the decoder's attention: "lengths" where the edition can set them, else what it can take.
+    """The form of the decoder's attention: "mask", or "primitives" where the edition knows no newer ones.
+
+    Not "lengths", though it reads less: what that form computes is TensorRT's alone to say, and has not been
+    compared with the portable graph on a GPU.
 
     Raises:
         BackendError: the edition cannot take `wanted`.
     """
     if edition.has_cache_operators:
-        possible = ATTENTION_FORMS if edition.aligns_attention else ATTENTION_FORMS[1:]
+        possible = ("mask", "primitives", "lengths") if edition.aligns_attention else ("mask", "primitives")
     else:
-        possible = ATTENTION_FORMS[2:]
+        possible = ("primitives",)
     if wanted is not None and wanted not in possible:
         raise BackendError(f"{edition} cannot take attention {wanted!r}: choose {' or '.join(possible)}.")
     return wanted or possible[0]

@@ -46,7 +46,8 @@ class Network:
     def _problem(self) -> str:
         if self._parser.num_errors:
             error = self._parser.get_error(0)
-            return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
+            node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_name() else ""
+            return node + " ".join(error.desc().split())
         return first_error(self.edition.logger.take()) or "the parser gives no reason"
 
     def align_attention(self) -> None:

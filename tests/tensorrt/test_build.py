@@ -1,0 +1,238 @@
+"""Engines are really built here, for GPUs that are not in this machine. Running one needs the GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen2vl_export.decoder import decoder_graph
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_export.vision import vision_graph
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cli import main
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
+from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt import builder
+from qwen2vl_rt.tensorrt.build import build_engines
+from qwen2vl_rt.tensorrt.builder import Figures, build_engine
+from qwen2vl_rt.tensorrt.edition import find_edition
+from qwen2vl_rt.tensorrt.network import Network, parse_from_files
+from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
+from qwen2vl_rt.tensorrt.target import choose_target
+from tests.support.graph_feeds import load
+from tests.support.shaped_graphs import shaped
+
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="TensorRT for RTX is not installed (no wheel for this system)"
+)
+
+TINY = Path(__file__).parents[2] / "models" / "tiny"
+LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=448 * 448, prefill_chunk=64)
+TARGETS = {
+    "sm75": "fp16",
+    "sm80": "bf16",
+    "sm86": "bf16",
+    "sm89": "bf16",
+    "sm120": "bf16",
+    "portable": "bf16",
+}
+
+# Two layers as wide as the 2B model's, with a small vocabulary, and two blocks of the published tower.
+DECODER_2B = DecoderGeometry(1536, 2, 12, 2, 128, 8960, 1024, 1e6, (16, 24, 24), 1e-6, tied_embedding=False)
+VISION = VisionGeometry(2, 1280, 16, 5120, 14, 2, 2, 3)
+SHAPES_2B = Geometry(DECODER_2B, VISION, SpecialIds(0, 1, 2, 3, (4,), 5))
+LIMITS_2B = SessionLimits(max_length=4096, max_batch=1, max_pixels=16384 * 14 * 14, prefill_chunk=512)
+KERNELS = 12 << 20  # bytes of an engine that are not weights, however large the model
+
+
+@pytest.fixture(scope="module")
+def edition():
+    return find_edition("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("tiny")
+    return {
+        precision: export_checkpoint(TINY, folder / precision, precision)
+        for precision in ("bf16", "fp16", "int8", "int4-int8")
+    }
+
+
+def build(bundle: Bundle, target: str, output: Path, edition, **options):
+    return build_engines(bundle, edition, choose_target(target, edition), LIMITS, output=output, **options)
+
+
+def weight_bytes(bundle: Bundle, graph: str) -> int:
+    return sum(array.nbytes for array in load(bundle, f"{graph}.onnx")[1].values())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tiny_bundle_for_every_target(tiny, edition, tmp_path, target):
+    bundle = tiny[TARGETS[target]]
+    built = build(bundle, target, tmp_path, edition)
+    assert [engine.graph for engine in built] == ["vision", "decoder"]
+    for engine in built:
+        description = engine.file.describe()
+        assert engine.file.path.stat().st_size == description["figures"]["engine_bytes"]
+        assert description["key"]["target"] == target
+        # Every profile uses the same weights.
+        assert description["figures"]["weights_bytes"] < 1.03 * weight_bytes(bundle, engine.graph)
+    types = {tensor["name"]: tensor["type"] for tensor in description["inputs"] + description["outputs"]}
+    own = {"bf16": "bf16", "fp16": "half"}[bundle.precision]
+    assert (types["inputs_embeds"], types["past_k.0"], types["logits"]) == (own, own, "float")
+    layers = bundle.geometry.decoder.layers
+    assert description["shared"] == {
+        f"present_{part}.{layer}": f"past_{part}.{layer}" for layer in range(layers) for part in "kv"
+    }
+    assert list(description["key"]["profiles"]) == ["prefill", "decode"]
+
+
+def test_an_engine_is_built_once(tiny, edition, tmp_path):
+    first = build(tiny["bf16"], "sm86", tmp_path, edition, attention="mask")
+    written = [engine.file.path.stat().st_mtime_ns for engine in first]
+    again = build(tiny["bf16"], "sm86", tmp_path, edition, attention="mask")
+    assert [engine.reused for engine in first + again] == [False, False, True, True]
+    assert [engine.file.path.stat().st_mtime_ns for engine in again] == written
+    other = build(tiny["bf16"], "sm86", tmp_path, edition, attention="primitives")
+    assert not any(engine.reused for engine in other)
+    outputs = {tensor["name"] for tensor in other[1].description["outputs"]}
+    assert "new_k.0" in outputs and "present_k.0" not in outputs and not other[1].description["shared"]
+
+    first[0].file.path.write_bytes(b"cut off")
+    with pytest.raises(BackendError, match="build it again"):
+        build(tiny["bf16"], "sm86", tmp_path, edition, attention="mask")
+
+
+def test_quantized_bundles(tiny, edition, tmp_path):
+    built = build(tiny["int4-int8"], "sm89", tmp_path, edition)
+    assert [engine.graph for engine in built] == ["vision", "prefill", "decoder"]
+    assert [list(engine.description["key"]["profiles"]) for engine in built] == [
+        ["picture", "frames"],
+        ["prefill"],
+        ["decode"],
+    ]
+    assert built[2].description["key"]["form"]["number_format"] == "bf16"
+    for engine in built:  # at 4 and 8 bits: the floating-point part is narrowed, nothing is widened
+        stored = weight_bytes(tiny["int4-int8"], engine.graph)
+        assert engine.description["figures"]["weights_bytes"] < 1.03 * stored
+    older = build(tiny["int8"], "sm75", tmp_path, edition)
+    assert {engine.description["key"]["form"]["number_format"] for engine in older} == {"fp16"}
+
+
+def build_shape(graph: str, precision: str, target: str, edition, folder: Path) -> tuple[Figures, int]:
+    """Build 2B-shaped layers; the figures, and the bytes of the lowered weights."""
+    if graph == "decoder":
+        model, weights = shaped(decoder_graph(DECODER_2B, precision))
+        lower_decoder(model, weights, SHAPES_2B, Form("bf16"), LIMITS_2B.max_length)
+        profiles = decoder_profiles(DECODER_2B, LIMITS_2B, ("prefill", "decode"))
+    else:
+        model, weights = shaped(vision_graph(VISION, DECODER_2B.hidden_size, precision))
+        lower_vision(model, weights, SHAPES_2B, Form("bf16"))
+        profiles = vision_profiles(VISION, LIMITS_2B)
+    network = Network(edition, model, weights)
+    if graph == "decoder":
+        network.align_attention()
+    stored = sum(weights[tensor.name].nbytes for tensor in model.graph.initializer if tensor.name in weights)
+    return build_engine(network, choose_target(target, edition), profiles, graph, folder / "engine"), stored
+
+
+@pytest.mark.parametrize("target", ["sm86", "sm89"])
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
+def test_layers_of_the_2b_model(edition, tmp_path, precision, target):
+    figures, stored = build_shape("decoder", precision, target, edition, tmp_path)
+    assert figures.weights_bytes < 1.03 * stored
+    assert figures.engine_bytes < 1.03 * stored + KERNELS
+    prefill, decode = figures.activation_bytes
+    assert decode < prefill < 64 << 20
+
+
+def test_largest_picture_needs_no_scores(edition, tmp_path):
+    """16,384 patches: all scores of one block would be 8.6 GB, of one head 0.5 GB."""
+    figures, stored = build_shape("vision", "bf16", "sm89", edition, tmp_path)
+    assert figures.weights_bytes < 1.03 * stored
+    assert max(figures.activation_bytes) < 450 << 20
+
+
+def test_attention_is_aligned_on_every_layer(edition):
+    model, weights = shaped(decoder_graph(DECODER_2B, "bf16"))
+    lower_decoder(model, weights, SHAPES_2B, Form("bf16"), 64)
+    network = Network(edition, model, weights)
+
+    def kinds():
+        found = []
+        for index in range(network.network.num_layers):
+            layer = network.network.get_layer(index)
+            if layer.type == trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = trt.IAttentionInputLayer
+                lengths = layer.attention.key_value_lengths
+                found.append((layer.attention.causal_kind, None if lengths is None else tuple(lengths.shape)))
+        return found
+
+    assert kinds() == [(trt.CausalMaskKind.UPPER_LEFT, None)] * 2, "the parser sets these now: look again"
+    network.align_attention()
+    assert kinds() == [(trt.CausalMaskKind.LOWER_RIGHT, (-1,))] * 2
+
+
+def test_weights_by_way_of_files(tiny, edition):
+    """Older parsers take no weights from memory."""
+    bundle = tiny["int8"]
+    model, weights = load(bundle, "vision.onnx")
+    lower_vision(model, weights, bundle.geometry, Form("fp16", "primitives"))
+    made = trt.Builder(edition.logger)
+    network = made.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert parse_from_files(trt.OnnxParser(network, edition.logger), model, weights)
+    assert network.num_outputs == 1 and network.num_layers > 100
+
+
+def test_what_the_parser_refuses(tiny, edition):
+    """A graph that has not been lowered."""
+    with pytest.raises(
+        BackendError, match=r"TensorRT for RTX [\d.]+ cannot take decoder: TensorScatter 'present_k.0'"
+    ):
+        Network(edition, *load(tiny["bf16"], "decoder.onnx"))
+
+
+def test_what_the_builder_refuses(edition, tmp_path):
+    """int4 before SM 8.0, past the check that a user meets first."""
+    with pytest.raises(BackendError, match=r"cannot build decoder for sm75: .*int4"):
+        build_shape("decoder", "int4", "sm75", edition, tmp_path)
+
+
+def test_an_interrupted_build_leaves_nothing(tiny, edition, tmp_path, monkeypatch):
+    class Interrupted:
+        total = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def set_postfix_str(self, text, refresh):
+            pass
+
+        def update(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(builder, "progress_bar", lambda *arguments: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny["bf16"], "sm86", tmp_path, edition)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command(tiny, tmp_path, capsys):
+    arguments = ["build", str(tiny["bf16"].path), "--edition", "tensorrt_rtx"]
+    build_here = [*arguments, "--gpu", "8.9", "--output", str(tmp_path), "--max-length", "64"]
+    assert main([*build_here, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["edition"].startswith("TensorRT for RTX") and report["target"] == "sm89"
+    assert Path(report["engines"]["decoder"]).is_file()
+    assert main(build_here) == 0
+    assert capsys.readouterr().out.count("was there already") == 2
+    assert main([*arguments, "--gpu", "sm90"]) == 1
+    assert "does not build for sm90, only for sm75, sm80" in capsys.readouterr().err
