@@ -51,7 +51,6 @@ class BundleWriter:
             "exporter_version": exporter_version,
             "geometry": geometry.to_json(),
             "files": {file: {"size": e.size, "sha256": e.sha256} for file, e in sorted(self.files.items())},
-            "check_inputs": None,
         }
         (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 

@@ -56,8 +56,7 @@ class Bundle:
     """An opened bundle: its manifest, checked against the files' presence and sizes.
 
     `precision`, one of PRECISIONS, says what the weights are. The graphs' floating-point inputs are 16-bit
-    with "bf16" and "fp16" and float32 otherwise; logits are always float32. `check_inputs` is reserved and
-    None today.
+    with "bf16" and "fp16" and float32 otherwise; logits are always float32.
     """
 
     path: Path
@@ -67,7 +66,6 @@ class Bundle:
     geometry: Geometry
     files: dict[str, FileEntry]
     exporter_version: str
-    check_inputs: Any = None
 
     @property
     def quantized(self) -> bool:
@@ -181,5 +179,4 @@ def _read_manifest(path: Path) -> Bundle:
         geometry=Geometry.from_json(manifest.get("geometry")),
         files=files,
         exporter_version=manifest.text("exporter_version"),
-        check_inputs=manifest.get("check_inputs", None),
     )

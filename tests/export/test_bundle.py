@@ -35,7 +35,6 @@ def test_open_and_verify(folder):
     assert bundle.schema_version == SCHEMA_VERSION
     assert bundle.precision == "fp32"
     assert bundle.exporter_version == __version__
-    assert bundle.check_inputs is None
     assert bundle.geometry.decoder.layers == 1
     assert bundle.file("decoder.onnx") == folder / "decoder.onnx"
     read = []
