@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen2vl_rt._fields import Fields
 from qwen2vl_rt.errors import BundleError
