@@ -19,10 +19,11 @@ from PIL import Image
 from . import draw
 from .batches import draw_sample
 from .make_eval import fitting
-from .sample import Sample, pick
+from .sample import Sample
 
 SEED = 550_000_000
-SAMPLES = {"scene": 26, "printed": 8, "handwritten": 6, "video": 4, "several": 5}
+SAMPLES = {"scene": 28, "printed": 14, "handwritten": 10, "video": 5, "several": 6}
+QUESTIONS = 3  # of a sample, at most
 LARGEST = {"scene": 224, "printed": 168}  # pixels squared of a drawn picture
 LARGEST_OTHERS = 112
 PHOTO_SIDE = 336
@@ -34,14 +35,16 @@ def make(folder: Path) -> None:
     any_background = draw.background
     draw.background = lambda rng, w, h, photos=(): any_background(rng, w, h, draw.HELD_OUT_PHOTOS)
     rng = np.random.default_rng(SEED)
-    lines = [_drawn(rng, kind, folder) for kind, wanted in SAMPLES.items() for _ in range(wanted)]
+    lines = [
+        line for kind, wanted in SAMPLES.items() for _ in range(wanted) for line in _drawn(rng, kind, folder)
+    ]
     lines += [_written(json.loads(line), folder) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
     text = "".join(json.dumps({"messages": line}, ensure_ascii=False) + "\n" for line in lines)
     (folder / "conversations.jsonl").write_text(text, encoding="utf-8")
 
 
-def _drawn(rng: np.random.Generator, kind: str, folder: Path) -> list[dict]:
-    """One sample and one of its questions, with the answer."""
+def _drawn(rng: np.random.Generator, kind: str, folder: Path) -> list[list[dict]]:
+    """One sample: a conversation for each of some of its questions, with the answer."""
     layout = fitting(rng, kind, LARGEST.get(kind, LARGEST_OTHERS))
     sample: Sample = draw_sample(rng, kind, layout, 1.0)
     content: list[dict] = []
@@ -51,9 +54,14 @@ def _drawn(rng: np.random.Generator, kind: str, folder: Path) -> list[dict]:
             content.append({"type": "video", "video": names, "min_pixels": 56 * 56})
         else:
             content.append({"type": "image", "image": names[0]})
-    turn = pick(rng, sample.turns)
-    content.append({"type": "text", "text": turn.question})
-    return [{"role": "user", "content": content}, {"role": "assistant", "content": turn.answer}]
+    turns = [sample.turns[i] for i in rng.permutation(len(sample.turns))[:QUESTIONS]]
+    return [
+        [
+            {"role": "user", "content": [*content, {"type": "text", "text": turn.question}]},
+            {"role": "assistant", "content": turn.answer},
+        ]
+        for turn in turns
+    ]
 
 
 def _written(item: dict, folder: Path) -> list[dict]:

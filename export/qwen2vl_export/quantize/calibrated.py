@@ -13,12 +13,12 @@ from onnx import TensorProto
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Graph, Weight
 from qwen2vl_export.quantize.calibration import load_calibration
+from qwen2vl_export.quantize.forms import is_kept
 from qwen2vl_export.quantize.int4 import Int4Linear
 from qwen2vl_export.quantize.int8 import Int8Linear
+from qwen2vl_export.quantize.nearest import NearestSource
 from qwen2vl_export.quantize.parameters import Parameters
-from qwen2vl_export.quantize.tables import TableQuantizer
 from qwen2vl_export.quantize.walk import DecoderWalk, MakeLinear, VisionWalk, input_embeddings, layer_of
-from qwen2vl_export.sources import CheckpointSource
 from qwen2vl_rt.bundle import VISION_WEIGHTS
 
 
@@ -32,12 +32,15 @@ class CalibratedSource:
     def __init__(self, checkpoint: Checkpoint, graphs: Iterable[Graph], table: Weight, folder: Path):
         self._checkpoint, self._table = checkpoint, table
         self._calibration = load_calibration(folder, checkpoint)
-        self._plain, self._tables = CheckpointSource(checkpoint), TableQuantizer(checkpoint)
+        self._nearest = NearestSource(checkpoint)  # for what is not in a walk
         self._graphs = {graph.weights_file: graph for graph in graphs}
-        self._layers = {file: layer_of(graph.weights) for file, graph in self._graphs.items()}
+        self._layers = {
+            file: {} if _kept(checkpoint, graph) else layer_of(graph.weights)
+            for file, graph in self._graphs.items()
+        }
         self._walks: dict[str, VisionWalk | DecoderWalk] = {}
         self._embeddings: np.ndarray | None = None
-        self._stored: dict[str, np.ndarray] = {}  # of the present layer, or of the table before
+        self._stored: dict[str, np.ndarray] = {}  # of the present layer
         self._present: tuple[str, str] | None = None
 
     def blocks(self, weight: Weight) -> Iterator[np.ndarray]:
@@ -47,10 +50,8 @@ class CalibratedSource:
             self._stored, self._present = self._walk(weight.file).next(), (weight.file, layer)
         if weight.name in self._stored:
             yield self._stored.pop(weight.name)
-        elif weight.element_type == TensorProto.UINT8:
-            yield from self._tables.codes(weight, self._stored)
         else:
-            yield from self._plain.blocks(weight)
+            yield from self._nearest.blocks(weight)
 
     def _walk(self, file: str) -> VisionWalk | DecoderWalk:
         """Return the walk through a file's graph, at its start if it is new."""
@@ -62,7 +63,7 @@ class CalibratedSource:
             else:
                 make = self._decoder_linear(graph)
                 self._walks[file] = DecoderWalk(
-                    geometry.decoder, parameters, self._calibration, self._inputs().copy(), make
+                    geometry.decoder, parameters, self._calibration, self._inputs(), make
                 )
         return self._walks[file]
 
@@ -79,3 +80,12 @@ class CalibratedSource:
             visual = self._walks[VISION_WEIGHTS].embeddings
             self._embeddings = input_embeddings(self._checkpoint, self._calibration, self._table, visual)
         return self._embeddings
+
+
+def _kept(checkpoint: Checkpoint, graph: Graph) -> bool:
+    """Return whether the checkpoint brought every 4-bit matrix of a graph: nothing is left to choose."""
+    matrices = [
+        w for w in graph.weights if w.element_type == TensorProto.UINT4 and w.name.endswith(".weight")
+    ]
+    packed = [checkpoint.packed.get(weight.source) for weight in matrices]
+    return bool(packed) and all(p and is_kept(p.config.bits, p.config.group) for p in packed)

@@ -6,8 +6,9 @@ form, answers included; pictures and frames are named relative to the folder.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qwen2vl_export.errors import ExportError
 from qwen2vl_export.quantize.network import Sequences, bounds
 from qwen2vl_rt import _core
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.processing.visuals import Visual
 
 SHIPPED = Path(__file__).parent / "calibration_set"
 CONVERSATIONS = "conversations.jsonl"
@@ -26,10 +28,11 @@ CONVERSATIONS = "conversations.jsonl"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What flows into both graphs: prompts, and the patches of all pictures and frame pairs."""
+    """What flows into both graphs: prompts, and the patches of their pictures and frame pairs, each once."""
 
     prompts: Sequence[PreparedPrompt]
     patches: np.ndarray  # float32 [P, values], picture after picture
+    shown: np.ndarray  # rows of the visual embeddings [P / 4, H] that the prompts' pads take, in order
     pictures: Sequences  # of `patches`
     sequences: Sequences  # of the prompts' tokens, side by side
 
@@ -50,13 +53,14 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
     prompts = [
         processor.prepare(messages, add_generation_prompt=False) for messages in _conversations(folder)
     ]
-    visuals = [visual for prompt in prompts for visual in prompt.visuals]
+    visuals = {visual.digest: visual for prompt in prompts for visual in prompt.visuals}
     if not visuals:
         raise ExportError(f"{folder / CONVERSATIONS} has no pictures; the vision tower needs some")
     return Calibration(
         prompts,
-        np.concatenate([visual.patches.reshape(-1, visual.patches.shape[-1]) for visual in visuals]),
-        _pictures(visuals, geometry.vision),
+        np.concatenate([visual.patches.reshape(-1, visual.patches.shape[-1]) for visual in visuals.values()]),
+        _shown(prompts, visuals, geometry.vision.merge_size),
+        _pictures(visuals.values(), geometry.vision),
         _sequences(prompts, geometry),
     )
 
@@ -94,7 +98,15 @@ def _with_paths(message: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _pictures(visuals: Sequence[Any], vision: Any) -> Sequences:
+def _shown(prompts: Sequence[PreparedPrompt], visuals: dict[bytes, Visual], merge: int) -> np.ndarray:
+    """Return which rows of the embeddings of `visuals`, side by side, appear in the prompts."""
+    starts = bounds([visual.tokens(merge) for visual in visuals.values()])
+    places = dict(zip(visuals, itertools.pairwise(starts), strict=True))
+    found = [np.arange(*places[visual.digest]) for prompt in prompts for visual in prompt.visuals]
+    return np.concatenate(found)
+
+
+def _pictures(visuals: Iterable[Visual], vision: Any) -> Sequences:
     lengths, tables = [], []
     for visual in visuals:
         t, h, w = visual.grid_thw

@@ -29,6 +29,10 @@ class Blocks:
     scales: np.ndarray
     zero_points: np.ndarray
 
+    def __getitem__(self, rows: slice) -> Blocks:
+        """Take some rows."""
+        return Blocks(self.codes[rows], self.scales[rows], self.zero_points[rows])
+
     def dequantized(self) -> np.ndarray:
         """Return the values that the codes stand for, float32 [N, K]."""
         columns = self.codes.shape[1]
@@ -79,6 +83,11 @@ def packed(codes: np.ndarray) -> np.ndarray:
 
 def kept_blocks(found: GroupQuantized | None) -> Blocks | None:
     """Return a matrix that came quantized to 4 bit in groups of BLOCK, as it is; None for any other."""
-    if found is None or found.bits != 4 or found.group != BLOCK:
+    if found is None or not is_kept(found.bits, found.group):
         return None
     return Blocks(found.codes, found.scales, found.zero_points)
+
+
+def is_kept(bits: int, group: int) -> bool:
+    """Return whether codes of so many bits, in groups of `group` inputs, are those of an int4 bundle."""
+    return bits == 4 and group == BLOCK

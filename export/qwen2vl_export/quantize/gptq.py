@@ -23,6 +23,7 @@ from qwen2vl_export.precisions import BLOCK
 from qwen2vl_export.quantize.forms import ZERO_POINTS, Blocks, nonzero
 
 DAMPING = 0.01  # of the mean diagonal, added to it
+RIDGE = 0.05  # the same, for what a matrix makes up of errors before it
 # Columns that one H spans; wider matrices (7B and 72B down) are split, which only loses what crosses the
 # parts.
 WIDEST = 9600
@@ -32,12 +33,13 @@ _RATIOS = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # of a scale that reaches
 
 @dataclass(frozen=True)
 class Part:
-    """What GPTQ knows of inputs `columns`: their order, A (in that order) and D (in the matrix' own)."""
+    """What GPTQ knows of inputs `columns`: their order, A (in that order), D and H (in the matrix' own)."""
 
     columns: slice
     order: np.ndarray
     a: np.ndarray
     d: np.ndarray
+    h: np.ndarray
 
 
 def parts(x: np.ndarray) -> list[Part]:
@@ -54,17 +56,18 @@ def _part(x: np.ndarray, columns: slice) -> Part:
     dead = diagonal <= 0
     damping = DAMPING * float(diagonal.mean()) or 1.0
     order = np.argsort(-diagonal, kind="stable")
-    h = h[np.ix_(order, order)]
-    h[np.diag_indices_from(h)] += damping + dead[order]
+    ordered = h[np.ix_(order, order)]
+    ordered[np.diag_indices_from(h)] += damping + dead[order]
     # The upper triangular factor is the lower one of the matrix read backwards.
-    lower = _cholesky(h[::-1, ::-1])
+    lower = _cholesky(ordered[::-1, ::-1])
     a = lower[::-1, ::-1]
     root = a.diagonal().copy()
     a = a / root  # column k by R[k, k]
     a[np.tril_indices_from(a)] = 0
     d = np.empty_like(root)
     d[order] = root**2
-    return Part(columns, order, a, d)
+    h[np.diag_indices_from(h)] += RIDGE / DAMPING * damping
+    return Part(columns, order, a, d, h)
 
 
 def _cholesky(h: np.ndarray) -> np.ndarray:
@@ -73,6 +76,24 @@ def _cholesky(h: np.ndarray) -> np.ndarray:
         return np.linalg.cholesky(h)
     except np.linalg.LinAlgError:
         return np.linalg.cholesky(h.astype(np.float64)).astype(np.float32)
+
+
+def corrected(matrix: np.ndarray, x: np.ndarray, missing: np.ndarray, found: list[Part]) -> np.ndarray:
+    """Change float32 [N, K] so that its outputs on x [T, K] come closer to what they are plus `missing` [T,
+    N].
+
+    A ridge regression: the layers before are rounded already, so x is not what the model without rounding
+    would have here, and a part of what that does to the output can be made up for (as in GPTAQ, Li et al.
+    2025).
+    """
+    matrix = matrix.copy()
+    for part in found:
+        inputs = x[:, part.columns]
+        step = np.linalg.solve(part.h, inputs.T @ missing)  # [columns, N]
+        matrix[:, part.columns] += step.T
+        if len(found) > 1:
+            missing = missing - inputs @ step
+    return matrix
 
 
 def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qwen2vl_export.quantize.forms import nearest_rows, nonzero
+from qwen2vl_export.quantize.forms import nearest_rows
 from qwen2vl_export.quantize.network import Group
 from qwen2vl_export.quantize.parameters import Parameters
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # exponents that are tried; 0 is no smoothing
 SAMPLE = 512  # inputs that they are judged on
-_RATIOS = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8)  # of a row's scale that reaches its peak
 
 
 class Int8Linear:
@@ -27,6 +26,8 @@ class Int8Linear:
 
     `may_fold` says whether a smoothing may go into the layer or norm of that name.
     """
+
+    streams = 1
 
     def __init__(self, parameters: Parameters, may_fold: Callable[[str], bool] = lambda name: True):
         self._parameters = parameters
@@ -40,13 +41,10 @@ class Int8Linear:
             s = self._smoothing(group, x)
             self._fold(group, s)
             x = x / s
-        importance = np.einsum("tk,tk->k", x, x)
         rounded, scale = rounded_tokens(x)
-        return [self._quantize(layer, s, importance, rounded, scale) for layer in group.layers]
+        return [self._quantize(layer, s, rounded, scale) for layer in group.layers]
 
-    def _quantize(
-        self, layer: str, s: np.ndarray, importance: np.ndarray, rounded: np.ndarray, scale: np.ndarray
-    ) -> np.ndarray:
+    def _quantize(self, layer: str, s: np.ndarray, rounded: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Quantize one matrix whose input was divided by s; return its output for rounded * scale."""
         outputs, inputs = self._parameters.shape(layer)
         codes = np.empty((inputs, outputs), np.int8)
@@ -54,7 +52,7 @@ class Int8Linear:
         y = np.empty((len(rounded), outputs), np.float32)
         for rows, matrix in self._parameters.pieces(layer):
             matrix *= s
-            of_rows, scales[rows] = search_rows(matrix, importance)
+            of_rows, scales[rows] = nearest_rows(matrix)
             codes[:, rows] = of_rows.T
             y[:, rows] = rounded @ of_rows.T.astype(np.float32)
         y *= scale
@@ -114,17 +112,6 @@ def rounded_tokens(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round inputs as the graph does: steps float32 [T, K] in -127..127, and their scales [T, 1]."""
     scale = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 127)
     return np.rint(x / scale), scale
-
-
-def search_rows(matrix: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round a matrix [N, K] with the scales [N] of the least error, columns weighted by `importance`."""
-    largest = nonzero(np.abs(matrix).max(axis=1) / np.float32(127))
-    best, least = largest, np.full(largest.shape, np.inf, np.float32)
-    for ratio in _RATIOS:
-        codes, scales = nearest_rows(matrix, largest * np.float32(ratio))
-        error = np.square(codes * scales[:, None] - matrix) @ importance
-        best, least = np.where(error < least, scales, best), np.minimum(error, least)
-    return nearest_rows(matrix, best)
 
 
 def shared(peak: np.ndarray, group: Group) -> np.ndarray:

@@ -44,6 +44,11 @@ class Sequences:
     cos: np.ndarray
     sin: np.ndarray
 
+    def repeated(self, times: int) -> Sequences:
+        """Put these sequences `times` times, one behind the other."""
+        steps = np.tile(np.diff(self.bounds), times)
+        return Sequences(bounds(steps), np.tile(self.cos, (times, 1)), np.tile(self.sin, (times, 1)))
+
     def spans(self) -> list[slice]:
         """Return each sequence's slice of the tokens."""
         return [slice(start, stop) for start, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True)]
@@ -69,7 +74,8 @@ def decoder_layer(
     normed = rms_norm(x, parameters.vector(f"{m}.norm.weight"), g.rms_norm_eps)
     gate, up = linear(Group((f"{m}.gate", f"{m}.up"), f"{m}.norm"), normed)
     up *= gate
-    up *= sigmoid(gate)
+    multiply_by_sigmoid(up, gate)
+    del gate
     (y,) = linear(Group((f"{m}.down",), f"{m}.up"), up)
     return x + y
 
@@ -88,7 +94,7 @@ def vision_block(
     m = f"{name}.mlp"
     normed = layer_norm(x, parameters, f"{m}.norm", g.layer_norm_eps)
     (inner,) = linear(Group((f"{m}.fc1",), f"{m}.norm"), normed)
-    inner *= sigmoid(np.float32(1.702) * inner)
+    multiply_by_sigmoid(inner, np.float32(1.702) * inner)
     (y,) = linear(Group((f"{m}.fc2",)), inner)
     return x + y
 
@@ -161,10 +167,16 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)); exp may overflow to infinity, which is right."""
+def multiply_by_sigmoid(x: np.ndarray, y: np.ndarray) -> None:
+    """x *= 1 / (1 + exp(-y)), in place, at the cost of y: these are the largest arrays of all.
+
+    exp may overflow to infinity, which is right.
+    """
+    np.negative(y, out=y)
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
+        np.exp(y, out=y)
+    y += 1
+    x /= y
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -18,8 +18,12 @@ from qwen2vl_rt.geometry import DecoderGeometry, Geometry
 
 
 class QuantizingLinear(Protocol):
-    """A `network.Linear` that quantizes on its way and collects the tensors in `stored`, by their names."""
+    """A `network.Linear` that quantizes on its way and collects the tensors in `stored`, by their names.
 
+    Its inputs are `streams` times the calibration's tokens.
+    """
+
+    streams: int
     stored: dict[str, np.ndarray]
 
     def __call__(self, group: Group, x: np.ndarray) -> list[np.ndarray]:
@@ -40,7 +44,7 @@ class VisionWalk:
         self._x = parameters.product("patch_embedding", calibration.patches)
         self._layers = iter([f"blocks.{i}" for i in range(geometry.vision.depth)] + ["merger"])
         self.embeddings: np.ndarray | None = None
-        """Visual embeddings of the calibration's pictures [sum of P / 4, H], once the walk is done."""
+        """Visual embeddings of the calibration's pictures, [P / 4, H], once the walk is done."""
 
     def next(self) -> dict[str, np.ndarray]:
         """Quantize the next layer and return what is to be stored of it, by tensor names."""
@@ -64,19 +68,16 @@ class DecoderWalk:
         embeddings: np.ndarray,
         make: MakeLinear,
     ):
-        self._geometry, self._parameters, self._calibration, self._make = (
-            geometry,
-            parameters,
-            calibration,
-            make,
-        )
-        self._x, self._layer = embeddings, 0
+        self._geometry, self._parameters, self._make = geometry, parameters, make
+        streams = make(parameters).streams
+        self._x, self._at = np.tile(embeddings, (streams, 1)), calibration.sequences.repeated(streams)
+        self._layer = 0
 
     def next(self) -> dict[str, np.ndarray]:
         """Quantize the next layer and return what is to be stored of it, by tensor names."""
         linear = self._make(self._parameters)
         self._x = network.decoder_layer(
-            self._x, self._layer, self._geometry, self._parameters, self._calibration.sequences, linear
+            self._x, self._layer, self._geometry, self._parameters, self._at, linear
         )
         self._layer += 1
         return linear.stored
@@ -86,7 +87,7 @@ def input_embeddings(
     checkpoint: Checkpoint, calibration: Calibration, table: Weight, visual: np.ndarray
 ) -> np.ndarray:
     """Return the decoder's input for all calibration tokens, float32 [T, H]: rows of the table as the bundle
-    has it, and `visual` embeddings [V, H] in the place of the pads.
+    has it, and `visual` embeddings [P / 4, H] in the place of the pads.
     """
     ids, special = calibration.token_ids, checkpoint.geometry.special_ids
     unique, where = np.unique(ids, return_inverse=True)
@@ -94,7 +95,7 @@ def input_embeddings(
         np.float32
     )
     x = nearest_blocks(rows, 8).dequantized()[where.reshape(-1)]
-    x[(ids == special.image_pad) | (ids == special.video_pad)] = visual
+    x[(ids == special.image_pad) | (ids == special.video_pad)] = visual[calibration.shown]
     return x
 
 

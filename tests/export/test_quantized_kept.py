@@ -1,0 +1,104 @@
+"""4-bit layers of GPTQ and AWQ checkpoints go into int4 bundles bit for bit; others are quantized anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.numpy_helper import to_array
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from qwen2vl_export.decoder import decoder_graph
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_export.quantize.calibration import SHIPPED
+from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from tests.support import quantized_checkpoint as layouts
+from tests.support.quantized_checkpoint import QuantizedCheckpoint, save_quantized
+from tests.support.random_model import random_model
+
+TINY = Path(__file__).parents[2] / "models/tiny"
+TINY_IDS = {
+    "image_token_id": 546,
+    "video_token_id": 547,
+    "vision_start_token_id": 543,
+    "vision_end_token_id": 544,
+    "eos_token_id": 536,
+    "bos_token_id": 534,
+    "pad_token_id": 534,
+}
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    lines = (SHIPPED / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "conversations.jsonl").write_text("\n".join(lines[:6]), encoding="utf-8")
+    (folder / "pictures").symlink_to(SHIPPED / "pictures")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["GPTQ_INT4", "AWQ"])
+def checkpoint(request, tmp_path_factory) -> QuantizedCheckpoint:
+    model = random_model(
+        4,
+        hidden_size=128,
+        mlp_size=256,
+        mrope_section=(4, 4, 8),
+        vocab_size=768,
+        tied=True,
+        special_ids=TINY_IDS,
+    )
+    folder = tmp_path_factory.mktemp("quantized") / "checkpoint"
+    return save_quantized(model, folder, getattr(layouts, request.param), tokenizer=TINY)
+
+
+def stored(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The decoder's initializers; 4-bit ones a number a byte."""
+    model = onnx.load(bundle.file(DECODER_GRAPH), load_external_data=False)
+    return {t.name: to_array(t, str(bundle.path)).astype(np.float32) for t in model.graph.initializer}
+
+
+def sources(bundle: Bundle) -> dict[str, str]:
+    weights = decoder_graph(bundle.geometry.decoder, "int4").weights
+    return {weight.name: weight.source for weight in weights}
+
+
+def check_kept(bundle: Bundle, checkpoint: QuantizedCheckpoint, names: set[str]) -> None:
+    found, published = stored(bundle), sources(bundle)
+    kept = {name: checkpoint.layers[source] for name, source in published.items() if source in names}
+    kept = {name: layer for name, layer in kept.items() if not name.endswith((".scale", ".zero_point"))}
+    assert len(kept) == len(names)
+    for name, layer in kept.items():
+        np.testing.assert_array_equal(found[name], layer.codes)
+        np.testing.assert_array_equal(found[f"{name}.scale"], layer.scales.astype(np.float32))
+        np.testing.assert_array_equal(found[f"{name}.zero_point"], layer.zeros)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("precision", ["int4", "int4-int8"])
+def test_every_layer_is_kept(checkpoint, precision, calibrated, conversations, tmp_path):
+    bundle = export_checkpoint(
+        checkpoint.path, tmp_path / "bundle", precision, calibration=conversations if calibrated else None
+    )
+    check_kept(bundle, checkpoint, set(checkpoint.layers))
+
+
+def test_a_layer_in_floating_point_is_quantized_among_those_that_are_kept(
+    checkpoint, conversations, tmp_path
+):
+    copy = checkpoint.copy(tmp_path / "copy")
+    name = "model.layers.1.mlp.up_proj"
+    for part in [part for part in copy.tensors if part.startswith(f"{name}.")]:
+        del copy.tensors[part]
+    matrix = np.random.default_rng(6).standard_normal((256, 128)).astype(np.float16)
+    copy.tensors[f"{name}.weight"] = matrix
+    copy.save()
+    bundle = export_checkpoint(copy.path, tmp_path / "bundle", "int4", calibration=conversations)
+    check_kept(bundle, copy, set(copy.layers) - {f"{name}.weight"})
+    found = stored(bundle)
+    codes, scales = found["layers.1.mlp.up.weight"], found["layers.1.mlp.up.weight.scale"]
+    assert np.abs((codes - 8) * scales - matrix).mean() < 0.3 * np.abs(matrix).mean()
