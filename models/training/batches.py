@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from .video import video
 
 MOST_CELLS = 16  # a side of 448 pixels
 KINDS = ("scene", "printed", "handwritten", "video", "several", "drill")
+
+UNKNOWN = np.full(4, np.nan)
 
 Layout = list[tuple[int, int, int]]  # frames, width, height of each block, in pixels
 
@@ -108,6 +111,7 @@ class Batch:
         torch.Tensor
     )  # [number of pointers, 2] int64: sample, column from which an object's cells are to be found
     pointed: torch.Tensor  # [number of pointers, V] bool: the cells that show it
+    pointed_box: torch.Tensor  # [number of pointers, 4] float32: its edges in 0..1, nan for several or none
     asks: torch.Tensor  # [number of branches, 2] int64: sample, column of the last token before the answer
     boxes: torch.Tensor  # [number of boxes, 2] int64: sample, column of <|box_start|>
     box_edges: torch.Tensor  # [number of boxes, 4] float32 in 0..1
@@ -200,6 +204,14 @@ class Encoder:
             if len(columns) == len(turn.things):
                 yield from ((column, [thing]) for column, thing in zip(columns, turn.things, strict=True))
 
+    def mentions(self, first: int, turn: Turn) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Columns of the last words of the objects that a question names, and which; it begins at `first`."""
+        offsets = self.tokenizer.encode(turn.question, add_special_tokens=False).offsets
+        for words, thing in turn.named:
+            end = turn.question.index(words) + len(words)
+            column = next(i for i, (_, stop) in enumerate(offsets) if stop >= end)
+            yield first + column, [(0, thing)]
+
     def weights(self, answer: list[int]) -> list[float]:
         """Long answers weigh less a token, and so do a coordinate's low digits, which are mostly noise.
 
@@ -218,7 +230,7 @@ class Encoder:
         prefix, prefix_positions, visual, places = self.prefix(samples[0])
         start = int(prefix_positions.max()) + 1
         rows, answers, answer_branch, asks, boxes, edges, tasks, texts = [], [], [], [], [], [], [], []
-        answer_weight, pointers, pointed = [], [], []
+        answer_weight, pointers, pointed, pointed_box = [], [], [], []
         for b, sample in enumerate(samples):
             ids, positions, branch = list(prefix), [prefix_positions], [0] * len(prefix)
             for number, turn in enumerate(sample.turns, 1):
@@ -234,7 +246,8 @@ class Encoder:
                 edges.extend(box_edges(turn.answer))
                 answer_weight.extend(self.weights(answer))
                 shown = [block.cells.thing.reshape(-1, 4) for block in sample.blocks]
-                for column, wanted in self.anchors(first, answer, turn):
+                named = self.mentions(first - len(ask), turn)
+                for column, wanted in chain(named, self.anchors(first, answer, turn)):
                     cells = np.concatenate(
                         [
                             np.isin(things, [1 + i for n, i in wanted if n == block]).any(1)
@@ -244,6 +257,7 @@ class Encoder:
                     if cells.any():
                         pointers.append((b, column))
                         pointed.append(cells)
+                        pointed_box.append(edges_of(sample, cells) if len(wanted) == 1 else UNKNOWN)
                 tasks.append(turn.task)
                 texts.append((turn.question, turn.answer))
                 length = len(ask) + len(answer) - 1
@@ -284,12 +298,24 @@ class Encoder:
             answer_weight=torch.tensor(answer_weight, dtype=torch.float32),
             pointers=torch.tensor(pointers, dtype=torch.int64).reshape(-1, 2),
             pointed=torch.from_numpy(np.array(pointed, bool).reshape(-1, len(visual))),
+            pointed_box=torch.from_numpy(np.array(pointed_box, np.float32).reshape(-1, 4)),
             asks=torch.tensor(asks),
             boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 2),
             box_edges=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
             tasks=tasks,
             texts=texts,
         )
+
+
+def edges_of(sample: Sample, cells: np.ndarray) -> np.ndarray:
+    """Edges in 0..1 of the object that cells (bool [V]) show, from the cells' labels; of single pictures."""
+    if len(sample.blocks) > 1 or sample.blocks[0].is_video:
+        return UNKNOWN
+    _, rows, columns = sample.blocks[0].grid
+    first = int(cells.argmax())
+    row, column = divmod(first, columns)
+    edges = sample.blocks[0].cells.box.reshape(-1, 4)[first] + np.tile((column + 0.5, row + 0.5), 2)
+    return edges / (columns, rows, columns, rows)
 
 
 def box_edges(answer: str) -> list[list[float]]:

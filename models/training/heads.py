@@ -29,6 +29,8 @@ class Heads(nn.Module):
         self.edges = nn.Linear(hidden, 4)
         self.size = nn.Linear(hidden, 2 * MOST_CELLS)
         self.answer_box = nn.Linear(hidden, 4)
+        self.located = nn.Linear(hidden, 4)
+        nn.init.zeros_(self.located.weight)
         self.pointer, self.pointee = nn.Linear(hidden, 64), nn.Linear(hidden, 64)
 
     def tower_loss(self, tokens: list[Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -82,6 +84,14 @@ class Heads(nn.Module):
         logs = F.log_softmax(torch.einsum("pvk,pk->pv", keys, query) * 0.25, -1)
         return {"pointer": -logs.masked_fill(~batch.pointed, -30.0).logsumexp(-1).mean()}
 
+    def located_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """hidden [B, L, H] of a later layer: the edges of the object in mind, as a share of the picture."""
+        if not len(batch.pointers) or batch.pointed_box.isnan().all():
+            return {}
+        at = hidden[batch.pointers[:, 0], batch.pointers[:, 1]].float()
+        guess = self.located(F.rms_norm(at, at.shape[-1:])) * 0.3 + 0.5
+        return {"located": 8 * _edge_loss(guess, batch.pointed_box, beta=0.05)}
+
     def answer_loss(self, last: Tensor, batch: Batch) -> dict[str, Tensor]:
         """last hidden states [B, L, H]"""
         if not len(batch.boxes):
@@ -90,9 +100,9 @@ class Heads(nn.Module):
         return {"answer_box": 8 * F.smooth_l1_loss(guess, batch.box_edges, beta=0.05)}
 
 
-def _edge_loss(guess: Tensor, edges: Tensor) -> Tensor:
-    """Mean smooth L1 in cells over the edges that are known."""
+def _edge_loss(guess: Tensor, edges: Tensor, beta: float = 0.2) -> Tensor:
+    """Mean smooth L1 over the edges that are known."""
     known = ~edges.isnan().any(-1)
     if not known.any():
         return guess.sum() * 0
-    return F.smooth_l1_loss(guess[known], edges[known], beta=0.2)
+    return F.smooth_l1_loss(guess[known], edges[known], beta=beta)

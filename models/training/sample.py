@@ -62,12 +62,16 @@ class Block:
 
 @dataclass
 class Turn:
-    """A question, its answer, and the objects or glyphs it speaks of, in order: (block, index)."""
+    """A question, its answer, and the objects or glyphs the answer speaks of, in order: (block, index).
+
+    named: objects that the question names, as it writes them: (words, index in the only block).
+    """
 
     task: str
     question: str
     answer: str
     things: list[tuple[int, int]] = field(default_factory=list)
+    named: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass

@@ -275,7 +275,8 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         question = pick(rng, phrases.EXISTS).format(name=name)
         if not there:
             return Turn("exists", question, phrases.NO)
-        return Turn("exists", question, phrases.YES, [(0, names.index(name))])
+        at = names.index(name)
+        return Turn("exists", question, phrases.YES, [(0, at)], [(name, at)])
     if kind == "count":
         return count_turn(rng, things)
     if kind == "colour":
@@ -284,11 +285,10 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         if len(found) > 1:
             return None
         question = pick(rng, phrases.COLOUR_OF).format(shape=shape)
-        return (
-            Turn("colour", question, found[0].colour, [(0, things.index(found[0]))])
-            if found
-            else Turn("refusal", question, phrases.absent(shape))
-        )
+        if not found:
+            return Turn("refusal", question, phrases.absent(shape))
+        at = things.index(found[0])
+        return Turn("colour", question, found[0].colour, [(0, at)], [(shape, at)])
     if kind == "shape":
         colour = pick(rng, things).colour if things and rng.random() < 0.8 else pick(rng, COLOUR_NAMES)
         found = [thing for thing in things if thing.colour == colour]
@@ -297,7 +297,8 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         question = pick(rng, phrases.SHAPE_OF).format(colour=colour)
         if not found:
             return Turn("refusal", question, phrases.absent(f"{colour} object"))
-        return Turn("what", question, phrases.with_article(found[0].shape), [(0, things.index(found[0]))])
+        at = things.index(found[0])
+        return Turn("what", question, phrases.with_article(found[0].shape), [(0, at)], [(colour, at)])
     if not things:
         return None
     if kind == "end":
@@ -313,14 +314,15 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
         if rng.random() < 0.2 and sum(thing.shape == things[i].shape for thing in things) == 1:
             name = things[i].shape
         answer = phrases.grounded(f"the {name}", boxes[i])
-        return Turn("grounding", pick(rng, phrases.WHERE).format(name=name), answer, [(0, i)])
+        return Turn("grounding", pick(rng, phrases.WHERE).format(name=name), answer, [(0, i)], [(name, i)])
     if kind == "beside":
         left = rng.random() < 0.5
         at = order.index(i) + (-1 if left else 1)
         question = pick(rng, phrases.LEFT_OF if left else phrases.RIGHT_OF).format(name=names[i])
         if not 0 <= at < len(order):
-            return Turn("relation", question, phrases.NOTHING)
-        return Turn("relation", question, phrases.with_article(names[order[at]]), [(0, order[at])])
+            return Turn("relation", question, phrases.NOTHING, named=[(names[i], i)])
+        answer = phrases.with_article(names[order[at]])
+        return Turn("relation", question, answer, [(0, order[at])], [(names[i], i)])
     if kind == "relation" and len(unique) > 1:
         j = pick(rng, [k for k in unique if k != i])
         left = rng.random() < 0.5
@@ -328,7 +330,8 @@ def short_turn(rng: np.random.Generator, kind: str, things: list[Thing], boxes: 
             a=names[i], b=names[j]
         )
         holds = (things[i].centre_x < things[j].centre_x) == left
-        return Turn("relation", question, phrases.YES if holds else phrases.NO)
+        answer = phrases.YES if holds else phrases.NO
+        return Turn("relation", question, answer, named=[(names[i], i), (names[j], j)])
     return None
 
 

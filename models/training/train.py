@@ -38,7 +38,7 @@ from .model import Geometry, Weights
 from .muon import Muon
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.5e-3
-PLACE_LAYER, POINTER_LAYER = 2, 3  # decoder layers that the dense heads look at
+PLACE_LAYER, POINTER_LAYER, LOCATED_LAYER = 2, 3, 4  # decoder layers that the dense heads look at
 DENSE_WEIGHTS = {
     "colour": 1.0,
     "shape": 1.0,
@@ -50,6 +50,7 @@ DENSE_WEIGHTS = {
     "size": 0.3,
     "answer_box": 1.0,
     "pointer": 0.5,
+    "located": 1.0,
 }
 
 
@@ -88,6 +89,7 @@ def forward(
     loss = (each * batch.answer_weight).sum() / batch.answer_weight.sum()
     dense = heads.tower_loss(tokens, batch) | heads.decoder_loss(hidden[PLACE_LAYER], batch)
     dense |= heads.pointer_loss(hidden[POINTER_LAYER], batch) | heads.answer_loss(last, batch)
+    dense |= heads.located_loss(hidden[LOCATED_LAYER], batch)
     return logits, loss, dense
 
 
@@ -168,7 +170,7 @@ def prepare(args: argparse.Namespace) -> Shared:
         state = torch.load(args.resume, weights_only=True, map_location="cpu")
         geometry, weights, average = Geometry(**state["geometry"]), state["weights"], state["average"]
         done = state["done"]
-        heads.load_state_dict(state["heads"])
+        heads.load_state_dict(state["heads"], strict=False)  # a head added since starts anew
     elif args.init:
         for name in checkpoint.TOKENIZER_FILES:
             shutil.copy(args.init / name, folder / name)
