@@ -124,6 +124,14 @@ def test_quantized_bundles(tiny, edition, tmp_path):
     assert {engine.description["key"]["form"]["number_format"] for engine in older} == {"fp16"}
 
 
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_fp8(tiny, edition, tmp_path, target):
+    vision, decoder = build(tiny["bf16"], target, tmp_path, edition, fp8=True)
+    for engine in (vision, decoder):  # matrices take half of what they do in the bundle
+        figures = engine.description["figures"]
+        assert figures["weights_bytes"] < 0.62 * weight_bytes(tiny["bf16"], engine.graph)
+
+
 def build_shape(graph: str, precision: str, target: str, edition, folder: Path) -> tuple[Figures, int]:
     """Build 2B-shaped layers; the figures, and the bytes of the lowered weights."""
     if graph == "decoder":

@@ -9,7 +9,7 @@ import pytest
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt import target as target_module
-from qwen2vl_rt.tensorrt.build import choose_attention, choose_format
+from qwen2vl_rt.tensorrt.build import check_fp8, choose_attention, choose_format
 from qwen2vl_rt.tensorrt.edition import Edition, find_edition
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import Target, choose_target
@@ -94,6 +94,21 @@ def test_arithmetic(precision, capability, chosen):
 def test_arithmetic_that_is_not_there(precision, capability, wanted, message):
     with pytest.raises(BackendError, match=message):
         choose_format(SimpleNamespace(precision=precision), Target(capability, False), wanted)
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "message"),
+    [
+        ("int4", (8, 9), "int4 bundle is quantized already"),
+        ("bf16", (8, 6), "sm86 has no fp8"),
+        ("bf16", None, "portable has no fp8"),
+    ],
+)
+def test_fp8_that_is_not_there(precision, capability, message):
+    check_fp8(SimpleNamespace(precision="bf16"), Target((8, 9), False), True)
+    check_fp8(SimpleNamespace(precision=precision), Target(capability, False), False)
+    with pytest.raises(BackendError, match=message):
+        check_fp8(SimpleNamespace(precision=precision), Target(capability, False), True)
 
 
 def test_form_of_attention():

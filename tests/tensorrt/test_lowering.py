@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +17,8 @@ from onnx import TensorProto
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
+from qwen2vl_rt.lowering.tensorrt.nodes import store
 from qwen2vl_rt.lowering.widen import widen_to_float32
 from tests.support.graph_feeds import (
     decoder_feed,
@@ -194,3 +197,46 @@ def test_partial_blocks_are_refused(tmp_path):
     bundle = export_checkpoint(checkpoint, tmp_path / "bundle", "int4")
     with pytest.raises(BackendError, match="64 inputs"):
         lower_decoder(*load(bundle, "decoder.onnx"), bundle.geometry, Form("bf16"), CAPACITY)
+
+
+@pytest.mark.parametrize("attention", ["mask", "primitives"])
+def test_fp8_decoder(bundles, attention):
+    """Near the float graph: e4m3 has 4 bits of significand, in weights and activations."""
+    bundle, (past, tokens, rows) = bundles["fp32"], STEPS["chunk over different lengths"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+    model, weights = load(bundle, "decoder.onnx")
+    lower_decoder(model, weights, bundle.geometry, Form("fp32", attention, fp8=True), CAPACITY)
+    matrices = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT8E4M3FN]
+    assert sum(len(tensor.dims) == 2 for tensor in matrices) == 7 * bundle.geometry.decoder.layers
+    expected = portable(bundle, "decoder.onnx", feed)["logits"]
+    difference = run(model, weights, feed)["logits"] - expected
+    assert np.linalg.norm(difference) < 0.2 * np.linalg.norm(expected)
+
+
+def test_fp8_product():
+    """One layer, to the last bit: codes of e4m3 on both sides, scales a token and an output."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((64, 8), np.float32) * np.linspace(0.01, 3, 8, dtype=np.float32)
+    x = rng.standard_normal((1, 5, 64), np.float32) * np.array([1e-6, 0.1, 1, 30, 0])[None, :, None]
+    x = x.astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "y")],
+        "layer",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "T", 64])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "T", 8])],
+    )
+    weights: dict[str, np.ndarray] = {}
+    store(graph, weights, "w", matrix, TensorProto.FLOAT)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)], ir_version=12)
+    to_fp8_products(model, weights, "fp32")
+
+    def codes(values, scale):
+        return (values / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+    by_token = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 448)
+    by_output = np.abs(matrix).max(0) / np.float32(448)
+    expected = codes(x, by_token) @ (codes(matrix, by_output) * by_output) * by_token
+    actual = run(model, weights, {"x": x})["y"]
+    for token in range(5):
+        assert_close(actual[0, token], expected[0, token], 1e-5)
+    assert not actual[0, 4].any()

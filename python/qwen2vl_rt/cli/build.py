@@ -42,6 +42,9 @@ def add_parser(commands: Any) -> None:
         "--arithmetic", choices=("fp32", "bf16", "fp16"), help="number format around the matrices"
     )
     parser.add_argument(
+        "--fp8", action="store_true", help="products of 8-bit floats, from an unquantized bundle; SM 8.9 on"
+    )
+    parser.add_argument(
         "--attention",
         choices=("lengths", "mask", "primitives"),
         help="how the decoder's attention is told what to see (docs/tensorrt.md)",
@@ -72,6 +75,7 @@ def execute(options: argparse.Namespace) -> int:
         limits,
         attention=options.attention,
         number_format=options.arithmetic,
+        fp8=options.fp8,
         output=options.output,
         on_engine=None if options.json else lambda engine: print(describe(engine), flush=True),
     )

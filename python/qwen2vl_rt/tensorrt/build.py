@@ -18,7 +18,7 @@ from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
-from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, INT4_SINCE, Target
+from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
 from qwen2vl_rt.weights import map_weights
 
 GRAPHS = ("vision", "prefill", "decoder")
@@ -44,6 +44,7 @@ def build_engines(
     *,
     attention: str | None = None,
     number_format: str | None = None,
+    fp8: bool = False,
     output: Path | None = None,
     on_engine: Callable[[Built], None] | None = None,
 ) -> list[Built]:
@@ -56,13 +57,15 @@ def build_engines(
         limits: cache length, rows, chunk and picture size that the engines allow.
         attention: of the decoder, see `Form`; `choose_attention` if None.
         number_format: arithmetic around the matrices; `choose_format` if None.
+        fp8: linear layers of an unquantized bundle as products of 8-bit floating-point numbers.
         output: folder of the engines; `engines` in the bundle if None.
         on_engine: told of each engine when it is there.
 
     Raises:
         BackendError: a form that the target or the edition does not have, or a graph that TensorRT refuses.
     """
-    form = Form(choose_format(bundle, target, number_format), choose_attention(edition, attention))
+    check_fp8(bundle, target, fp8)
+    form = Form(choose_format(bundle, target, number_format), choose_attention(edition, attention), fp8)
     folder = output or bundle.path / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +105,24 @@ def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> 
     if chosen == "bf16" and not has_bfloat16:
         raise BackendError(f"{target.name} has no bfloat16: export with --precision fp16.")
     return chosen
+
+
+def check_fp8(bundle: Bundle, target: Target, fp8: bool) -> None:
+    """Refuse fp8 for a quantized bundle, and for targets that do not multiply it (portable is one).
+
+    Raises:
+        BackendError: so.
+    """
+    if not fp8:
+        return
+    if bundle.precision.startswith("int"):
+        raise BackendError(
+            f"An {bundle.precision} bundle is quantized already: fp8 is made of bf16, fp16 or fp32."
+        )
+    if not target.has(FP8_SINCE):
+        raise BackendError(
+            f"{target.name} has no fp8 products: name a GPU from SM 8.9 on, such as --gpu sm89."
+        )
 
 
 def choose_attention(edition: Edition, wanted: str | None = None) -> str:

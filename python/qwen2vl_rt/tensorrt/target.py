@@ -14,6 +14,7 @@ PORTABLE = "portable"  # SM 8.0 and later
 THIS = "this"
 BFLOAT16_SINCE = (8, 0)
 INT4_SINCE = (8, 0)
+FP8_SINCE = (8, 9)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from onnx import ModelProto, TensorProto
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.tensorrt.causal_mask import drop_softmax_precision, mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
-from qwen2vl_rt.lowering.tensorrt.int8_products import to_quantized_products
+from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
+from qwen2vl_rt.lowering.tensorrt.int8_products import to_int8_products
 from qwen2vl_rt.lowering.tensorrt.narrow import narrow
 from qwen2vl_rt.lowering.tensorrt.nodes import Weights
 from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
@@ -26,6 +27,8 @@ class Form:
     """How the decoder's attention knows which positions count. "lengths": as in the portable graph; the
     parser drops it, and `tensorrt.network` sets it again on the parsed network. "mask": a boolean mask in the
     graph. "primitives": no operator newer than opset 20, the cache written by the caller."""
+    fp8: bool = False
+    """Linear layers of an unquantized bundle as products of 8-bit floating-point numbers."""
 
 
 def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form: Form, capacity: int) -> None:
@@ -60,7 +63,9 @@ def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:
     if form.number_format != "fp32" and _is_float32(model):
         narrow(model, weights, form.number_format)
     to_signed_codes(model, weights)
-    to_quantized_products(model, form.number_format)
+    to_int8_products(model, form.number_format)
+    if form.fp8:
+        to_fp8_products(model, weights, form.number_format)
 
 
 def _is_float32(model: ModelProto) -> bool:
