@@ -1,8 +1,14 @@
 #pragma once
 
-// Marks the element-wise code that a CPU loop and a CUDA kernel share: with nvcc it is compiled for both.
+// Code that a CPU loop and a CUDA kernel share. QWEN2VL_HOST_DEVICE is for plain functions; QWEN2VL_TEAM for
+// templates over a team of threads, which exist for one thread in a C++ file and for a block in a CUDA file;
+// QWEN2VL_TEAM_CALL for those that are called from several places and too large to be repeated there.
 #ifdef __CUDACC__
-#define QWEN2VL_HOST_DEVICE __host__ __device__ __forceinline__
+#define QWEN2VL_HOST_DEVICE __host__ __device__ inline
+#define QWEN2VL_TEAM __device__ inline
+#define QWEN2VL_TEAM_CALL __device__ __noinline__
 #else
 #define QWEN2VL_HOST_DEVICE inline
+#define QWEN2VL_TEAM inline
+#define QWEN2VL_TEAM_CALL inline
 #endif

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/host_device.h"
+
 namespace qwen2vl {
 
 // One axis of Pillow's antialiased bicubic resize on 8-bit pixels, as fixed-point weights. Output position x
@@ -28,7 +30,7 @@ struct BicubicAxis {
 
 constexpr int kBicubicFractionBits = 22;
 
-inline uint8_t bicubic_clip(int32_t sum) {
+QWEN2VL_HOST_DEVICE uint8_t bicubic_clip(int32_t sum) {
   const int32_t value = sum >> kBicubicFractionBits;
   return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
 }

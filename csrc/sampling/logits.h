@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/host_device.h"
+
 // Scans over one row of logits [vocab] (float32). The plain loops are written for the compiler to vectorise.
 namespace qwen2vl {
 
@@ -12,7 +14,7 @@ struct TokenLogit {
 };
 
 // The order in which tokens are preferred: larger logit first, of equals the smaller id.
-inline bool precedes(const TokenLogit& a, const TokenLogit& b) {
+QWEN2VL_HOST_DEVICE bool precedes(const TokenLogit& a, const TokenLogit& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 

@@ -13,22 +13,25 @@ namespace {
 
 constexpr Cutoff kKeepAll{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
 
-Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, const char* what) {
+Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, bool after_penalties) {
   const Peak peak = find_peak(logits, vocab);
   if (peak.usable) return peak;
   const bool has_nan = std::any_of(logits, logits + vocab, [](float logit) { return std::isnan(logit); });
   const bool has_infinity =
       std::any_of(logits, logits + vocab, [](float logit) { return logit == INFINITY; });
-  throw UnusableLogitsError(
-      std::string(what) +
-      (has_nan        ? " NaN"
-       : has_infinity ? " infinite"
-                      : " only -infinity as") +
-      " logits at step " + std::to_string(step) +
-      (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : ""));
+  throw UnusableLogitsError(unusable_logits_message(step, after_penalties, has_nan, has_infinity));
 }
 
 }  // namespace
+
+std::string unusable_logits_message(uint64_t step, bool after_penalties, bool has_nan, bool has_infinity) {
+  return std::string(after_penalties ? "the penalties left" : "the engine returned") +
+         (has_nan        ? " NaN"
+          : has_infinity ? " infinite"
+                         : " only -infinity as") +
+         " logits at step " + std::to_string(step) +
+         (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : "");
+}
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens)
     : options_(options), vocab_(vocab), block_sums_((vocab + kSoftmaxBlock - 1) / kSoftmaxBlock) {
@@ -51,14 +54,14 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* p
 
 SampledToken Sampler::sample(const float* logits) {
   SampledToken token;
-  Peak peak = usable_peak(logits, vocab_, step_, "the engine returned");
+  Peak peak = usable_peak(logits, vocab_, step_, false);
   const float model_peak = peak.best.logit;
   const float* chosen_from = logits;
   if (penalties_) {
     std::copy_n(logits, vocab_, penalized_.begin());
     penalties_->apply(penalized_.data());
     chosen_from = penalized_.data();
-    peak = usable_peak(chosen_from, vocab_, step_, "the penalties left");
+    peak = usable_peak(chosen_from, vocab_, step_, true);
   }
   if (options_.greedy()) {
     token.id = peak.best.id;

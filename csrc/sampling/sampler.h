@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "common/error.h"
@@ -18,6 +19,9 @@ class UnusableLogitsError : public Error {
  public:
   using Error::Error;
 };
+
+// What such an error says: at which token of the answer, and what is wrong with the logits.
+std::string unusable_logits_message(uint64_t step, bool after_penalties, bool has_nan, bool has_infinity);
 
 struct TokenLogprob {
   int32_t id;

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/host_device.h"
+
 namespace qwen2vl {
 
 // e^x for x <= 0, to about one unit in the last place, 0 below -87. Plain arithmetic without branches: loops
 // over it vectorise, and a GPU twin can use it as it is.
-inline float exp_nonpositive(float x) {
+QWEN2VL_HOST_DEVICE float exp_nonpositive(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
   // Rounds to an integer by pushing the fraction out of the mantissa.
   const float shifted = clamped * 1.44269504f + 12582912.0f;

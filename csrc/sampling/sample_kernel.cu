@@ -1,0 +1,36 @@
+#include <cuda_runtime.h>
+
+#include "cuda/block_team.cuh"
+#include "cuda/error.h"
+#include "sampling/sample_kernel.h"
+#include "sampling/sample_team.h"
+
+namespace qwen2vl::cuda {
+
+namespace {
+
+constexpr int kPeakThreads = 512, kRowThreads = 1024;
+
+__global__ void __launch_bounds__(kPeakThreads) peaks_kernel(SampleStep step) {
+  __shared__ BlockTeam::Slot reduction[32];
+  sample_peaks(BlockTeam{reduction}, step, blockIdx.y, static_cast<int32_t>(blockIdx.x));
+}
+
+__global__ void __launch_bounds__(kRowThreads) row_kernel(SampleStep step) {
+  __shared__ BlockTeam::Slot reduction[32];
+  __shared__ SampleShared shared;
+  sample_row(BlockTeam{reduction}, shared, step, blockIdx.x);
+}
+
+}  // namespace
+
+void sample_rows(const SampleStep& step, CUstream_st* stream) {
+  if (step.rows <= 0) return;
+  const auto rows = static_cast<unsigned>(step.rows);
+  peaks_kernel<<<dim3(kPeakParts, rows), kPeakThreads, 0, stream>>>(step);
+  check(cudaGetLastError(), "sampling");
+  row_kernel<<<rows, kRowThreads, 0, stream>>>(step);
+  check(cudaGetLastError(), "sampling");
+}
+
+}  // namespace qwen2vl::cuda
