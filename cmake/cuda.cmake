@@ -51,6 +51,6 @@ string(REPLACE ";" " " architecture_list "${architectures}")
 target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}")
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
                                      # -fmad=false: the same roundings as on the CPU, twin by twin.
-                                     $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Werror=all-warnings -Xcompiler=-Wall>)
+                                     $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall>)
 install(TARGETS _cuda LIBRARY DESTINATION qwen2vl_rt)
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}: kernels for ${architecture_list}")

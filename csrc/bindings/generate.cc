@@ -1,6 +1,8 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <utility>
 
@@ -8,6 +10,7 @@
 #include "bindings/bindings.h"
 #include "bindings/sampled_token.h"
 #include "generate/generator.h"
+#include "generate/host_decoder.h"
 
 namespace py = pybind11;
 
@@ -89,6 +92,7 @@ void register_step(py::module_& m) {
 VisualEmbeddings visual_embeddings(const py::handle& object) {
   VisualEmbeddings visual;
   if (object.is_none()) return visual;
+  if (py::isinstance<VisualEmbeddings>(object)) return object.cast<VisualEmbeddings>();
   auto array = std::make_unique<FloatArray>(float_array(object, 2, "visual embeddings"));
   visual.data = array->data();
   visual.rows = array->shape(0);
@@ -205,9 +209,11 @@ std::vector<Result> generate(Generator& generator, const std::vector<std::shared
 
 void register_generate(py::module_& m) {
   register_step(m);
+  py::class_<Decoder, std::shared_ptr<Decoder>>(
+      m, "Decoder", "The decoder as the generation loop sees it, when its steps are not an Executor's.");
   register_request(m);
   py::class_<Generator>(m, "Generator", "The generation loop over an executor and a KV cache.")
-      .def(py::init([](std::shared_ptr<Executor> executor, std::shared_ptr<KVCache> cache,
+      .def(py::init([](std::shared_ptr<Executor> executor, std::shared_ptr<CacheRows> cache,
                        std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
                        int64_t hidden_size, int64_t vocab_size, int64_t head_dim, double rope_theta,
                        const std::array<int64_t, 3>& mrope_section, int32_t merge_size, int32_t image_pad,
@@ -215,17 +221,37 @@ void register_generate(py::module_& m) {
              if (!executor || !cache || !embedding || !token_text) {
                throw InputError("executor, cache, embedding and token_text must not be None");
              }
-             const DecoderSettings settings{hidden_size,   vocab_size,    head_dim,
-                                            rope_theta,    mrope_section, {image_pad, video_pad, merge_size},
+             const RopeTable rope(head_dim, rope_theta, mrope_section);
+             const int64_t chunk = std::max<int64_t>(1, std::min(prefill_chunk, cache->capacity()));
+             auto decoder = std::make_shared<HostDecoder>(std::move(executor), std::move(embedding), rope,
+                                                          cache->rows(), chunk);
+             const DecoderSettings settings{hidden_size,   vocab_size,
+                                            head_dim,      {image_pad, video_pad, merge_size},
                                             prefill_chunk, answers_apart};
-             return std::make_unique<Generator>(std::move(executor), std::move(cache), std::move(embedding),
-                                                std::move(token_text), settings);
+             return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
+                                                settings);
            }),
            py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
            py::arg("hidden_size"), py::arg("vocab_size"), py::arg("head_dim"), py::arg("rope_theta"),
            py::arg("mrope_section"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
            py::arg("prefill_chunk"), py::arg("answers_apart") = false,
            py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
+      .def(py::init([](std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
+                       std::shared_ptr<TokenText> token_text, int64_t hidden_size, int64_t vocab_size,
+                       int32_t merge_size, int32_t image_pad, int32_t video_pad, int64_t prefill_chunk,
+                       bool answers_apart) {
+             if (!decoder || !cache || !token_text) {
+               throw InputError("decoder, cache and token_text must not be None");
+             }
+             const DecoderSettings settings{hidden_size,       vocab_size,
+                                            cache->head_dim(), {image_pad, video_pad, merge_size},
+                                            prefill_chunk,     answers_apart};
+             return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
+                                                settings);
+           }),
+           py::arg("decoder"), py::arg("cache"), py::arg("token_text"), py::kw_only(), py::arg("hidden_size"),
+           py::arg("vocab_size"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
+           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::keep_alive<1, 2>())
       .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
            py::arg("cancel") = py::none(),
            "One Result a request. on_text(index, piece, token_id) after each token, truthy ends that answer. "
@@ -243,7 +269,13 @@ void register_generate(py::module_& m) {
           "visuals "
           "wholly before that may be None in its request.")
       .def_property_readonly("cache", &Generator::cache)
-      .def_property_readonly("step", &Generator::step, "The step whose buffers the executor may bind ahead.")
+      .def_property_readonly(
+          "step",
+          [](const Generator& generator) -> std::shared_ptr<DecoderStep> {
+            const auto host = std::dynamic_pointer_cast<HostDecoder>(generator.decoder());
+            return host ? host->step() : nullptr;
+          },
+          "The step whose buffers the executor may bind ahead; None when a device holds the decoder.")
       .def_property_readonly("prefill_chunk",
                              [](const Generator& generator) { return generator.settings().prefill_chunk; });
 }

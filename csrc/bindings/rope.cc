@@ -55,6 +55,13 @@ py::tuple bind_vision_rope_table(int64_t grid_h, int64_t grid_w, int64_t head_di
 }  // namespace
 
 void register_rope(py::module_& m) {
+  py::class_<RopeTable>(m, "RopeTable", "The decoder's rotary frequencies and the axis that turns each.")
+      .def(py::init<int64_t, double, const std::array<int64_t, 3>&>(), py::arg("head_dim"), py::arg("theta"),
+           py::arg("sections"))
+      .def_property_readonly("inverse_frequencies", &RopeTable::inv_freq, "[head_dim / 2]")
+      .def_property_readonly("axes", [](const RopeTable& table) {
+        return std::vector<int>(table.axes().begin(), table.axes().end());
+      });
   m.def("mrope_positions", &bind_mrope_positions, py::arg("token_ids"), py::arg("grids"),
         py::arg("image_pad"), py::arg("video_pad"), py::arg("merge_size") = 2,
         "M-RoPE positions of a prompt: (positions int64 [3, T], rope delta). grids [n, 3]: t, h, w in "

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kShiftThreads) shift_kernel(CacheShift shift) 
 
 void cache_append(const CacheAppend& append, CUstream_st* stream) {
   const CacheLayout& cache = append.cache;
-  const int64_t chunks = 2 * append.rows * cache.kv_heads * append.tokens * cache.head_dim *
-                         float_size(cache.type) / 16;
+  const int64_t chunks =
+      2 * append.rows * cache.kv_heads * append.tokens * cache.head_dim * float_size(cache.type) / 16;
   for_each(chunks, AppendChunk{append}, stream, "cache append");
 }
 

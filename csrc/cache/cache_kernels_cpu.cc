@@ -13,8 +13,8 @@ constexpr size_t kGrain = 1 << 16;  // chunks of 16 bytes worth a thread: a mega
 
 void cache_append(const CacheAppend& append) {
   const CacheLayout& cache = append.cache;
-  const int64_t chunks = 2 * append.rows * cache.kv_heads * append.tokens * cache.head_dim *
-                         float_size(cache.type) / 16;
+  const int64_t chunks =
+      2 * append.rows * cache.kv_heads * append.tokens * cache.head_dim * float_size(cache.type) / 16;
   parallel_for(chunks, kGrain, [&](size_t begin, size_t end) {
     for (size_t index = begin; index < end; ++index) append_chunk(append, static_cast<int64_t>(index));
   });

@@ -61,7 +61,7 @@ void copy_to_host(void* host, const void* device, size_t bytes, const Stream& st
 
 void copy_on_device(void* to, const void* from, size_t bytes, const Stream& stream) {
   if (bytes == 0) return;
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream.handle()), "copying on the GPU");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.handle()), "copying on the GPU");
 }
 
 void fill_zero(void* device, size_t bytes, const Stream& stream) {

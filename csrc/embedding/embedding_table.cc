@@ -71,6 +71,8 @@ EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t wi
   madvise(file_.data(), file_.size(), MADV_RANDOM);
 }
 
+int64_t EmbeddingTable::block_width() { return kBlock; }
+
 void EmbeddingTable::map_blocks(const std::string& path, int64_t offset) {
   const int64_t count = rows_ * blocks_of(width_);  // no larger than the table, whose size is checked
   const int64_t scales = next_page(offset + rows_ * width_);

@@ -26,6 +26,14 @@ class EmbeddingTable {
   int64_t rows() const { return rows_; }
   int64_t width() const { return width_; }
 
+  ElementType type() const { return type_; }
+  // The table as it is stored: elements [rows, width], and for kUInt8 float32 scales and uint8 zero points,
+  // one a block of block_width() codes of a row (null otherwise). Not aligned.
+  const std::byte* elements() const { return table_; }
+  const std::byte* scales() const { return scales_; }
+  const std::byte* zero_points() const { return zero_points_; }
+  static int64_t block_width();
+
   // Writes the rows of `ids` [count] as float32, output [count, width]. Throws InputError for an id outside
   // the table, before anything is written.
   void gather(const int32_t* ids, int64_t count, float* output) const;

@@ -26,8 +26,8 @@ struct TableView {
 // The decoder's input: the table's rows for text, visual embeddings at pads.
 struct EmbeddingGather {
   TableView table;
-  const int32_t* ids;                // [count], within the table (where visual_rows is null)
-  const float* const* visual_rows;   // [count], each null or [width]; null when there are no visuals
+  const int32_t* ids;               // [count], within the table (where visual_rows is null)
+  const float* const* visual_rows;  // [count], each null or [width]; null when there are no visuals
   int64_t count;
   FloatType type;
   void* output;  // [count, width]

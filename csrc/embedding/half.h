@@ -15,7 +15,9 @@ QWEN2VL_HOST_DEVICE float float_from_bits(uint32_t bits) {
   return value;
 }
 
-QWEN2VL_HOST_DEVICE float bfloat16_to_float(uint16_t bits) { return float_from_bits(static_cast<uint32_t>(bits) << 16); }
+QWEN2VL_HOST_DEVICE float bfloat16_to_float(uint16_t bits) {
+  return float_from_bits(static_cast<uint32_t>(bits) << 16);
+}
 
 // Without branches, so that the compiler can vectorise a loop over it. Moves the exponent and mantissa into
 // place and lets float arithmetic rebias them: a multiplication for normal numbers, infinities and NaN, a

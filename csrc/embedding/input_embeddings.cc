@@ -26,6 +26,10 @@ void fill_input_embeddings(const EmbeddingTable& table, const int32_t* token_ids
     if (visuals[i].data == nullptr) {
       throw InputError("visual " + std::to_string(i) + " has no embeddings, and the cache does not hold it");
     }
+    if (visuals[i].on_device) {
+      throw InputError("the embeddings of visual " + std::to_string(i) +
+                       " lie in a device's memory, and this decoder computes on the CPU");
+    }
     gather_text(block_begin);
     std::memcpy(output + (token - begin) * width, visuals[i].data + (block_begin - blocks[i].begin) * width,
                 (block_end - block_begin) * width * sizeof(float));

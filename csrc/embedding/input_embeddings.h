@@ -14,6 +14,7 @@ namespace qwen2vl {
 struct VisualEmbeddings {
   const float* data = nullptr;
   int64_t rows = 0, width = 0;
+  bool on_device = false;             // data is an address of the decoder's device
   std::shared_ptr<const void> owner;  // keeps data alive
 };
 

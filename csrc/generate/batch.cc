@@ -10,12 +10,32 @@ Generator::Batch::Batch(Generator& generator, const std::vector<const Request*>&
                         const TextCallback& on_text, const CancelToken* cancel)
     : generator_(generator),
       cache_(*generator.cache_),
-      step_(*generator.step_),
+      decoder_(*generator.decoder_),
       requests_(requests),
       on_text_(on_text),
       cancel_(cancel),
       results_(requests.size()) {
   active_.reserve(cache_.rows());
+  decode_rows_.reserve(cache_.rows());
+}
+
+template <typename Choose>
+void Generator::Batch::accept(Sequence& sequence, int64_t row, Choose choose) {
+  if (sequence.request.max_new_tokens == 0) {
+    sequence.finish_empty();
+    return;
+  }
+  piece_.clear();
+  try {
+    sequence.accept(choose(), &piece_);
+  } catch (const UnusableLogitsError&) {
+    cache_.erase_row(row);  // its keys and values are no better, and must not be reused
+    throw;
+  }
+  if (on_text_ && on_text_(sequence.index, piece_, sequence.last_token())) {
+    piece_.clear();
+    sequence.cancel(&piece_);
+  }
 }
 
 std::vector<Result> Generator::Batch::run() {
@@ -28,7 +48,7 @@ std::vector<Result> Generator::Batch::run() {
     if (cancelled()) {
       for (const auto& sequence : active_) cancel(*sequence);
     } else {
-      decode_step();
+      decode();
     }
     compact();
   }
@@ -39,7 +59,8 @@ std::unique_ptr<Sequence> Generator::Batch::start_next(int64_t row) {
   while (next_request_ < requests_.size()) {
     const auto index = static_cast<int64_t>(next_request_++);
     auto sequence = std::make_unique<Sequence>(*requests_[index], index, generator_.settings_.visual_tokens,
-                                               generator_.settings_.vocab, *generator_.token_text_);
+                                               *generator_.token_text_);
+    decoder_.start(row, *requests_[index]);
     prefill(*sequence, row);
     if (!sequence->finished()) return sequence;
     keep_result(*sequence);
@@ -60,53 +81,69 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
       return;
     }
     end = std::min(begin + generator_.settings_.prefill_chunk, prompt.tokens);
-    step_.first_row = row;
-    step_.rows = 1;
-    step_.tokens = end - begin;
-    step_.prompt = true;
-    fill_input_embeddings(*generator_.embedding_, sequence.request.token_ids.data(), prompt.blocks,
-                          sequence.request.visuals, begin, end, step_.inputs_embeds());
-    generator_.rope_.fill(prompt.positions.data(), prompt.tokens, begin, end - begin, step_.cos(),
-                          step_.sin());
-    step_.past_length()[0] = begin;
-    step_.logit_rows()[0] =
-        end - begin - 1;  // wanted of the last chunk only, but an engine always scores one
-    generator_.executor_->run(step_);
+    decoder_.prefill(row, sequence.request, prompt, begin, end);
     cache_.append(row, &prompt.identities[begin], end - begin);
   }
   sequence.result.prefill_seconds = watch.seconds();
   sequence.start_decode_clock();
-  accept(sequence, row, step_.logits());
+  accept(sequence, row, [&] { return decoder_.first_token(row); });
 }
 
-void Generator::Batch::decode_step() {
-  const auto rows = static_cast<int64_t>(active_.size());
-  const int64_t width = generator_.rope_.width();
-  step_.first_row = 0;
-  step_.rows = rows;
-  step_.tokens = 1;
-  step_.prompt = false;
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t past_length = cache_.length(row);
-    generator_.step_ids_[row] = active_[row]->last_token();
-    generator_.rope_.fill_text(past_length + active_[row]->prompt.rope_delta, step_.cos() + row * width,
-                               step_.sin() + row * width);
-    step_.past_length()[row] = past_length;
-    step_.logit_rows()[row] = 0;
+void Generator::Batch::decode() {
+  decode_rows_.clear();
+  for (size_t row = 0; row < active_.size(); ++row) {
+    const int64_t past_length = cache_.length(static_cast<int64_t>(row));
+    decode_rows_.push_back(
+        {active_[row]->last_token(), past_length, past_length + active_[row]->prompt.rope_delta});
   }
-  generator_.embedding_->gather(generator_.step_ids_.data(), rows, step_.inputs_embeds());
-  generator_.executor_->run(step_);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int32_t id = generator_.step_ids_[row];
-    const int64_t position = cache_.length(row) + active_[row]->prompt.rope_delta;
+  const auto wants_more_than = [&](int64_t tokens) {
+    return std::any_of(active_.begin(), active_.end(),
+                       [&](const auto& sequence) { return sequence->wanted_tokens() > tokens; });
+  };
+  const auto goes_on = [&] {
+    return !cancelled() && std::none_of(active_.begin(), active_.end(),
+                                        [](const auto& sequence) { return sequence->finished(); });
+  };
+  decoder_.begin(decode_rows_);
+  int64_t under_way = 0;
+  try {
+    while (goes_on()) {
+      while (under_way < decoder_.depth() && (under_way == 0 || wants_more_than(under_way))) {
+        decoder_.launch();
+        ++under_way;
+      }
+      decoder_.wait();
+      --under_way;
+      take_step();
+    }
+    // What is under way for answers that go on is theirs.
+    for (; under_way > 0; --under_way) {
+      decoder_.wait();
+      take_step();
+    }
+  } catch (...) {
+    decoder_.drain();
+    throw;
+  }
+}
+
+void Generator::Batch::take_step() {
+  for (size_t i = 0; i < active_.size(); ++i) {
+    Sequence& sequence = *active_[i];
+    if (sequence.finished()) continue;
+    const auto row = static_cast<int64_t>(i);
+    const int32_t id = sequence.last_token();
+    const int64_t position = cache_.length(row) + sequence.prompt.rope_delta;
     const auto key = static_cast<uint64_t>(id);
     const uint64_t identity =
         position_identity(generator_.settings_.answers_apart ? ~key : key, id, position, position, position);
     cache_.append(row, &identity, 1);
-    ++active_[row]->result.steps;
+    ++sequence.result.steps;
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    accept(*active_[row], row, step_.logits() + row * generator_.settings_.vocab);
+  for (size_t i = 0; i < active_.size(); ++i) {
+    if (active_[i]->finished()) continue;
+    const auto row = static_cast<int64_t>(i);
+    accept(*active_[i], row, [&] { return decoder_.token(row); });
   }
 }
 
@@ -120,27 +157,10 @@ void Generator::Batch::compact() {
     const auto last = static_cast<int64_t>(active_.size()) - 1;
     if (row != last) {
       cache_.move_row(last, row);
+      decoder_.move(last, row);
       active_[row] = std::move(active_[last]);
     }
     active_.pop_back();
-  }
-}
-
-void Generator::Batch::accept(Sequence& sequence, int64_t row, const float* logits) {
-  if (sequence.request.max_new_tokens == 0) {
-    sequence.finish_empty();
-    return;
-  }
-  piece_.clear();
-  try {
-    sequence.accept(logits, &piece_);
-  } catch (const UnusableLogitsError&) {
-    cache_.erase_row(row);  // its keys and values are no better, and must not be reused
-    throw;
-  }
-  if (on_text_ && on_text_(sequence.index, piece_, sequence.last_token())) {
-    piece_.clear();
-    sequence.cancel(&piece_);
   }
 }
 

@@ -25,23 +25,28 @@ class Generator::Batch {
   std::unique_ptr<Sequence> start_next(int64_t row);
   // Fills the row with the prompt and chooses the first token. The sequence may be finished afterwards.
   void prefill(Sequence& sequence, int64_t row);
-  void decode_step();
+  // Decodes all rows until an answer ends.
+  void decode();
+  // Takes the tokens of the step that was waited for.
+  void take_step();
   // Takes finished sequences out and closes the gaps.
   void compact();
-  // Chooses the next token of the sequence in `row` from logits [vocab], and reports its text.
-  void accept(Sequence& sequence, int64_t row, const float* logits);
+  // Takes the next token of the sequence in `row`, which `choose` gives, and reports its text.
+  template <typename Choose>
+  void accept(Sequence& sequence, int64_t row, Choose choose);
   void cancel(Sequence& sequence);
   void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
   bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }
 
   Generator& generator_;
-  KVCache& cache_;
-  DecoderStep& step_;
+  CacheRows& cache_;
+  Decoder& decoder_;
   const std::vector<const Request*>& requests_;
   const TextCallback& on_text_;
   const CancelToken* cancel_;
   size_t next_request_ = 0;
   std::vector<std::unique_ptr<Sequence>> active_;
+  std::vector<DecodeRow> decode_rows_;
   std::vector<Result> results_;
   std::string piece_;
 };

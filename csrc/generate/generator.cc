@@ -1,5 +1,7 @@
 #include "generate/generator.h"
 
+#include <algorithm>
+#include <string>
 #include <utility>
 
 #include "common/error.h"
@@ -8,48 +10,33 @@
 
 namespace qwen2vl {
 
-namespace {
-
-void require_equal(int64_t actual, int64_t expected, const char* what) {
-  if (actual != expected) {
-    throw InputError(std::string(what) + " is " + std::to_string(actual) + ", the decoder's is " +
-                     std::to_string(expected));
-  }
-}
-
-}  // namespace
-
-Generator::Generator(std::shared_ptr<Executor> executor, std::shared_ptr<KVCache> cache,
-                     std::shared_ptr<const EmbeddingTable> embedding,
+Generator::Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
                      std::shared_ptr<const TokenText> token_text, const DecoderSettings& settings)
-    : executor_(std::move(executor)),
+    : decoder_(std::move(decoder)),
       cache_(std::move(cache)),
-      embedding_(std::move(embedding)),
       token_text_(std::move(token_text)),
-      settings_(settings),
-      rope_(settings.head_dim, settings.theta, settings.sections),
-      step_ids_(cache_->rows()) {
-  require_equal(embedding_->width(), settings.hidden, "the embedding table's width");
-  require_equal(embedding_->rows(), settings.vocab, "the embedding table's number of rows");
-  require_equal(cache_->head_dim(), settings.head_dim, "the KV cache's head_dim");
+      settings_(settings) {
+  if (cache_->head_dim() != settings.head_dim) {
+    throw InputError("the KV cache's head_dim is " + std::to_string(cache_->head_dim()) +
+                     ", the decoder's is " + std::to_string(settings.head_dim));
+  }
   if (settings.prefill_chunk < 1) {
     throw InputError("prefill_chunk must be at least 1, got " + std::to_string(settings.prefill_chunk));
   }
   // A prompt is never longer than the cache, so neither is a chunk.
   settings_.prefill_chunk = std::min(settings.prefill_chunk, cache_->capacity());
-  step_ = std::make_shared<DecoderStep>(DecoderStep::Sizes{cache_->rows(), settings_.prefill_chunk,
-                                                           settings.hidden, rope_.width(), settings.vocab});
+  decoder_->check(settings.hidden, settings.vocab, cache_->rows(), settings_.prefill_chunk);
 }
 
 std::vector<Result> Generator::generate(const std::vector<const Request*>& requests,
                                         const TextCallback& on_text, const CancelToken* cancel) {
-  const KVCache::Lease lease(*cache_);
+  const CacheRows::Lease lease(*cache_);
   for (size_t i = 0; i < requests.size(); ++i) check(*requests[i], i == 0);
   return Batch(*this, requests, on_text, cancel).run();
 }
 
 int64_t Generator::cached_prefix(const Request& request) const {
-  const KVCache::Lease lease(*cache_);
+  const CacheRows::Lease lease(*cache_);
   const Prompt prompt(request, settings_.visual_tokens);
   return find_prefix(prompt, 0).length;
 }

@@ -5,19 +5,17 @@
 
 namespace qwen2vl {
 
-Sequence::Sequence(const Request& request, int64_t index, const VisualTokens& visual_tokens, int64_t vocab,
+Sequence::Sequence(const Request& request, int64_t index, const VisualTokens& visual_tokens,
                    const TokenText& token_text)
     : request(request),
       index(index),
       prompt(request, visual_tokens),
-      sampler_(request.sampling, vocab, request.token_ids.data(), prompt.tokens),
       text_(token_text, request.stop_strings, request.keep_special) {
   result.prompt_tokens = prompt.tokens;
   result.token_ids.reserve(request.max_new_tokens);
 }
 
-void Sequence::accept(const float* logits, std::string* piece) {
-  SampledToken token = sampler_.sample(logits);
+void Sequence::accept(SampledToken token, std::string* piece) {
   const int32_t id = token.id;
   result.token_ids.push_back(id);
   if (request.sampling.logprobs >= 0) result.logprobs.push_back(std::move(token));

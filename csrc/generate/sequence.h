@@ -22,11 +22,11 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// One request while it is being answered: chooses its tokens, collects its text, knows when it is complete.
+// One request while it is being answered: collects its tokens and their text, knows when it is complete.
 class Sequence {
  public:
   // Both references must outlive the sequence; index is the request's place in its batch.
-  Sequence(const Request& request, int64_t index, const VisualTokens& visual_tokens, int64_t vocab,
+  Sequence(const Request& request, int64_t index, const VisualTokens& visual_tokens,
            const TokenText& token_text);
 
   const Request& request;
@@ -34,14 +34,18 @@ class Sequence {
   const Prompt prompt;
   Result result;
 
-  // Chooses the next token from logits [vocab]. Appends the text that it completes to `piece`.
-  void accept(const float* logits, std::string* piece);
+  // Takes the answer's next token. Appends the text that it completes to `piece`.
+  void accept(SampledToken token, std::string* piece);
   // Ends an answer of which no token is wanted.
   void finish_empty();
   // Ends the answer early, unless it has ended. Appends the text that was held back to `piece`.
   void cancel(std::string* piece);
 
   bool finished() const { return finished_; }
+  // Tokens that the answer may still take.
+  int64_t wanted_tokens() const {
+    return request.max_new_tokens - static_cast<int64_t>(result.token_ids.size());
+  }
   int32_t last_token() const { return result.token_ids.back(); }
   // The answer's first token starts the clock of decode_seconds.
   void start_decode_clock() { decode_clock_ = Stopwatch(); }
@@ -49,7 +53,6 @@ class Sequence {
  private:
   void finish(FinishReason reason, std::string* piece);
 
-  Sampler sampler_;
   TextStream text_;
   Stopwatch decode_clock_;
   bool finished_ = false;

@@ -15,6 +15,8 @@ class RopeTable {
   // Throws InputError unless head_dim is even and the sections sum to head_dim / 2.
   RopeTable(int64_t head_dim, double theta, const std::array<int64_t, 3>& sections);
 
+  const std::vector<float>& inv_freq() const { return inv_freq_; }          // [width]
+  const std::vector<uint8_t>& axes() const { return axis_; }                // [width]
   int64_t width() const { return static_cast<int64_t>(inv_freq_.size()); }  // head_dim / 2
 
   // positions [3, stride], of which the columns [begin, begin + tokens) are used; writes cos, sin [tokens,

@@ -10,7 +10,8 @@ namespace qwen2vl {
 // Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
 // 2011): the draw is a function of (key, counter), so there is no state to carry, and a GPU twin gives the
 // same numbers.
-QWEN2VL_HOST_DEVICE std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+QWEN2VL_HOST_DEVICE std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,
+                                                       std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{0xD2511F53} * counter[0];
     const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2];

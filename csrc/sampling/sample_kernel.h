@@ -57,14 +57,14 @@ struct PeakPart {
 // One sampling step for `rows` rows. Pointers are to the memory of whoever samples.
 struct SampleStep {
   int64_t rows, vocab;
-  const float* logits;       // [rows, vocab]
-  SamplerState* states;      // [rows]; step advances
-  int32_t* answer_counts;    // [rows, vocab], see Penalties; used where a row penalizes
-  float* penalized;          // [rows, vocab], scratch
-  PeakPart* parts;           // [rows, 2, kPeakParts], scratch: of the logits, of the penalized ones
-  float* lane_sums;          // [rows, ceil(vocab / 256) * 16], scratch
-  double* block_sums;        // [rows, ceil(vocab / 256)], scratch
-  SampledRow* sampled;       // [rows]
+  const float* logits;     // [rows, vocab]
+  SamplerState* states;    // [rows]; step advances
+  int32_t* answer_counts;  // [rows, vocab], see Penalties; used where a row penalizes
+  float* penalized;        // [rows, vocab], scratch
+  PeakPart* parts;         // [rows, 2, kPeakParts], scratch: of the logits, of the penalized ones
+  float* lane_sums;        // [rows, ceil(vocab / 256) * 16], scratch
+  double* block_sums;      // [rows, ceil(vocab / 256)], scratch
+  SampledRow* sampled;     // [rows]
 };
 
 // Scratch memory of one row in bytes, and where each part of SampleStep lies in it for `rows` rows.

@@ -14,8 +14,9 @@ namespace qwen2vl {
 SamplerState sampler_state(const SamplingOptions& options) {
   options.validate();
   if (options.logprobs > kMostAlternatives) {
-    throw InputError("logprobs=" + std::to_string(options.logprobs) + " is more than the GPU's sampler reports, " +
-                     std::to_string(kMostAlternatives) + " a token");
+    throw InputError("logprobs=" + std::to_string(options.logprobs) +
+                     " is more than the GPU's sampler reports, " + std::to_string(kMostAlternatives) +
+                     " a token");
   }
   SamplerState state{};
   state.seed = options.seed;
@@ -68,8 +69,8 @@ void place_sample_scratch(SampleStep* step, char* scratch) {
 
 void require_usable(const SampledRow& row, uint64_t at) {
   if (row.status == 0) return;
-  throw UnusableLogitsError(unusable_logits_message(
-      at, row.status & kAfterPenalties, row.status & kHasNan, row.status & kHasInfinity));
+  throw UnusableLogitsError(unusable_logits_message(at, row.status & kAfterPenalties, row.status & kHasNan,
+                                                    row.status & kHasInfinity));
 }
 
 namespace cpu {

@@ -12,7 +12,8 @@
 #include "sampling/sample_kernel.h"
 #include "sampling/softmax.h"
 
-// One row's sampling step by a team of threads: see common/team.h. Every member calls with the same arguments.
+// One row's sampling step by a team of threads: see common/team.h. Every member calls with the same
+// arguments.
 namespace qwen2vl {
 
 constexpr int32_t kDigitBits = 11;
@@ -71,7 +72,8 @@ QWEN2VL_TEAM float penalize(float logit, int32_t count, const SamplerState& stat
   return logit;
 }
 
-// Pass 1, one piece of the vocabulary: its best token, and with penalties the penalized logits and their best.
+// Pass 1, one piece of the vocabulary: its best token, and with penalties the penalized logits and their
+// best.
 template <typename Team>
 QWEN2VL_TEAM void sample_peaks(const Team& team, const SampleStep& step, int64_t row, int32_t part) {
   const int64_t length = (step.vocab + kPeakParts - 1) / kPeakParts;
@@ -102,8 +104,8 @@ QWEN2VL_TEAM int32_t status_of(const PeakPart& peak) {
   return peak.flags | (peak.logit == -INFINITY ? kNothingFinite : 0);
 }
 
-// Walks down the keys of all tokens, largest first, until their masses sum to `needed` (at least 1 and at most
-// the sum of all): the key reached. shared.mass_above and mass_at are the masses before it and at it.
+// Walks down the keys of all tokens, largest first, until their masses sum to `needed` (at least 1 and at
+// most the sum of all): the key reached. shared.mass_above and mass_at are the masses before it and at it.
 // mass(id) is 0 for tokens that don't take part.
 template <typename Team, typename Key, typename Mass>
 QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, int64_t count, uint64_t needed,
@@ -156,9 +158,9 @@ QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, int64_t
 template <typename Team, typename Mass>
 QWEN2VL_TEAM Cutoff select_cutoff(const Team& team, SampleShared& shared, const float* logits, int64_t vocab,
                                   uint64_t needed, Mass mass) {
-  const uint32_t key =
-      select_key(team, shared, vocab, needed, [&](int64_t id) { return ordered_key(logits[id]); },
-                 [&](int64_t id) { return mass(logits[id]); });
+  const uint32_t key = select_key(
+      team, shared, vocab, needed, [&](int64_t id) { return ordered_key(logits[id]); },
+      [&](int64_t id) { return mass(logits[id]); });
   const float value = value_of_key(key);
   const uint64_t each = mass(value);
   const uint64_t missing = needed - shared.mass_above, present = shared.mass_at;
@@ -185,8 +187,8 @@ struct FixedWeight {
 
 // The first `count` tokens in order of preference.
 template <typename Team>
-QWEN2VL_TEAM_CALL Cutoff best_cutoff(const Team& team, SampleShared& shared, const float* logits, int64_t vocab,
-                                float peak, int64_t count) {
+QWEN2VL_TEAM_CALL Cutoff best_cutoff(const Team& team, SampleShared& shared, const float* logits,
+                                     int64_t vocab, float peak, int64_t count) {
   // Most tokens are far below the few that are wanted: only those near the peak need to be told apart.
   float floor = -INFINITY;
   for (const float depth : {4.0f, 16.0f}) {
@@ -230,8 +232,8 @@ QWEN2VL_TEAM bool above_cutoff(float logit, int64_t id, Cutoff cutoff) {
 // softmax_sum with its order of additions: lanes of 16 within a block of 256, then blocks.
 template <typename Team>
 QWEN2VL_TEAM_CALL double team_softmax_sum(const Team& team, SampleShared& shared, const float* logits,
-                                     int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
-                                     float* lane_sums, double* block_sums) {
+                                          int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
+                                          float* lane_sums, double* block_sums) {
   constexpr int64_t kLanes = 16;
   const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
   const auto block_end = [&](int64_t block) {

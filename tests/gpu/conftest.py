@@ -1,17 +1,25 @@
-"""Tests that run on the CPU twin of a kernel always, and on the GPU where there is one."""
+"""Tests of device code: on the CPU twin always, and on the GPU where there is one."""
 
 from __future__ import annotations
 
 import pytest
 
-from qwen2vl_rt import cuda
+from qwen2vl_rt import _core, cuda
 
 STATUS = cuda.status()
-WITHOUT_GPU = STATUS.reason if STATUS.devices == 0 else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, with the reason."""
     for item in items:
-        if WITHOUT_GPU and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {WITHOUT_GPU}"))
+        if STATUS.devices == 0 and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {STATUS.reason}"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> _core.Device:
+    """The CPU as a device, then the first GPU."""
+    if request.param == "cpu":
+        return _core.HostDevice()
+    module = cuda.load()
+    return module.CudaDevice(module.Stream())

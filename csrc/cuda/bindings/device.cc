@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cuda/bindings/bindings.h"
+#include "cuda/cuda_device.h"
 #include "cuda/stream.h"
 
 namespace py = pybind11;
@@ -37,6 +38,11 @@ void register_device(py::module_& m) {
           "cudaStream_t as an integer, for engines.")
       .def_property_readonly("device", &Stream::device)
       .def("synchronize", &Stream::synchronize, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(
+      m, "CudaDevice", "A GPU and the one stream on which everything of a session runs.")
+      .def(py::init<std::shared_ptr<Stream>>(), py::arg("stream"))
+      .def_property_readonly("stream", &CudaDevice::stream);
 
   py::class_<Event>(m, "Event", "A mark in a stream.")
       .def(py::init<bool>(), py::arg("timing") = false)

@@ -1,0 +1,278 @@
+#include "device/device.h"
+
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "bindings/arrays.h"
+#include "bindings/bindings.h"
+#include "bindings/sampled_token.h"
+#include "device/device_cache.h"
+#include "device/device_decoder.h"
+#include "device/frame_preparer.h"
+#include "device/host_device.h"
+#include "device/row_sampler.h"
+
+namespace py = pybind11;
+
+namespace qwen2vl {
+
+namespace {
+
+FloatType float_type(const std::string& name) {
+  if (name == "float32") return FloatType::kFloat32;
+  if (name == "bfloat16") return FloatType::kBFloat16;
+  if (name == "float16") return FloatType::kFloat16;
+  throw InputError("a device computes in float32, bfloat16 or float16, not in " + name);
+}
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+uintptr_t address(const void* data) { return reinterpret_cast<uintptr_t>(data); }
+
+// An engine whose enqueue() is a Python method: takes the GIL for the call.
+class PythonEngine : public DeviceEngine {
+ public:
+  void enqueue(const EngineStep& step) override {
+    const py::gil_scoped_acquire acquire;
+    const py::function method = py::get_override(static_cast<const DeviceEngine*>(this), "enqueue");
+    if (!method) throw Error("an engine must define enqueue(self, first_row, rows, tokens, longest, prompt)");
+    method(step.first_row, step.rows, step.tokens, step.longest, step.prompt);
+  }
+  bool recordable() const override {
+    const py::gil_scoped_acquire acquire;
+    const py::function method = py::get_override(static_cast<const DeviceEngine*>(this), "recordable");
+    return method && py::bool_(method());
+  }
+};
+
+size_t checked_bytes(const py::array& array, size_t offset, size_t bytes) {
+  if (!(array.flags() & py::array::c_style)) throw InputError("the array must be C-contiguous");
+  const auto size = static_cast<size_t>(array.nbytes());
+  if (offset > bytes || size > bytes - offset) {
+    throw InputError("an array of " + std::to_string(size) + " bytes at byte " + std::to_string(offset) +
+                     " does not fit a block of " + std::to_string(bytes));
+  }
+  return size;
+}
+
+void register_block(py::module_& m) {
+  py::class_<DeviceBlock, std::shared_ptr<DeviceBlock>>(m, "DeviceBlock",
+                                                        "A block of a device's memory at a fixed address.")
+      .def_property_readonly("pointer", [](const DeviceBlock& block) { return address(block.as<char>()); })
+      .def_property_readonly("bytes", &DeviceBlock::size)
+      .def(
+          "upload",
+          [](const DeviceBlock& block, const py::array& array, size_t offset) {
+            const size_t bytes = checked_bytes(array, offset, block.size());
+            block.device()->upload(block.as<char>() + offset, array.data(), bytes);
+          },
+          py::arg("array"), py::arg("offset") = 0)
+      .def(
+          "download",
+          [](const DeviceBlock& block, py::array array, size_t offset) {
+            const size_t bytes = checked_bytes(array, offset, block.size());
+            void* const host = array.mutable_data();
+            const py::gil_scoped_release release;
+            block.device()->download(host, block.as<char>() + offset, bytes);
+          },
+          py::arg("array"), py::arg("offset") = 0);
+  py::class_<SharedBlock, std::shared_ptr<SharedBlock>>(m, "SharedBlock", py::buffer_protocol(),
+                                                        "Host memory that the device reads in place.")
+      .def_property_readonly("pointer",
+                             [](const SharedBlock& block) { return address(block.on_device<char>()); })
+      .def_buffer([](const SharedBlock& block) {
+        return py::buffer_info(block.as<uint8_t>(), static_cast<py::ssize_t>(block.size()), false);
+      });
+}
+
+void register_device_class(py::module_& m) {
+  py::class_<Device, std::shared_ptr<Device>>(
+      m, "Device", "Where a decoder's data lie and its kernels run. Pointers are integers, the device's own.")
+      .def(
+          "allocate",
+          [](const std::shared_ptr<Device>& device, size_t bytes) {
+            return std::make_shared<DeviceBlock>(device, bytes);
+          },
+          py::arg("bytes"), "A zeroed DeviceBlock.")
+      .def(
+          "allocate_shared",
+          [](const std::shared_ptr<Device>& device, size_t bytes) {
+            return std::make_shared<SharedBlock>(device, bytes);
+          },
+          py::arg("bytes"), "A zeroed SharedBlock.")
+      .def("synchronize", &Device::synchronize, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "rope_rows",
+          [](Device& device, uintptr_t inv_freq, uintptr_t axis, int64_t width, uintptr_t positions,
+             int64_t stride, int64_t tokens, const std::string& dtype, uintptr_t cos, uintptr_t sin) {
+            device.rope_rows({pointer<const float>(inv_freq), pointer<const uint8_t>(axis), width,
+                              pointer<const int64_t>(positions), stride, tokens, float_type(dtype),
+                              pointer<void>(cos), pointer<void>(sin)});
+          },
+          py::arg("inv_freq"), py::arg("axis"), py::arg("width"), py::arg("positions"), py::arg("stride"),
+          py::arg("tokens"), py::arg("dtype"), py::arg("cos"), py::arg("sin"), "See csrc/rope/rope_kernel.h.")
+      .def(
+          "gather_embeddings",
+          [](Device& device, uintptr_t table, uintptr_t scale, uintptr_t zero_point, int64_t rows,
+             int64_t width, int64_t block, const std::string& table_dtype, uintptr_t ids,
+             uintptr_t visual_rows, int64_t count, const std::string& dtype, uintptr_t output) {
+            const TableType type = table_dtype == "uint8" ? TableType::kUInt8Blocks
+                                                          : static_cast<TableType>(float_type(table_dtype));
+            device.gather_embeddings({{pointer<const void>(table), pointer<const float>(scale),
+                                       pointer<const uint8_t>(zero_point), rows, width, block, type},
+                                      pointer<const int32_t>(ids),
+                                      pointer<const float* const>(visual_rows),
+                                      count,
+                                      float_type(dtype),
+                                      pointer<void>(output)});
+          },
+          py::arg("table"), py::arg("scale"), py::arg("zero_point"), py::arg("rows"), py::arg("width"),
+          py::arg("block"), py::arg("table_dtype"), py::arg("ids"), py::arg("visual_rows"), py::arg("count"),
+          py::arg("dtype"), py::arg("output"), "See csrc/embedding/gather_kernel.h.");
+  py::class_<HostDevice, Device, std::shared_ptr<HostDevice>>(m, "HostDevice", "The CPU as a device.")
+      .def(py::init<>());
+}
+
+void register_device_cache(py::module_& m) {
+  py::class_<DeviceCache, CacheRows, std::shared_ptr<DeviceCache>>(
+      m, "DeviceCache", "Keys and values of `rows` sequences in a device's memory, allocated whole.")
+      .def(py::init([](std::shared_ptr<Device> device, int64_t layers, int64_t rows, int64_t kv_heads,
+                       int64_t capacity, int64_t head_dim, const std::string& dtype) {
+             return std::make_shared<DeviceCache>(std::move(device), layers, rows, kv_heads, capacity,
+                                                  head_dim, float_type(dtype));
+           }),
+           py::arg("device"), py::arg("layers"), py::arg("rows"), py::arg("kv_heads"), py::arg("capacity"),
+           py::arg("head_dim"), py::arg("dtype"))
+      .def_property_readonly("bytes", &DeviceCache::bytes)
+      .def(
+          "keys", [](const DeviceCache& cache, int64_t layer) { return address(cache.tensor(layer, 0)); },
+          py::arg("layer"), "Device address of [rows, kv_heads, capacity, head_dim].")
+      .def(
+          "values", [](const DeviceCache& cache, int64_t layer) { return address(cache.tensor(layer, 1)); },
+          py::arg("layer"), "Device address of [rows, kv_heads, capacity, head_dim].")
+      .def(
+          "write",
+          [](const DeviceCache& cache, Device& device, int64_t layer, int64_t first_row, int64_t rows,
+             int64_t tokens, uintptr_t past_length, uintptr_t keys, uintptr_t values) {
+            device.cache_append({cache.layout(), layer, first_row, rows, tokens,
+                                 pointer<const int64_t>(past_length), pointer<const void>(keys),
+                                 pointer<const void>(values)});
+          },
+          py::arg("device"), py::arg("layer"), py::arg("first_row"), py::arg("rows"), py::arg("tokens"),
+          py::arg("past_length"), py::arg("keys"), py::arg("values"),
+          "Writes new keys and values [rows, kv_heads, tokens, head_dim] behind each row's past, for engines "
+          "that don't do it themselves. Addresses are the device's; past_length int64 [rows].");
+}
+
+void register_decoder(py::module_& m) {
+  py::class_<DeviceEngine, PythonEngine, std::shared_ptr<DeviceEngine>>(
+      m, "DeviceEngine",
+      "An inference engine on device memory; subclasses define enqueue(first_row, rows, tokens, longest, "
+      "prompt), which queues the step on the device's stream, and may define recordable().")
+      .def(py::init<>());
+  py::class_<DeviceDecoder, Decoder, std::shared_ptr<DeviceDecoder>>(
+      m, "DeviceDecoder", "The decoder with everything between two tokens on a device.")
+      .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
+                       const EmbeddingTable& table, const RopeTable& rope, int64_t prefill_chunk,
+                       const std::string& dtype) {
+             return std::make_shared<DeviceDecoder>(std::move(device), std::move(cache), table, rope,
+                                                    prefill_chunk, float_type(dtype));
+           }),
+           py::arg("device"), py::arg("cache"), py::arg("table"), py::arg("rope"), py::arg("prefill_chunk"),
+           py::arg("dtype"))
+      .def("set_engine", &DeviceDecoder::set_engine, py::arg("engine"), py::keep_alive<1, 2>())
+      .def_property_readonly(
+          "buffers",
+          [](const DeviceDecoder& decoder) {
+            const DeviceDecoder::Buffers& buffers = decoder.buffers();
+            py::dict addresses;
+            addresses["inputs_embeds"] = address(buffers.inputs_embeds);
+            addresses["cos"] = address(buffers.cos);
+            addresses["sin"] = address(buffers.sin);
+            addresses["past_length"] = address(buffers.past_length);
+            addresses["present_length"] = address(buffers.present_length);
+            addresses["last_position"] = address(buffers.last_position);
+            addresses["logit_rows"] = address(buffers.logit_rows);
+            addresses["logits"] = address(buffers.logits);
+            return addresses;
+          },
+          "Device addresses of the engine's inputs and output by name: see csrc/device/device_decoder.h.")
+      .def_property_readonly("device_bytes", &DeviceDecoder::device_bytes)
+      .def_property_readonly("pinned_bytes", &DeviceDecoder::pinned_bytes);
+
+  py::class_<VisualEmbeddings>(m, "DeviceVisual", "Visual embeddings that lie in a device's memory.")
+      .def(py::init(
+               [](const std::shared_ptr<DeviceBlock>& block, int64_t offset, int64_t rows, int64_t width) {
+                 const auto bytes = static_cast<int64_t>(block->size());
+                 if (offset < 0 || rows < 1 || width < 1 || offset > bytes ||
+                     rows > (bytes - offset) / 4 / width) {
+                   throw InputError(std::to_string(rows) + " rows of " + std::to_string(width) +
+                                    " float32 values at byte " + std::to_string(offset) +
+                                    " don't fit a block of " + std::to_string(bytes) + " bytes");
+                 }
+                 return VisualEmbeddings{reinterpret_cast<const float*>(block->as<char>() + offset), rows,
+                                         width, true, block};
+               }),
+           py::arg("block"), py::arg("offset"), py::arg("rows"), py::arg("width"),
+           "float32 [rows, width] from byte `offset` of a DeviceBlock on, which it keeps alive.");
+
+  py::class_<RowSampler>(m, "RowSampler", "A device's sampler for one answer, with Sampler's own interface.")
+      .def(py::init([](std::shared_ptr<Device> device, const SamplingOptions& options, int64_t vocab,
+                       const py::object& prompt) {
+             return RowSampler(std::move(device), options, vocab, integer_vector<int32_t>(prompt, "prompt"));
+           }),
+           py::arg("device"), py::arg("options"), py::arg("vocab"), py::arg("prompt") = py::tuple())
+      .def(
+          "sample",
+          [](RowSampler& sampler, const py::object& logits) {
+            const FloatArray array = float_array(logits, 1, "logits");
+            return token_tuple(sampler.sample(array.data(), array.size()), sampler.logprobs() >= 0);
+          },
+          py::arg("logits"), "The next token for logits float32 [vocab], as Sampler.sample gives it.");
+
+  py::class_<FramePreparer, std::shared_ptr<FramePreparer>>(
+      m, "FramePreparer", "Frames in a device's memory to patches there: see csrc/device/frame_preparer.h.")
+      .def(py::init([](std::shared_ptr<Device> device, const py::object& table, int64_t patch_size,
+                       int64_t temporal_patch_size, int64_t merge_size, bool vertical_first) {
+             const FloatArray values = float_array(table, 2, "table");
+             if (values.shape(0) != kChannels || values.shape(1) != 256) {
+               throw InputError("the value table must be float32 [3, 256]");
+             }
+             return std::make_shared<FramePreparer>(
+                 std::move(device), values.data(), PatchLayout{patch_size, temporal_patch_size, merge_size},
+                 vertical_first ? PassOrder::kVerticalFirstWhereShorter : PassOrder::kHorizontalFirst);
+           }),
+           py::arg("device"), py::arg("table"), py::arg("patch_size"), py::arg("temporal_patch_size"),
+           py::arg("merge_size"), py::arg("vertical_first"))
+      .def(
+          "prepare",
+          [](FramePreparer& preparer, uintptr_t frame, std::array<int64_t, 2> size,
+             std::array<int64_t, 3> strides, std::array<int64_t, 2> resized, int64_t slot, int64_t copies,
+             uintptr_t patches, const std::string& dtype, uintptr_t digest) {
+            const FrameView view{
+                pointer<const uint8_t>(frame), {size[0], size[1]}, strides[0], strides[1], strides[2]};
+            preparer.prepare(view, {resized[0], resized[1]}, slot, slot + copies, float_type(dtype),
+                             pointer<void>(patches), pointer<uint64_t>(digest));
+          },
+          py::arg("frame"), py::arg("size"), py::arg("strides"), py::arg("resized"), py::arg("slot"),
+          py::arg("copies"), py::arg("patches"), py::arg("dtype"), py::arg("digest") = 0,
+          "Queues one frame, uint8 [size, 3] at a device address with strides in bytes, into the temporal "
+          "patch "
+          "at `patches`: slots [slot, slot + copies). digest: null or uint64 [4], to which its hash is "
+          "added.");
+}
+
+}  // namespace
+
+void register_device(py::module_& m) {
+  register_block(m);
+  register_device_class(m);
+  register_device_cache(m);
+  register_decoder(m);
+}
+
+}  // namespace qwen2vl

@@ -1,0 +1,91 @@
+#include "cuda/cuda_device.h"
+
+#include <utility>
+
+#include "cuda/step_kernel.h"
+
+namespace qwen2vl::cuda {
+
+CudaDevice::CudaDevice(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
+
+void* CudaDevice::allocate(size_t bytes) {
+  DeviceBuffer buffer(bytes);
+  fill_zero(buffer.data(), bytes, *stream_);
+  void* const address = buffer.data();
+  if (address != nullptr) blocks_.emplace(address, std::move(buffer));
+  return address;
+}
+
+void CudaDevice::release(void* pointer) noexcept { blocks_.erase(pointer); }
+
+void* CudaDevice::allocate_shared(size_t bytes, void** device_view) {
+  PinnedBuffer buffer(bytes);
+  void* const address = buffer.data();
+  *device_view = buffer.device_data();
+  if (address != nullptr) shared_blocks_.emplace(address, std::move(buffer));
+  return address;
+}
+
+void CudaDevice::release_shared(void* pointer) noexcept { shared_blocks_.erase(pointer); }
+
+void CudaDevice::upload(void* to, const void* host, size_t bytes) {
+  copy_to_device(to, host, bytes, *stream_);
+}
+
+void CudaDevice::download(void* host, const void* from, size_t bytes) {
+  copy_to_host(host, from, bytes, *stream_);
+  stream_->synchronize();
+}
+
+void CudaDevice::copy(void* to, const void* from, size_t bytes) { copy_on_device(to, from, bytes, *stream_); }
+
+void CudaDevice::zero(void* to, size_t bytes) { fill_zero(to, bytes, *stream_); }
+
+void CudaDevice::rope_rows(const RopeRows& rope) { cuda::rope_rows(rope, stream_->handle()); }
+
+void CudaDevice::gather_embeddings(const EmbeddingGather& gather) {
+  cuda::gather_embeddings(gather, stream_->handle());
+}
+
+void CudaDevice::cache_append(const CacheAppend& append) { cuda::cache_append(append, stream_->handle()); }
+
+void CudaDevice::cache_copy_row(const CacheRowCopy& copy) { cuda::cache_copy_row(copy, stream_->handle()); }
+
+void CudaDevice::cache_shift(const CacheShift& shift) { cuda::cache_shift(shift, stream_->handle()); }
+
+void CudaDevice::prepare_frame_job(const FrameJob& job) { cuda::prepare_frame_job(job, stream_->handle()); }
+
+void CudaDevice::sample_rows(const SampleStep& step) { cuda::sample_rows(step, stream_->handle()); }
+
+void CudaDevice::advance_rows(const StepRows& step) { cuda::advance_rows(step, stream_->handle()); }
+
+void CudaDevice::mark(int slot) { marks_[slot].record(*stream_); }
+
+void CudaDevice::wait_for(int slot) { marks_[slot].synchronize(); }
+
+void CudaDevice::synchronize() { stream_->synchronize(); }
+
+bool CudaDevice::replay(int64_t key) {
+  const auto found = graphs_.find(key);
+  if (found == graphs_.end() || !found->second.ready()) return false;
+  found->second.launch(*stream_);
+  return true;
+}
+
+void CudaDevice::record(int64_t key) {
+  recording_ = &graphs_[key];
+  recording_->begin(*stream_);
+}
+
+void CudaDevice::end_record() {
+  Graph* const graph = std::exchange(recording_, nullptr);
+  graph->end();
+  graph->launch(*stream_);
+}
+
+void CudaDevice::abandon_record() noexcept {
+  if (recording_ != nullptr) recording_->abandon();
+  recording_ = nullptr;
+}
+
+}  // namespace qwen2vl::cuda

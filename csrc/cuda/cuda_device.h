@@ -1,0 +1,52 @@
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "cuda/memory.h"
+#include "cuda/stream.h"
+#include "device/device.h"
+
+namespace qwen2vl::cuda {
+
+// A GPU and the one stream on which everything of a session runs.
+class CudaDevice : public Device {
+ public:
+  explicit CudaDevice(std::shared_ptr<Stream> stream);
+
+  const std::shared_ptr<Stream>& stream() const { return stream_; }
+
+  void* allocate(size_t bytes) override;
+  void release(void* pointer) noexcept override;
+  void* allocate_shared(size_t bytes, void** device_view) override;
+  void release_shared(void* pointer) noexcept override;
+  void upload(void* to, const void* host, size_t bytes) override;
+  void download(void* host, const void* from, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
+  void zero(void* to, size_t bytes) override;
+  void rope_rows(const RopeRows& rope) override;
+  void gather_embeddings(const EmbeddingGather& gather) override;
+  void cache_append(const CacheAppend& append) override;
+  void cache_copy_row(const CacheRowCopy& copy) override;
+  void cache_shift(const CacheShift& shift) override;
+  void prepare_frame_job(const FrameJob& job) override;
+  void sample_rows(const SampleStep& step) override;
+  void advance_rows(const StepRows& step) override;
+  void mark(int slot) override;
+  void wait_for(int slot) override;
+  void synchronize() override;
+  bool replay(int64_t key) override;
+  void record(int64_t key) override;
+  void end_record() override;
+  void abandon_record() noexcept override;
+
+ private:
+  std::shared_ptr<Stream> stream_;
+  Event marks_[2];
+  std::map<int64_t, Graph> graphs_;  // by key
+  Graph* recording_ = nullptr;
+  std::map<void*, DeviceBuffer> blocks_;
+  std::map<void*, PinnedBuffer> shared_blocks_;
+};
+
+}  // namespace qwen2vl::cuda

@@ -1,0 +1,144 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "cache/cache_kernels.h"
+#include "embedding/gather_kernel.h"
+#include "image/frame_kernel.h"
+#include "rope/rope_kernel.h"
+#include "sampling/sample_kernel.h"
+
+namespace qwen2vl {
+
+// What an engine's fixed buffers hold of a decode step's rows besides embeddings and tables: each row's past
+// length, in the forms that engines ask for, and the token's rotary position.
+struct StepRows {
+  int64_t rows;
+  int64_t* past_length;     // [rows], positions that the row's cache holds before the step
+  int64_t* present_length;  // [rows], the same and this step's tokens
+  int32_t* last_position;   // [rows], present_length - 1
+  int64_t* position;        // [rows], rotary position of the row's token
+  int32_t* ids;             // [rows], the row's token
+  const SampledRow* sampled;
+};
+
+// After a step: every row goes on with the token that was chosen for it.
+QWEN2VL_HOST_DEVICE void advance_row(const StepRows& step, int64_t row) {
+  step.ids[row] = step.sampled[row].status == 0 ? step.sampled[row].id : 0;
+  step.past_length[row] += 1;
+  step.present_length[row] = step.past_length[row] + 1;
+  step.last_position[row] = static_cast<int32_t>(step.past_length[row]);
+  step.position[row] += 1;
+}
+
+// Where a decoder's data lie and its kernels run, in order of the calls: a GPU with a stream, or the CPU,
+// whose calls return when the work is done. Pointers that the kernels take are the device's.
+class Device : public std::enable_shared_from_this<Device> {
+ public:
+  virtual ~Device() = default;
+
+  // Throws MemoryLimitError. Zeroed.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void release(void* pointer) noexcept = 0;
+  // Host memory that the device reads and writes at *device_view. Zeroed.
+  virtual void* allocate_shared(size_t bytes, void** device_view) = 0;
+  virtual void release_shared(void* pointer) noexcept = 0;
+
+  // `host` may change when upload returns (unless it is shared memory: then when the device has read it).
+  virtual void upload(void* to, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* from, size_t bytes) = 0;  // waits
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void zero(void* to, size_t bytes) = 0;
+
+  virtual void rope_rows(const RopeRows& rope) = 0;
+  virtual void gather_embeddings(const EmbeddingGather& gather) = 0;
+  virtual void cache_append(const CacheAppend& append) = 0;
+  virtual void cache_copy_row(const CacheRowCopy& copy) = 0;
+  virtual void cache_shift(const CacheShift& shift) = 0;
+  virtual void prepare_frame_job(const FrameJob& job) = 0;
+  virtual void sample_rows(const SampleStep& step) = 0;
+  virtual void advance_rows(const StepRows& step) = 0;
+
+  // Marks the point in the work queued so far, and waits until mark `slot` (0 or 1) is reached.
+  virtual void mark(int slot) = 0;
+  virtual void wait_for(int slot) = 0;
+  // Waits for everything. Throws DeviceError when something failed.
+  virtual void synchronize() = 0;
+
+  // Recordings of work, one for each `key`: where replay(key) returns false there is none, or the device has
+  // no use for it; then the caller may queue the work between record(key) and end_record(), which runs it.
+  virtual bool replay(int64_t) { return false; }
+  virtual void record(int64_t) {}
+  virtual void end_record() {}
+  virtual void abandon_record() noexcept {}
+};
+
+// A block of a device's memory that lives as long as the object.
+class DeviceBlock {
+ public:
+  DeviceBlock() = default;
+  DeviceBlock(std::shared_ptr<Device> device, size_t bytes)
+      : device_(std::move(device)), data_(device_->allocate(bytes)), size_(bytes) {}
+  ~DeviceBlock() {
+    if (device_) device_->release(data_);
+  }
+  DeviceBlock(DeviceBlock&& other) noexcept { *this = std::move(other); }
+  DeviceBlock& operator=(DeviceBlock&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  template <typename T = char>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  size_t size() const { return size_; }
+  const std::shared_ptr<Device>& device() const { return device_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A block of host memory that the device sees, too.
+class SharedBlock {
+ public:
+  SharedBlock() = default;
+  SharedBlock(std::shared_ptr<Device> device, size_t bytes)
+      : device_(std::move(device)), data_(device_->allocate_shared(bytes, &view_)), size_(bytes) {}
+  ~SharedBlock() {
+    if (device_) device_->release_shared(data_);
+  }
+  SharedBlock(SharedBlock&& other) noexcept { *this = std::move(other); }
+  SharedBlock& operator=(SharedBlock&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(view_, other.view_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  template <typename T = char>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  template <typename T = char>
+  T* on_device() const {
+    return static_cast<T*>(view_);
+  }
+  size_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  void* view_ = nullptr;  // before data_, whose allocation sets it
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace qwen2vl

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "generate/prompt.h"
+#include "generate/request.h"
+#include "sampling/sampler.h"
+
+namespace qwen2vl {
+
+// A row of a decode step: the token to feed, the positions that its cache row holds, and the token's own
+// rotary position (the same on all three axes).
+struct DecodeRow {
+  int32_t token;
+  int64_t past_length;
+  int64_t position;
+};
+
+// The decoder as the generation loop sees it: it fills a step's inputs, runs the engine and chooses tokens,
+// on the CPU (HostDecoder) or with everything between two tokens on a device (DeviceDecoder). Rows are those
+// of the KV cache. Called from one thread at a time.
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+
+  // Throws InputError unless it is made for this model and this cache.
+  virtual void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const = 0;
+  // Decode steps that may be under way at once. With 2, the next step runs while the loop looks at the last
+  // one's tokens; what it computes for a row that turns out to be finished is thrown away.
+  virtual int64_t depth() const = 0;
+
+  // A new answer in `row`: its sampling starts.
+  virtual void start(int64_t row, const Request& request) = 0;
+  // Runs the prompt's tokens [begin, end), at most a prefill chunk, behind the `begin` that the row holds.
+  virtual void prefill(int64_t row, const Request& request, const Prompt& prompt, int64_t begin,
+                       int64_t end) = 0;
+  // The answer's first token, after its last chunk. Throws UnusableLogitsError.
+  virtual SampledToken first_token(int64_t row) = 0;
+  // Row `to` goes on with the answer of row `from`.
+  virtual void move(int64_t from, int64_t to) = 0;
+
+  // Starts decoding rows [0, rows.size()): from now on each step feeds what the one before chose.
+  virtual void begin(const std::vector<DecodeRow>& rows) = 0;
+  // Queues a step of all rows.
+  virtual void launch() = 0;
+  // Waits for the oldest queued step.
+  virtual void wait() = 0;
+  // The row's token of the step waited for. Throws UnusableLogitsError.
+  virtual SampledToken token(int64_t row) = 0;
+  // Forgets the steps under way, after a failure. Never throws.
+  virtual void drain() noexcept = 0;
+};
+
+}  // namespace qwen2vl
