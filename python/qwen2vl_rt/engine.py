@@ -16,13 +16,8 @@ from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
 from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
-from qwen2vl_rt.vision import VisionTower
-
-EMBEDDING_DTYPES = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-}  # all others: "uint8", in blocks
+from qwen2vl_rt.vision import VisionExecutor, VisionTower
+from qwen2vl_rt.weights import embedding_dtype
 
 # Called with a prompt's index and the text that its newest token completed.
 OnText = Callable[[int, str], None]
@@ -36,39 +31,59 @@ class Engine:
         limits: what cache and buffers are made for.
         tokenizer: the bundle's, for the bytes behind each token id.
         threads: threads of one operator; 0 takes all cores.
+        backend: "cpu" or "cuda".
     """
 
-    def __init__(self, bundle: Bundle, limits: SessionLimits, tokenizer: Tokenizer, threads: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        limits: SessionLimits,
+        tokenizer: Tokenizer,
+        threads: int,
+        backend: str = "cpu",
+    ) -> None:
         self._geometry = geometry = bundle.geometry
         self._defaults = json.loads(bundle.file(GENERATION_CONFIG).read_text())
         decoder, special_ids = geometry.decoder, geometry.special_ids
-        cache = _core.KVCache(
-            decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
-        )
+        text = _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids))
+        settings = {
+            "hidden_size": decoder.hidden_size,
+            "vocab_size": decoder.vocab_size,
+            "merge_size": geometry.vision.merge_size,
+            "image_pad": special_ids.image_pad,
+            "video_pad": special_ids.video_pad,
+            "prefill_chunk": limits.prefill_chunk,
+            "answers_apart": PREFILL_GRAPH in bundle.files,
+        }
         # The largest graph first: while a quantized one loads, its weights are in memory twice.
-        executor = CpuDecoder(bundle, cache, threads)
-        self._vision = VisionTower(CpuVision(bundle, threads), geometry.vision)
-        self._generator = _core.Generator(
-            executor,
-            cache,
-            _core.EmbeddingTable(
-                str(bundle.file(EMBEDDING)),
-                decoder.vocab_size,
-                decoder.hidden_size,
-                EMBEDDING_DTYPES.get(bundle.precision, "uint8"),
-            ),
-            _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids)),
-            hidden_size=decoder.hidden_size,
-            vocab_size=decoder.vocab_size,
-            head_dim=decoder.head_dim,
-            rope_theta=decoder.rope_theta,
-            mrope_section=decoder.mrope_section,
-            merge_size=geometry.vision.merge_size,
-            image_pad=special_ids.image_pad,
-            video_pad=special_ids.video_pad,
-            prefill_chunk=limits.prefill_chunk,
-            answers_apart=PREFILL_GRAPH in bundle.files,
-        )
+        if backend == "cuda":
+            from qwen2vl_rt.executors.cuda import cuda_device
+            from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
+
+            device, provider = cuda_device()
+            steps, device_cache = device_decoder(bundle, limits, device, provider)
+            vision: VisionExecutor = DeviceVision(bundle, device, compute_dtype(bundle), provider)
+            self._generator = _core.Generator(steps, device_cache, text, **settings)
+        else:
+            cache = _core.KVCache(
+                decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
+            )
+            executor = CpuDecoder(bundle, cache, threads)
+            vision = CpuVision(bundle, threads)
+            table = _core.EmbeddingTable(
+                str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
+            )
+            self._generator = _core.Generator(
+                executor,
+                cache,
+                table,
+                text,
+                head_dim=decoder.head_dim,
+                rope_theta=decoder.rope_theta,
+                mrope_section=decoder.mrope_section,
+                **settings,
+            )
+        self._vision = VisionTower(vision, geometry.vision)
 
     def generate(
         self,

@@ -53,8 +53,11 @@ class MemoryPlan:
     parts: dict[str, int]
     limit: int
     """What the session may use: `memory_limit`, else what the machine had available."""
+    backend: str = "cpu"
+    """Whose memory is planned: "cpu" the process', "cuda" the GPU's."""
     measured: int | None = field(default=None)
-    """The process's resident memory when the plan was asked for; None before loading."""
+    """Memory in use when the plan was asked for (the process's resident memory, or the GPU's); None before
+    loading."""
 
     @property
     def total(self) -> int:
@@ -108,11 +111,18 @@ def session_limits(
     return limits
 
 
-def plan_memory(bundle: Bundle, limits: SessionLimits, memory_limit: int | None) -> MemoryPlan:
-    """Plan a session of the CPU backend.
+def plan_memory(
+    bundle: Bundle, limits: SessionLimits, memory_limit: int | None, backend: str = "cpu"
+) -> MemoryPlan:
+    """Plan a session: the process's memory with the cpu backend, the GPU's with cuda.
 
-    The KV cache is float32 in every precision.
+    On the CPU the KV cache is float32 in every precision.
     """
+    if backend == "cuda":
+        from qwen2vl_rt.cuda.plan import device_parts, free_device_memory
+
+        limit = free_device_memory() if memory_limit is None else memory_limit
+        return MemoryPlan(limits, device_parts(bundle, limits), limit, backend)
     geometry = bundle.geometry
     weights, loading = _packed_weights(bundle) if bundle.quantized else (_float_weights(bundle), 0)
     in_use = {
@@ -172,7 +182,9 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         return
 
     def fits(**changes: int) -> bool:
-        return plan_memory(bundle, replace(plan.limits, **changes), plan.limit).total <= plan.limit
+        return (
+            plan_memory(bundle, replace(plan.limits, **changes), plan.limit, plan.backend).total <= plan.limit
+        )
 
     advice = []
     for name, step in (("max_length", 64), ("max_pixels", 28 * 28)):
@@ -234,6 +246,15 @@ def available_memory() -> int:
 def resident_memory() -> int:
     """Bytes of this process that are in memory now, mapped files included."""
     return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measured_memory(backend: str) -> int:
+    """Bytes in use now where `backend` keeps a session: see MemoryPlan.measured."""
+    if backend == "cuda":
+        from qwen2vl_rt.cuda.plan import used_device_memory
+
+        return used_device_memory()
+    return resident_memory()
 
 
 def _largest(high: int, fits: object) -> int:

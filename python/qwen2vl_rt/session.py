@@ -21,8 +21,8 @@ from qwen2vl_rt.plan import (
     PREFILL_CHUNK,
     MemoryPlan,
     check_plan,
+    measured_memory,
     plan_memory,
-    resident_memory,
     session_limits,
 )
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
@@ -41,7 +41,7 @@ class Session:
 
     Args:
         bundle: folder that `qwen2vl-export` wrote.
-        backend: `"auto"` or `"cpu"`.
+        backend: `"auto"`, `"cpu"` or `"cuda"`.
         max_length: positions a cache row holds (prompt, visual tokens, answer); 8192 if None.
         max_batch: answers that `generate_batch` generates side by side.
         memory_limit: bytes the session may use; the machine's available memory if None.
@@ -70,13 +70,15 @@ class Session:
         self._bundle = Bundle.open(bundle)
         self._backend = select_backend(backend)
         limits = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
-        self._plan = plan_memory(self._bundle, limits, memory_limit)
+        self._plan = plan_memory(self._bundle, limits, memory_limit, self._backend.name)
         check_plan(self._bundle, self._plan)
 
         _core.set_threads(threads)
         self._processor = Processor(self._bundle.path, self._bundle.geometry)
         self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
-        self._engine: Engine | None = Engine(self._bundle, limits, self._processor.tokenizer, threads)
+        self._engine: Engine | None = Engine(
+            self._bundle, limits, self._processor.tokenizer, threads, self._backend.name
+        )
         self._turn = FairLock()
 
     # --- answers ------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ class Session:
 
     def plan(self) -> MemoryPlan:
         """The memory plan of this session by part, with what the process has resident now."""
-        return self._plan.with_measured(resident_memory())
+        return self._plan.with_measured(measured_memory(self._backend.name))
 
     @property
     def backend(self) -> Backend:

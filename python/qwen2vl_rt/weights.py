@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from qwen2vl_rt.bundle import Bundle
+
 
 def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
     """Map every initializer of `model` that is stored outside it.
@@ -39,6 +41,11 @@ def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
         raw = files[name][offset : offset + count * dtype.itemsize]
         weights[tensor.name] = raw.view(dtype).reshape(tuple(tensor.dims))
     return weights
+
+
+def embedding_dtype(bundle: Bundle) -> str:
+    """How `_core.EmbeddingTable` reads the bundle's embedding.bin."""
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(bundle.precision, "uint8")
 
 
 def drop_pages(weights: Iterable[np.ndarray]) -> None:

@@ -1,0 +1,58 @@
+"""How much of a GPU's memory a session will need, computed from the manifest before anything is loaded."""
+
+from __future__ import annotations
+
+from qwen2vl_rt import cuda
+from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
+from qwen2vl_rt.plan import MIB, SessionLimits
+
+# The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
+# a session took beside its plan.
+CONTEXT_BYTES = 700 * MIB
+
+# Repeated scales of 8-bit weights (lowering/int8_weights.py): 2 bytes a block of 128.
+INT8_SCALES = 1 + 2 / 128
+
+
+def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
+    """Bytes by part on the GPU, at the limits in full use. The token table stays in pinned host memory."""
+    geometry = bundle.geometry
+    decoder, vision = geometry.decoder, geometry.vision
+    item = 4 if bundle.precision == "fp32" else 2
+    sizes = {name: entry.size for name, entry in bundle.files.items()}
+    int8 = INT8_SCALES if bundle.quantized else 1.0
+    lm_head = sizes[EMBEDDING] if decoder.tied_embedding else 0
+    parts = {
+        "CUDA context": CONTEXT_BYTES,
+        "decoder weights": round(sizes[DECODER_WEIGHTS] * (int8 if bundle.precision == "int8" else 1))
+        + lm_head,
+        "vision weights": round(sizes[VISION_WEIGHTS] * int8),
+    }
+    if PREFILL_WEIGHTS in sizes:  # a decoder of its own for prompts, with the last product again
+        parts["prompt weights"] = round(sizes[PREFILL_WEIGHTS] * int8) + lm_head
+    kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
+    tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
+    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms; dequantized weights of one
+    # layer at a time for prompts.
+    activations = tokens * (4 * decoder.mlp_size + 8 * decoder.hidden_size) * item
+    largest_matrix = decoder.hidden_size * max(decoder.mlp_size, decoder.vocab_size) * 2 * bundle.quantized
+    # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
+    sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
+    pixels = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
+    values = vision.patch_values + 8 * vision.embed_dim + 4 * vision.mlp_size
+    return parts | {
+        "KV cache": limits.max_batch * limits.max_length * kv,
+        "prefill and decode": activations + largest_matrix + sampling,
+        "vision": pixels // vision.patch_size**2 * values * item,
+    }
+
+
+def free_device_memory() -> int:
+    """Bytes that the first GPU has to give now."""
+    return cuda.load().device_info().free_bytes
+
+
+def used_device_memory() -> int:
+    """Bytes of the first GPU that are in use now, by whomever."""
+    info = cuda.load().device_info()
+    return info.total_bytes - info.free_bytes

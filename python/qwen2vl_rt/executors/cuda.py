@@ -1,0 +1,17 @@
+"""The cuda backend: ONNX Runtime on an NVIDIA GPU, everything between two tokens on the device."""
+
+from __future__ import annotations
+
+from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.executors.device_onnx import Provider
+
+# Memory grows by what is asked for, not by doubling: the plan counts bytes.
+OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def cuda_device(device: int = 0) -> tuple[_core.Device, Provider]:
+    """The GPU as a device with a stream of its own, and ONNX Runtime's provider on that stream."""
+    module = cuda.load()
+    stream = module.Stream(device)
+    options = OPTIONS | {"device_id": str(device), "user_compute_stream": str(stream.handle)}
+    return module.CudaDevice(stream), Provider("CUDAExecutionProvider", "cuda", options, graphs=True)

@@ -1,0 +1,77 @@
+"""What ONNX Runtime on an NVIDIA GPU wants different from the portable graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.lowering.cut import cut_at
+from qwen2vl_rt.lowering.flat_heads import to_flat_heads
+from qwen2vl_rt.lowering.graph import attribute
+from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
+from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
+from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
+from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
+from qwen2vl_rt.lowering.narrow import narrow_floats, widen_output
+from qwen2vl_rt.lowering.simplified_layer_norm import to_simplified_layer_norm
+
+LAST, LONGEST, PRESENT_LENGTH = "cache.last", "cache.longest", "present_length"
+"""Inputs in the place of past_length: each row's last position (int32 [B]) and the longest length (int32
+[], on the CPU) for GroupQueryAttention; each row's length (int64 [B]) for the portable attention."""
+
+
+def lower_decoder(
+    model: ModelProto,
+    weights: dict[str, np.ndarray],
+    geometry: Geometry,
+    *,
+    narrow: int | None = None,
+    grouped: bool = True,
+) -> None:
+    """Lower the decoder and its external weights in place.
+
+    Args:
+        model: the portable graph.
+        weights: its external data by name.
+        geometry: the model's sizes.
+        narrow: element type (BFLOAT16, FLOAT16) to compute in where the graph is float32; None leaves it.
+        grouped: GroupQueryAttention. Its CUDA kernels are 16 bit: float32 keeps the portable attention.
+    """
+    _lower_products(model, weights)
+    to_simplified_layer_norm(model)
+    if grouped:
+        to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
+        cut_at(model, {LAST: (TensorProto.INT32, ["B"]), LONGEST: (TensorProto.INT32, [])})
+        to_flat_heads(model)
+    else:
+        cut_at(model, {PRESENT_LENGTH: (TensorProto.INT64, ["B"])})
+    if narrow is not None:
+        narrow_floats(model, weights, narrow)
+    _drop_softmax_precision(model)
+    widen_output(model, "logits")
+
+
+def lower_vision(
+    model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry, *, narrow: int | None = None
+) -> None:
+    """Lower the vision tower and its external weights in place; its output becomes float32."""
+    _lower_products(model, weights)
+    to_multi_head_attention(model, geometry.vision.heads)
+    if narrow is not None:
+        narrow_floats(model, weights, narrow)
+    widen_output(model, "visual_embeddings")
+
+
+def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
+    to_matmul_nbits(model, weights)
+    to_weight_only_int8(model, weights)
+
+
+def _drop_softmax_precision(model: ModelProto) -> None:
+    """The CUDA attention kernels accumulate in float32 anyway, and some versions refuse the attribute."""
+    for node in model.graph.node:
+        if node.op_type == "Attention" and attribute(node, "softmax_precision"):
+            kept = [entry for entry in node.attribute if entry.name != "softmax_precision"]
+            del node.attribute[:]
+            node.attribute.extend(kept)

@@ -1,0 +1,164 @@
+"""The cuda backend on the CPU as a device and on a GPU: answers equal the cpu backend's, token for token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BackendError, MemoryLimitError
+from qwen2vl_rt.executors import device_onnx, select_backend
+from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+from qwen2vl_rt.executors.device_onnx import DeviceVision, Provider, device_decoder
+from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
+from tests.support.random_model import IMAGE_PAD, VIDEO_PAD, random_model, save_checkpoint
+
+LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("cuda-backend")
+    checkpoint = save_checkpoint(random_model(5, tied=True), folder / "checkpoint")
+    return {kind: export_checkpoint(checkpoint, folder / kind, kind) for kind in ("fp32", "bf16", "int4")}
+
+
+def provider_of(device) -> Provider:
+    if isinstance(device, _core.HostDevice):
+        return Provider("CPUExecutionProvider", "cpu")
+    from qwen2vl_rt.executors.cuda import OPTIONS
+
+    options = OPTIONS | {"device_id": "0", "user_compute_stream": str(device.stream.handle)}
+    return Provider("CUDAExecutionProvider", "cuda", options, graphs=True)
+
+
+def generator(bundle, cache, **parts) -> _core.Generator:
+    decoder = bundle.geometry.decoder
+    text = _core.TokenText([b"%d " % i for i in range(decoder.vocab_size)])
+    common = {
+        "hidden_size": decoder.hidden_size,
+        "vocab_size": decoder.vocab_size,
+        "merge_size": 2,
+        "image_pad": IMAGE_PAD,
+        "video_pad": VIDEO_PAD,
+        "prefill_chunk": LIMITS.prefill_chunk,
+    }
+    if "decoder" in parts:
+        return _core.Generator(parts["decoder"], cache, text, **common)
+    table = _core.EmbeddingTable(
+        str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, "float32"
+    )
+    return _core.Generator(
+        parts["executor"],
+        cache,
+        table,
+        text,
+        head_dim=decoder.head_dim,
+        rope_theta=decoder.rope_theta,
+        mrope_section=decoder.mrope_section,
+        **common,
+    )
+
+
+def requests(hidden: int, **options) -> list[_core.Request]:
+    rng = np.random.default_rng(0)
+    picture = rng.normal(size=(6, hidden)).astype(np.float32)
+    return [
+        _core.Request(
+            [7, 8] + [IMAGE_PAD] * 6 + list(range(20, 31)),
+            grids=[(1, 4, 6)],
+            embeddings=[picture],
+            keys=np.arange(19, dtype=np.uint64),
+            max_new_tokens=20,
+            **options,
+        ),
+        _core.Request([40, 41, 42], max_new_tokens=11, **options),
+        _core.Request(list(range(100, 113)), max_new_tokens=5, **options),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampling", [_core.SamplingOptions(), _core.SamplingOptions(temperature=0.9, top_p=0.95, seed=4)]
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_float32_answers_equal_the_cpu_backends(bundles, device, grouped, sampling):
+    """Both attentions on the CPU; on a GPU float32 has the portable one only."""
+    if grouped and not isinstance(device, _core.HostDevice):
+        pytest.skip("GroupQueryAttention's CUDA kernels are 16 bit")
+    bundle = bundles["fp32"]
+    decoder = bundle.geometry.decoder
+    cache = _core.KVCache(decoder.layers, 2, decoder.kv_heads, LIMITS.max_length, decoder.head_dim)
+    reference = generator(bundle, cache, executor=CpuDecoder(bundle, cache, 2))
+    expected = reference.generate(requests(decoder.hidden_size, sampling=sampling))
+    steps, device_cache = device_decoder(bundle, LIMITS, device, provider_of(device), grouped)
+    actual = generator(bundle, device_cache, decoder=steps).generate(
+        requests(decoder.hidden_size, sampling=sampling)
+    )
+    assert [result.token_ids for result in actual] == [result.token_ids for result in expected]
+
+
+def test_float32_vision_equals_the_cpu_backends(bundles, device):
+    bundle, rng = bundles["fp32"], np.random.default_rng(1)
+    vision = bundle.geometry.vision
+    patches = rng.standard_normal((3, 24, vision.patch_values), dtype=np.float32)
+    tables = [rng.standard_normal((24, vision.head_dim // 2), dtype=np.float32) for _ in range(2)]
+    expected = CpuVision(bundle, 2).encode(patches, *tables)
+    actual = DeviceVision(bundle, device, "float32", provider_of(device)).encode(patches, *tables)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["bf16", "int4"])
+def test_16_bit_answers_run_and_repeat(bundles, kind):
+    """Twice the same through prompts, recorded steps and rows that move; logits close to the CPU's."""
+    from qwen2vl_rt.executors.cuda import cuda_device
+
+    bundle = bundles[kind]
+    hidden = bundle.geometry.decoder.hidden_size
+    answers = []
+    for _ in range(2):
+        device, provider = cuda_device()
+        steps, cache = device_decoder(bundle, LIMITS, device, provider)
+        loop = generator(bundle, cache, decoder=steps)
+        answers += [[result.token_ids for result in loop.generate(requests(hidden))] for _ in range(3)]
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_selection_says_why():
+    status = cuda.status()
+    chosen = select_backend("auto")
+    if status.devices == 0:
+        assert chosen.name == "cpu"
+        assert status.reason in chosen.reason
+        with pytest.raises(BackendError, match=f"can't run here: {status.reason}"):
+            select_backend("cuda")
+    assert select_backend("cpu").reason == "asked for"
+    with pytest.raises(BackendError, match="'auto', 'cpu' or 'cuda'"):
+        select_backend("gpu")
+
+
+def test_the_plan_counts_the_gpus_memory_and_refuses_before_loading(bundles):
+    bundle = bundles["bf16"]
+    plan = plan_memory(bundle, LIMITS, 10 << 30, "cuda")
+    decoder = bundle.geometry.decoder
+    kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 2
+    assert plan.parts["KV cache"] == LIMITS.max_batch * LIMITS.max_length * kv
+    tied = bundle.files["embedding.bin"].size
+    assert plan.parts["decoder weights"] == bundle.files["decoder.weights"].size + tied
+    long = SessionLimits(max_length=1 << 20, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
+    small = plan_memory(bundle, long, 730 << 20, "cuda")
+    with pytest.raises(MemoryLimitError, match="max_length=") as error:
+        check_plan(bundle, small)
+    fitting = int(str(error.value).split("max_length=")[1].split()[0].rstrip("."))
+    limits = SessionLimits(max_length=fitting, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
+    assert plan_memory(bundle, limits, 730 << 20, "cuda").total <= 730 << 20
+
+
+def test_the_device_cache_has_the_planned_size(bundles):
+    bundle = bundles["fp32"]
+    _, cache = device_decoder(bundle, LIMITS, _core.HostDevice(), Provider("CPUExecutionProvider", "cpu"))
+    planned = plan_memory(bundle, LIMITS, 1 << 40, "cuda").parts["KV cache"]
+    assert planned <= cache.bytes <= planned + 4096 * 2 * bundle.geometry.decoder.layers
+    assert device_onnx.compute_dtype(bundle) == "float32"
