@@ -112,6 +112,7 @@ class Batch:
     )  # [number of pointers, 2] int64: sample, column from which an object's cells are to be found
     pointed: torch.Tensor  # [number of pointers, V] bool: the cells that show it
     pointed_box: torch.Tensor  # [number of pointers, 4] float32: its edges in 0..1, nan for several or none
+    pointer_named: torch.Tensor  # [number of pointers] bool: in the question that names it, not in an answer
     asks: torch.Tensor  # [number of branches, 2] int64: sample, column of the last token before the answer
     boxes: torch.Tensor  # [number of boxes, 2] int64: sample, column of <|box_start|>
     box_edges: torch.Tensor  # [number of boxes, 4] float32 in 0..1
@@ -230,7 +231,7 @@ class Encoder:
         prefix, prefix_positions, visual, places = self.prefix(samples[0])
         start = int(prefix_positions.max()) + 1
         rows, answers, answer_branch, asks, boxes, edges, tasks, texts = [], [], [], [], [], [], [], []
-        answer_weight, pointers, pointed, pointed_box = [], [], [], []
+        answer_weight, pointers, pointed, pointed_box, pointer_named = [], [], [], [], []
         for b, sample in enumerate(samples):
             ids, positions, branch = list(prefix), [prefix_positions], [0] * len(prefix)
             for number, turn in enumerate(sample.turns, 1):
@@ -256,6 +257,7 @@ class Encoder:
                     )
                     if cells.any():
                         pointers.append((b, column))
+                        pointer_named.append(column < first - 1)
                         pointed.append(cells)
                         pointed_box.append(edges_of(sample, cells) if len(wanted) == 1 else UNKNOWN)
                 tasks.append(turn.task)
@@ -299,6 +301,7 @@ class Encoder:
             pointers=torch.tensor(pointers, dtype=torch.int64).reshape(-1, 2),
             pointed=torch.from_numpy(np.array(pointed, bool).reshape(-1, len(visual))),
             pointed_box=torch.from_numpy(np.array(pointed_box, np.float32).reshape(-1, 4)),
+            pointer_named=torch.tensor(pointer_named, dtype=torch.bool),
             asks=torch.tensor(asks),
             boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 2),
             box_edges=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),

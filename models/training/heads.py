@@ -16,6 +16,9 @@ from .batches import MOST_CELLS, Batch
 from .phrases import COLOUR_NAMES, DIRECTIONS, SHAPES
 from .sample import GLYPHS, IGNORE
 
+# Decoder layers (their outputs) after which the object in mind should be found: in answers, and earlier in
+# questions, whose objects later layers compare.
+POINTER_LAYERS = (3, 2)
 CLASSES = {"colour": len(COLOUR_NAMES) + 1, "shape": len(SHAPES) + 1, "glyph": len(GLYPHS) + 1}
 
 
@@ -29,9 +32,7 @@ class Heads(nn.Module):
         self.edges = nn.Linear(hidden, 4)
         self.size = nn.Linear(hidden, 2 * MOST_CELLS)
         self.answer_box = nn.Linear(hidden, 4)
-        self.located = nn.Linear(hidden, 4)
-        nn.init.zeros_(self.located.weight)
-        self.pointer, self.pointee = nn.Linear(hidden, 64), nn.Linear(hidden, 64)
+        self.pointers = nn.ModuleList(Pointer(hidden) for _ in range(2))
 
     def tower_loss(self, tokens: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """tokens of each block: [B, t * h * w, H]"""
@@ -74,23 +75,18 @@ class Heads(nn.Module):
             ) / 2
         return losses
 
-    def pointer_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """hidden [B, L, H]: the share of attention that misses the cells of the object in mind."""
-        if not len(batch.pointers):
-            return {}
-        hidden = F.rms_norm(hidden, hidden.shape[-1:])
-        keys = self.pointee(hidden[:, batch.visual].float())[batch.pointers[:, 0]]
-        query = self.pointer(hidden[batch.pointers[:, 0], batch.pointers[:, 1]].float())
-        logs = F.log_softmax(torch.einsum("pvk,pk->pv", keys, query) * 0.25, -1)
-        return {"pointer": -logs.masked_fill(~batch.pointed, -30.0).logsumexp(-1).mean()}
-
-    def located_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """hidden [B, L, H] of a later layer: the edges of the object in mind, as a share of the picture."""
-        if not len(batch.pointers) or batch.pointed_box.isnan().all():
-            return {}
-        at = hidden[batch.pointers[:, 0], batch.pointers[:, 1]].float()
-        guess = self.located(F.rms_norm(at, at.shape[-1:])) * 0.3 + 0.5
-        return {"located": 8 * _edge_loss(guess, batch.pointed_box, beta=0.05)}
+    def pointer_loss(self, hidden: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """hidden of each layer [B, L, H]: the share of attention that misses the cells of the object in mind,
+        and how far off its edges are two layers on."""
+        sums: dict[str, list[Tensor]] = {"pointer": [], "located": []}
+        for head, layer, named in zip(self.pointers, POINTER_LAYERS, (False, True), strict=True):
+            if (chosen := batch.pointer_named == named).any():
+                at, cells = batch.pointers[chosen], batch.pointed[chosen]
+                sums["pointer"].append(head.misses(hidden[layer], at, batch.visual, cells).sum())
+                edges = batch.pointed_box[chosen]
+                if not edges.isnan().all():
+                    sums["located"].append(head.edge_loss(hidden[layer + 1], at, edges) * chosen.sum())
+        return {name: sum(values) / len(batch.pointers) for name, values in sums.items() if values}
 
     def answer_loss(self, last: Tensor, batch: Batch) -> dict[str, Tensor]:
         """last hidden states [B, L, H]"""
@@ -98,6 +94,29 @@ class Heads(nn.Module):
             return {}
         guess = self.answer_box(last[batch.boxes[:, 0], batch.boxes[:, 1]].float()) * 0.3 + 0.5
         return {"answer_box": 8 * F.smooth_l1_loss(guess, batch.box_edges, beta=0.05)}
+
+
+class Pointer(nn.Module):
+    """From a text token that has an object in mind to the cells that show it, and to its edges."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.pointer, self.pointee = nn.Linear(hidden, 64), nn.Linear(hidden, 64)
+        self.located = nn.Linear(hidden, 4)
+        nn.init.zeros_(self.located.weight)
+
+    def misses(self, hidden: Tensor, at: Tensor, visual: Tensor, cells: Tensor) -> Tensor:
+        """hidden [B, L, H], tokens at [n, 2], visual columns [V], cells bool [n, V] -> minus log share [n]"""
+        hidden = F.rms_norm(hidden, hidden.shape[-1:])
+        keys = self.pointee(hidden[:, visual].float())[at[:, 0]]
+        query = self.pointer(hidden[at[:, 0], at[:, 1]].float())
+        logs = F.log_softmax(torch.einsum("pvk,pk->pv", keys, query) * 0.25, -1)
+        return -logs.masked_fill(~cells, -30.0).logsumexp(-1)
+
+    def edge_loss(self, hidden: Tensor, at: Tensor, edges: Tensor) -> Tensor:
+        """hidden [B, L, H] of a later layer, edges [n, 4] in 0..1 or nan"""
+        x = hidden[at[:, 0], at[:, 1]].float()
+        return 8 * _edge_loss(self.located(F.rms_norm(x, x.shape[-1:])) * 0.3 + 0.5, edges, beta=0.05)
 
 
 def _edge_loss(guess: Tensor, edges: Tensor, beta: float = 0.2) -> Tensor:

@@ -38,7 +38,7 @@ from .model import Geometry, Weights
 from .muon import Muon
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.5e-3
-PLACE_LAYER, POINTER_LAYER, LOCATED_LAYER = 2, 3, 4  # decoder layers that the dense heads look at
+PLACE_LAYER = 2  # the decoder layer whose tokens should know their places
 DENSE_WEIGHTS = {
     "colour": 1.0,
     "shape": 1.0,
@@ -88,8 +88,7 @@ def forward(
     each = F.cross_entropy(logits, batch.answers[:, 2], reduction="none")
     loss = (each * batch.answer_weight).sum() / batch.answer_weight.sum()
     dense = heads.tower_loss(tokens, batch) | heads.decoder_loss(hidden[PLACE_LAYER], batch)
-    dense |= heads.pointer_loss(hidden[POINTER_LAYER], batch) | heads.answer_loss(last, batch)
-    dense |= heads.located_loss(hidden[LOCATED_LAYER], batch)
+    dense |= heads.pointer_loss(hidden, batch) | heads.answer_loss(last, batch)
     return logits, loss, dense
 
 
