@@ -77,7 +77,7 @@ class Heads(nn.Module):
 
     def pointer_loss(self, hidden: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """hidden of each layer [B, L, H]: the share of attention that misses the cells of the object in mind,
-        and how far off its edges are two layers on."""
+        and how far off its edges are a layer later."""
         sums: dict[str, list[Tensor]] = {"pointer": [], "located": []}
         for head, layer, named in zip(self.pointers, POINTER_LAYERS, (False, True), strict=True):
             if (chosen := batch.pointer_named == named).any():
