@@ -2,6 +2,8 @@
 
     python bench/export_memory.py --checkpoint DIR --scratch DIR [--precision bf16] [--keep DIR] --label 2b
 
+Quantized precisions are calibrated on the package's own set.
+
 Adds to bench/results/export-memory.json and writes the table in bench/results/export-memory.md from it. Peak
 memory is the process's largest resident set, Python and its libraries included.
 """
@@ -27,9 +29,10 @@ RESULTS = Path(__file__).parent / "results"
 RUN = """
 import json, resource, sys, time
 from qwen2vl_export.export import export_checkpoint
+from qwen2vl_export.quantize.calibration import SHIPPED
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-export_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3])
+export_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], calibration=SHIPPED)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": time.perf_counter() - start, "idle_mib": idle / 1024, "peak_mib": peak / 1024}))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,16 @@ def test_both_decoders_agree_on_the_cache(bundles):
 
 
 # --- calibration sets ---------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_a_chat_template_is_told_what_to_do(conversations, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(
+        TINY, copy, ignore=shutil.ignore_patterns("eval", "chat_template.json", "tokenizer_config.json")
+    )
+    with pytest.raises(ExportError, match="no chat template to calibrate with"):
+        export_checkpoint(copy, tmp_path / "bundle", "int8", calibration=conversations)
+    assert export_checkpoint(copy, tmp_path / "bundle", "int8").precision == "int8"
 
 
 def test_the_shipped_set_covers_pictures_videos_and_text():

@@ -45,11 +45,17 @@ class Calibration:
 def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
     """Prepare the calibration set in `folder` for a checkpoint.
 
-    Raises ExportError if it is no calibration set or has no pictures; what the processor refuses (an
-    unreadable picture, a checkpoint without a chat template) passes through as InputError or BundleError.
+    Raises ExportError if it is no calibration set or has no pictures, or the checkpoint has no chat template;
+    what the processor refuses (an unreadable picture, a damaged tokenizer) passes through as InputError or
+    BundleError.
     """
     geometry = checkpoint.geometry
     processor = Processor(checkpoint.path, geometry)
+    if processor.template is None:
+        raise ExportError(
+            f"{checkpoint.path} has no chat template to calibrate with; add chat_template.json, or round to "
+            "nearest with --calibration none"
+        )
     prompts = [
         processor.prepare(messages, add_generation_prompt=False) for messages in _conversations(folder)
     ]
