@@ -59,11 +59,12 @@ def _part(x: np.ndarray, columns: slice) -> Part:
     ordered = h[np.ix_(order, order)]
     ordered[np.diag_indices_from(h)] += damping + dead[order]
     # The upper triangular factor is the lower one of the matrix read backwards.
-    lower = _cholesky(ordered[::-1, ::-1])
-    a = lower[::-1, ::-1]
+    a = np.ascontiguousarray(_cholesky(ordered[::-1, ::-1])[::-1, ::-1])
+    del ordered
     root = a.diagonal().copy()
-    a = a / root  # column k by R[k, k]
-    a[np.tril_indices_from(a)] = 0
+    a /= root  # column k by R[k, k]
+    for k, row in enumerate(a):
+        row[: k + 1] = 0
     d = np.empty_like(root)
     d[order] = root**2
     h[np.diag_indices_from(h)] += RIDGE / DAMPING * damping
@@ -79,8 +80,7 @@ def _cholesky(h: np.ndarray) -> np.ndarray:
 
 
 def corrected(matrix: np.ndarray, x: np.ndarray, missing: np.ndarray, found: list[Part]) -> np.ndarray:
-    """Change float32 [N, K] so that its outputs on x [T, K] come closer to what they are plus `missing` [T,
-    N].
+    """Change float32 [N, K] so that its outputs on x [T, K] gain what they lack, `missing` [T, N].
 
     A ridge regression: the layers before are rounded already, so x is not what the model without rounding
     would have here, and a part of what that does to the output can be made up for (as in GPTAQ, Li et al.
