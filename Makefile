@@ -9,7 +9,7 @@ TINY   := $(OUT)/tiny-fp32
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' 2>/dev/null)
 
-.PHONY: demo eval test lint format test-sanitize clean
+.PHONY: demo eval test test-gpu bench-gpu lint format test-sanitize kernel-report clean
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
@@ -41,6 +41,23 @@ eval: $(TINY)/manifest.json
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
+# --- on a machine with an NVIDIA GPU, no network needed: docs/cuda.md ----------------------------------------
+# PYTHON's own packages and the wheels in WHEELS; what is built goes into GPU_SITE.
+
+GPU_SITE := $(CURDIR)/$(OUT)/gpu-site
+WHEELS   ?= wheels
+REPORT   ?= $(OUT)/gpu-report
+
+$(GPU_SITE)/installed: pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOURCES) $(shell find python export -name '*.py')
+	cmake/gpu-env.sh $(PYTHON) $(GPU_SITE) $(WHEELS)
+	touch $@
+
+test-gpu: $(GPU_SITE)/installed
+	cmake/test-gpu.sh $(PYTHON) $(GPU_SITE) $(REPORT)
+
+bench-gpu: $(GPU_SITE)/installed
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) bench/gpu.py --output $(or $(RESULT),bench/results/gpu) $(BENCH_FLAGS)
+
 # --- checks ---------------------------------------------------------------------------------------------------
 
 lint: $(VENV)/installed-lint
@@ -52,6 +69,10 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(LINTED)
+
+# What the compiler says of every kernel for every architecture; needs nvcc, no GPU.
+kernel-report:
+	$(PYTHON) cmake/kernel_report.py --output bench/results/kernels-cuda.md
 
 test-sanitize: $(VENV)/installed-test
 	cmake/test-sanitize.sh $(BIN)/python

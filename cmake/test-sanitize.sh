@@ -30,7 +30,7 @@ done
 # A failed large allocation must come back as an exception, as it does without the sanitizer.
 # pytest captures standard error, and a report ends the process: so reports go to files.
 reports=$(mktemp -d)
-test $# -gt 0 || set -- tests/core tests/processing
+test $# -gt 0 || set -- tests/core tests/processing tests/gpu
 status=0
 LD_PRELOAD="$preload" PYTHONMALLOC=malloc UBSAN_OPTIONS="print_stacktrace=1:log_path=$reports/ubsan" \
   ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1:log_path=$reports/asan" \

@@ -125,7 +125,7 @@ def run_benchmark(
 
     rng = np.random.default_rng(0)
     for width, height in workload.pictures:
-        visual = _random_visual(bundle.geometry, width, height, rng)
+        visual = random_visual(bundle.geometry, width, height, rng)
         seconds = _median(lambda visual=visual: engine.encode([visual]))
         limit = vision_flops(bundle.geometry, visual.grid_thw) / limits.matrix_flops
         add(Figure(f"vision {width}x{height}", seconds, "s", limit))
@@ -136,7 +136,7 @@ def run_benchmark(
         options = GenerationOptions(max_new_tokens=workload.decode_tokens, ignore_eos=True)
         prefill, decode = [], []
         for _ in range(REPEATS):  # other tokens each time, or the cache would know them
-            prompt = PreparedPrompt(_random_tokens(bundle.geometry, length, rng), [], "")
+            prompt = PreparedPrompt(random_tokens(bundle.geometry, length, rng), [], "")
             (result,), _ = engine.generate([prompt], [options])
             prefill.append(result.prefill_seconds)
             decode.append((len(result.token_ids) - 1) / max(result.decode_seconds, 1e-9))
@@ -219,12 +219,13 @@ def _decoder_bytes(bundle: Bundle) -> int:
     return 4 * (decoder_parameters(bundle.geometry) + d.vocab_size * d.hidden_size)
 
 
-def _random_tokens(geometry: Geometry, length: int, rng: np.random.Generator) -> np.ndarray:
-    # The lower half of a vocabulary is ordinary text; special tokens lie at its end.
+def random_tokens(geometry: Geometry, length: int, rng: np.random.Generator) -> np.ndarray:
+    """int32 [length] of the vocabulary's lower half: ordinary text. Special tokens lie at its end."""
     return rng.integers(0, geometry.decoder.vocab_size // 2, length, dtype=np.int32)
 
 
-def _random_visual(geometry: Geometry, width: int, height: int, rng: np.random.Generator) -> Visual:
+def random_visual(geometry: Geometry, width: int, height: int, rng: np.random.Generator) -> Visual:
+    """A picture of random patches; width and height in pixels, multiples of the merged patch."""
     side = geometry.vision.patch_size
     grid = (1, height // side, width // side)
     patches = rng.standard_normal((1, grid[1] * grid[2], geometry.vision.patch_values), dtype=np.float32)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import onnxruntime as ort
+
 from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.executors.cuda_libraries import load_cuda_libraries
 from qwen2vl_rt.executors.device_onnx import Provider
 
 # Memory grows by what is asked for, not by doubling: the plan counts bytes.
@@ -12,6 +15,8 @@ OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search"
 def cuda_device(device: int = 0) -> tuple[_core.Device, Provider]:
     """The GPU as a device with a stream of its own, and ONNX Runtime's provider on that stream."""
     module = cuda.load()
+    built_for = getattr(ort, "cuda_version", None) or cuda.status().toolkit or "13"
+    load_cuda_libraries(int(built_for.split(".")[0]))
     stream = module.Stream(device)
     options = OPTIONS | {"device_id": str(device), "user_compute_stream": str(stream.handle)}
     return module.CudaDevice(stream), Provider("CUDAExecutionProvider", "cuda", options, graphs=True)

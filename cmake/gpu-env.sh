@@ -1,0 +1,26 @@
+#!/bin/sh
+# An installation for a machine with a GPU and no network: the project built from source, with the machine's own
+# Python packages and whatever lies as wheels in a folder.
+#   cmake/gpu-env.sh PYTHON SITE [WHEELS]
+# SITE: the folder to install into; use it as PYTHONPATH. WHEELS: a folder of wheels, default wheels/. A large one
+# may come in pieces, NAME.whl.part-aa, NAME.whl.part-ab, ... (split -b 60m NAME.whl NAME.whl.part-).
+set -eu
+cd "$(dirname "$0")/.."
+python=$1 site=$2 wheels=${3:-wheels}
+mkdir -p "$site"
+
+for first in "$wheels"/*.whl.part-aa; do
+  test -e "$first" || continue
+  whole=${first%.part-aa}
+  test -e "$whole" || cat "$whole".part-* > "$whole"
+done
+if ls "$wheels"/*.whl > /dev/null 2>&1; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
+fi
+
+# Kernels for the GPU that is here; ARCHITECTURES="80;90" builds for others.
+architectures=${ARCHITECTURES:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')}
+PYTHONPATH="$site" "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --upgrade \
+  --target "$site" . -C cmake.define.QWEN2VL_CUDA=ON -C cmake.define.QWEN2VL_CUDA_ARCHITECTURES="$architectures" \
+  -C build-dir=build/gpu
+PYTHONPATH="$site" "$python" -m qwen2vl_rt info

@@ -1,0 +1,121 @@
+"""Compile every kernel for every architecture of cmake/cuda.cmake and report what the compiler says of it.
+
+    python cmake/kernel_report.py --output bench/results/kernels.md [--architectures 90]
+
+Fails on any warning and on any kernel whose registers spill to memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Werror=all-warnings", "-Xptxas=-v"]
+FUNCTION = re.compile(r"(?:Compiling entry function|Function properties for) '?([^' \n]+)'?")
+STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+
+
+@dataclass
+class Kernel:
+    """One compiled function: `registers` is None for those that kernels call."""
+
+    file: str
+    architecture: str
+    name: str
+    stack: int = 0
+    spills: int = 0
+    registers: int | None = None
+    shared: int = 0
+
+
+def architectures() -> list[str]:
+    """The project's one list."""
+    text = (ROOT / "cmake" / "cuda.cmake").read_text()
+    return re.search(r'set\(QWEN2VL_CUDA_ARCHITECTURES "([\d;]+)"', text)[1].split(";")
+
+
+def compile_file(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
+    """Compile one file for one architecture; raises RuntimeError with what the compiler said."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        command = [
+            nvcc,
+            *FLAGS,
+            target,
+            "-I",
+            str(ROOT / "csrc"),
+            "-c",
+            str(source),
+            "-o",
+            f"{folder}/kernel.o",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": folder})
+    if done.returncode != 0 or "warning" in done.stderr:
+        raise RuntimeError(f"{source.name} for sm_{architecture}:\n{done.stdout}{done.stderr}")
+    kernels: dict[str, Kernel] = {}
+    name = ""
+    for line in (done.stdout + done.stderr).splitlines():
+        if match := FUNCTION.search(line):
+            name = match[1]
+            kernels.setdefault(name, Kernel(source.name, architecture, _short(name)))
+        elif match := STACK.search(line):
+            kernels[name].stack, kernels[name].spills = int(match[1]), int(match[2]) + int(match[3])
+        elif (match := USED.search(line)) and name:
+            # Printed after the entry's own properties, before those of what it calls.
+            kernels[name].registers, kernels[name].shared = int(match[1]), int(match[2] or 0)
+    return [kernel for kernel in kernels.values() if not kernel.name.startswith("__internal")]
+
+
+def _short(mangled: str) -> str:
+    """The last names inside a mangled one that say which kernel it is."""
+    words = re.findall(r"\d+([A-Za-z_][A-Za-z_]+?)(?=\d|E|I|$)", mangled)
+    named = [w for w in words if not w.startswith(("_GLOBAL", "qwen", "cuda", "cpp", "_INTERNAL"))]
+    return " ".join(dict.fromkeys(named[:3])) or mangled
+
+
+def main() -> int:
+    """Write the report; 1 when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nvcc", default=os.environ.get("CUDACXX", "/usr/local/cuda/bin/nvcc"))
+    parser.add_argument("--architectures", nargs="+", default=architectures(), metavar="N")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    version = subprocess.run([options.nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(
+        [options.nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
+    ).stdout
+    kernels: list[Kernel] = []
+    for source in sorted(ROOT.glob("csrc/*/*.cu")):
+        for architecture in options.architectures:
+            if f"sm_{architecture}" in known.split():
+                print(f"{source.name} sm_{architecture}", flush=True)
+                kernels += compile_file(options.nvcc, source, architecture)
+    release = re.search(r"release ([\d.]+), V([\d.]+)", version)
+    lines = [
+        f"Kernels as nvcc {release[2]} compiles them (`python cmake/kernel_report.py`): registers a thread, "
+        "shared memory a block, stack and spills a thread, in bytes. No warnings.",
+        "",
+        "| kernel | architecture | registers | shared | stack | spills |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kernel in kernels:
+        registers = "" if kernel.registers is None else kernel.registers
+        row = (kernel.name, kernel.architecture, registers, kernel.shared, kernel.stack, kernel.spills)
+        lines.append("| " + " | ".join(str(value) for value in row) + " |")
+    options.output.write_text("\n".join(lines) + "\n")
+    spilling = [f"{kernel.name} (sm_{kernel.architecture})" for kernel in kernels if kernel.spills]
+    if spilling:
+        print(f"registers spill in {', '.join(spilling)}", file=sys.stderr)
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
