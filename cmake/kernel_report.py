@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,10 +76,12 @@ def compile_file(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
 
 
 def _short(mangled: str) -> str:
-    """The last names inside a mangled one that say which kernel it is."""
-    words = re.findall(r"\d+([A-Za-z_][A-Za-z_]+?)(?=\d|E|I|$)", mangled)
-    named = [w for w in words if not w.startswith(("_GLOBAL", "qwen", "cuda", "cpp", "_INTERNAL"))]
-    return " ".join(dict.fromkeys(named[:3])) or mangled
+    """`for_each_kernel<AppendChunk>` for a kernel's mangled name; that itself without binutils."""
+    if shutil.which("c++filt") is None:
+        return mangled
+    name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
+    name = re.sub(r"\(anonymous namespace\)::|qwen2vl::|cuda::", "", name)
+    return re.sub(r"\(.*", "", name).removeprefix("void ").split(" ")[-1]
 
 
 def main() -> int:

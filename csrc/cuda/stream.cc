@@ -15,6 +15,10 @@ Stream::~Stream() { cudaStreamDestroy(handle_); }
 
 void Stream::synchronize() const { check(cudaStreamSynchronize(handle_), "running on the GPU"); }
 
+void synchronize_stream(uintptr_t handle) {
+  check(cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(handle)), "waiting for a frame's producer");
+}
+
 Event::Event(bool timing) {
   check(cudaEventCreateWithFlags(&handle_, timing ? cudaEventDefault : cudaEventDisableTiming),
         "creating an event");

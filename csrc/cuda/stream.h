@@ -30,6 +30,9 @@ class Stream {
   StreamHandle handle_ = nullptr;
 };
 
+// Waits for somebody else's stream, given as its handle; 1 and 2 are the legacy and the per-thread default.
+void synchronize_stream(uintptr_t handle);
+
 // A mark in a stream.
 class Event {
  public:

@@ -9,7 +9,7 @@ namespace qwen2vl::cuda {
 
 namespace {
 
-constexpr int kPeakThreads = 512, kRowThreads = 1024;
+constexpr int kPeakThreads = 512, kRowThreads = 512;
 
 __global__ void __launch_bounds__(kPeakThreads) peaks_kernel(SampleStep step) {
   __shared__ BlockTeam::Slot reduction[32];

@@ -14,6 +14,7 @@ from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
+from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.vision import VisionExecutor, VisionTower
@@ -55,15 +56,18 @@ class Engine:
             "prefill_chunk": limits.prefill_chunk,
             "answers_apart": PREFILL_GRAPH in bundle.files,
         }
+        # What prepares pictures that are in the GPU's memory; None on the CPU.
+        self.device_frames: DeviceFrames | None = None
         # The largest graph first: while a quantized one loads, its weights are in memory twice.
         if backend == "cuda":
-            from qwen2vl_rt.executors.cuda import cuda_device
+            from qwen2vl_rt.executors.cuda import cuda_device, cuda_frames
             from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
 
             device, provider = cuda_device()
             steps, device_cache = device_decoder(bundle, limits, device, provider)
             vision: VisionExecutor = DeviceVision(bundle, device, compute_dtype(bundle), provider)
             self._generator = _core.Generator(steps, device_cache, text, **settings)
+            self.device_frames = cuda_frames(compute_dtype(bundle))
         else:
             cache = _core.KVCache(
                 decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim

@@ -79,6 +79,7 @@ class Session:
         self._engine: Engine | None = Engine(
             self._bundle, limits, self._processor.tokenizer, threads, self._backend.name
         )
+        self._processor.device_frames = self._engine.device_frames
         self._turn = FairLock()
 
     # --- answers ------------------------------------------------------------------------------------------

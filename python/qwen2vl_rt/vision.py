@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.geometry import VisionGeometry
+from qwen2vl_rt.processing.device_frames import DevicePatches
 from qwen2vl_rt.processing.processor import Visual
 
 # Small frames of one size share a call up to this many patches; a larger one goes alone. It bounds the
@@ -20,7 +21,7 @@ PATCHES_PER_CALL = 4096
 class VisionExecutor(Protocol):
     """An engine's vision graph: see `executors.cpu.CpuVision.encode`."""
 
-    def encode(self, patches: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    def encode(self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         """Patches [N, P, values] to embeddings [N, P / merge_size^2, hidden_size]."""
 
 
@@ -37,12 +38,15 @@ class VisionTower:
 
     def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray]:
         """Visual embeddings in the order given, each float32 [t * h * w / merge_size^2, hidden_size]."""
+        encoded: list[list[np.ndarray]] = [[] for _ in visuals]
         frames_by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for index, visual in enumerate(visuals):
             t, h, w = visual.grid_thw
+            if isinstance(visual.patches, DevicePatches):
+                encoded[index].append(self._executor.encode(visual.patches, *self._rope_table(h, w))[0])
+                continue
             frames_by_size[h, w] += [(index, frame) for frame in range(t)]
 
-        encoded: list[list[np.ndarray]] = [[] for _ in visuals]
         for (h, w), frames in frames_by_size.items():
             cos, sin = self._rope_table(h, w)
             per_call = max(1, PATCHES_PER_CALL // (h * w))

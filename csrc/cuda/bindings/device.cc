@@ -39,6 +39,11 @@ void register_device(py::module_& m) {
       .def_property_readonly("device", &Stream::device)
       .def("synchronize", &Stream::synchronize, py::call_guard<py::gil_scoped_release>());
 
+  m.def("synchronize_stream", &synchronize_stream, py::arg("handle"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Waits for somebody else's cudaStream_t; 1 and 2 are the default streams, as in "
+        "__cuda_array_interface__.");
+
   py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(
       m, "CudaDevice", "A GPU and the one stream on which everything of a session runs.")
       .def(py::init<std::shared_ptr<Stream>>(), py::arg("stream"))

@@ -41,7 +41,8 @@ def execute(options: argparse.Namespace) -> int:
             with progress_bar("verify", total, unit="B") as bar:
                 bundle.verify(bar.update)
         limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels)
-        plan = plan_memory(bundle, limits, options.memory_limit)
+        backend = report["runtime"]["backend"]["name"] or "cpu"
+        plan = plan_memory(bundle, limits, options.memory_limit, backend)
         report["bundle"] = {
             "path": str(bundle.path),
             "name": bundle.name,

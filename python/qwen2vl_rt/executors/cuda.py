@@ -7,9 +7,17 @@ import onnxruntime as ort
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.executors.cuda_libraries import load_cuda_libraries
 from qwen2vl_rt.executors.device_onnx import Provider
+from qwen2vl_rt.processing.device_frames import DeviceFrames
 
 # Memory grows by what is asked for, not by doubling: the plan counts bytes.
 OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
+    """What prepares frames on the GPU, on a stream of its own: the session's may be recording."""
+    module = cuda.load()
+    stream = module.Stream(device)
+    return DeviceFrames(module.CudaDevice(stream), dtype, stream.handle)
 
 
 def cuda_device(device: int = 0) -> tuple[_core.Device, Provider]:

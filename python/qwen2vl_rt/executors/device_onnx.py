@@ -20,6 +20,7 @@ from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GR
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
 from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.processing.device_frames import DevicePatches
 from qwen2vl_rt.weights import embedding_dtype, map_weights
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
@@ -213,19 +214,24 @@ class DeviceVision:
         self._merged_patches = bundle.geometry.vision.merge_size**2
         self._hidden_size = bundle.geometry.decoder.hidden_size
 
-    def encode(self, patches: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    def encode(self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         """Encode N equal-size pictures or frame pairs: patches [N, P, values], tables [P, head_dim / 2].
+
+        Patches that are on the device already stay there.
 
         Returns:
             Visual embeddings, float32 [N, P / merge_size^2, hidden_size], on the CPU.
         """
         n, count, _ = patches.shape
-        inputs = {"patches": patches}
-        inputs |= {
+        inputs = {
             name: np.broadcast_to(table, (n, *table.shape)) for name, table in (("cos", cos), ("sin", sin))
         }
         embeddings = np.empty((n, count // self._merged_patches, self._hidden_size), np.float32)
         binding, blocks = self._session.binding(), []
+        if isinstance(patches, DevicePatches):
+            self._session.bind(binding, "patches", patches.shape, patches.block.pointer, out=False)
+        else:
+            inputs["patches"] = patches
         for name, array in inputs.items():
             array = np.ascontiguousarray(array, self._dtype)
             blocks.append(self._device.allocate(array.nbytes))

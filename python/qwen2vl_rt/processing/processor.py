@@ -12,6 +12,7 @@ import numpy as np
 
 from qwen2vl_rt.errors import BundleError, InputError, PromptTooLongError
 from qwen2vl_rt.processing import chat_template as templates
+from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.messages import Conversation, conversation
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -58,6 +59,8 @@ class Processor:
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.pixels = PixelSettings.from_file(folder / "preprocessor_config.json")
         self.template = templates.find_template(folder)
+        # Set by a session that computes on a GPU.
+        self.device_frames: DeviceFrames | None = None
         vision = geometry.vision
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             if getattr(vision, name) != getattr(self.pixels, name):
@@ -115,9 +118,12 @@ class Processor:
         if max_tokens is not None and length > max_tokens:
             raise PromptTooLongError(f"the text alone has {length} tokens; there is room for {max_tokens}")
         for item in talk.visuals:
-            prepare = prepare_picture if item.kind == "image" else prepare_video
             room = None if max_tokens is None else max_tokens - length + 1
-            visual, seconds = prepare(item.source, item.options.over(defaults), self.pixels, item.name, room)
+            arguments = (item.source, item.options.over(defaults), self.pixels, item.name, room)
+            if item.kind == "image":
+                visual, seconds = prepare_picture(*arguments, self.device_frames)
+            else:
+                visual, seconds = prepare_video(*arguments)
             visuals.append(visual)
             length += visual.tokens(self.pixels.merge_size) - 1
             load_seconds += seconds

@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 
 from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError, VideoError
+from qwen2vl_rt.processing.device_frames import (
+    DeviceFrames,
+    DevicePatches,
+    is_device_frame,
+    prepare_device_frame,
+)
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.patches import PatchWriter
 from qwen2vl_rt.processing.pictures import load_picture
@@ -25,7 +31,8 @@ class Visual:
     Attributes:
         kind: "image" or "video".
         grid_thw: temporal patches, rows and columns of patches.
-        patches: float32 [t, grid_h * grid_w, patch_values], in merge order.
+        patches: float32 [t, grid_h * grid_w, patch_values], in merge order; of a frame in a GPU's memory they
+            are there, too.
         width, height: of the original picture or of the video's frames, in pixels (what boxes are scaled to).
         digest: 32 bytes that identify kind and content; equal inputs have equal digests.
         sample_fps: a video's frames per second after sampling, None for a picture.
@@ -34,7 +41,7 @@ class Visual:
 
     kind: str
     grid_thw: tuple[int, int, int]
-    patches: np.ndarray = field(repr=False)
+    patches: np.ndarray | DevicePatches = field(repr=False)
     width: int
     height: int
     digest: bytes = field(repr=False)
@@ -53,12 +60,19 @@ def prepare_picture(
     settings: PixelSettings,
     name: str = "picture",
     most_tokens: int | None = None,
+    frames: DeviceFrames | None = None,
 ) -> tuple[Visual, float]:
     """Loads, resizes and cuts up a picture; also gives the seconds that loading took.
 
+    frames prepares what is in a GPU's memory already, there; None refuses it.
     Raises PictureError, and PromptTooLongError before resizing what becomes more than most_tokens.
     """
     started = time.perf_counter()
+    if is_device_frame(source):
+        grid, patches, frame, digest = prepare_device_frame(
+            source, options, settings, frames, name, most_tokens
+        )
+        return Visual("image", grid, patches, frame.width, frame.height, digest), 0.0
     picture = load_picture(source, name)
     loaded = time.perf_counter()
     try:
