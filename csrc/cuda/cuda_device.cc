@@ -12,21 +12,29 @@ void* CudaDevice::allocate(size_t bytes) {
   DeviceBuffer buffer(bytes);
   fill_zero(buffer.data(), bytes, *stream_);
   void* const address = buffer.data();
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
   if (address != nullptr) blocks_.emplace(address, std::move(buffer));
   return address;
 }
 
-void CudaDevice::release(void* pointer) noexcept { blocks_.erase(pointer); }
+void CudaDevice::release(void* pointer) noexcept {
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
+  blocks_.erase(pointer);
+}
 
 void* CudaDevice::allocate_shared(size_t bytes, void** device_view) {
   PinnedBuffer buffer(bytes);
   void* const address = buffer.data();
   *device_view = buffer.device_data();
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
   if (address != nullptr) shared_blocks_.emplace(address, std::move(buffer));
   return address;
 }
 
-void CudaDevice::release_shared(void* pointer) noexcept { shared_blocks_.erase(pointer); }
+void CudaDevice::release_shared(void* pointer) noexcept {
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
+  shared_blocks_.erase(pointer);
+}
 
 void CudaDevice::upload(void* to, const void* host, size_t bytes) {
   copy_to_device(to, host, bytes, *stream_);

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 
 #include "cuda/memory.h"
 #include "cuda/stream.h"
@@ -45,6 +46,7 @@ class CudaDevice : public Device {
   Event marks_[2];
   std::map<int64_t, Graph> graphs_;  // by key
   Graph* recording_ = nullptr;
+  std::mutex blocks_mutex_;  // blocks are let go by any thread
   std::map<void*, DeviceBuffer> blocks_;
   std::map<void*, PinnedBuffer> shared_blocks_;
 };

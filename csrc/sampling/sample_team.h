@@ -394,6 +394,7 @@ QWEN2VL_TEAM void sample_row(const Team& team, SampleShared& shared, const Sampl
     id = team_softmax_find(team, shared, logits, step.vocab, peak.logit, state.inverse_temperature, cutoff,
                            block_sums, target);
   }
+  team.sync();  // all have read the state that changes here
   if (team.rank() == 0) {
     result.id = id;
     result.status = 0;

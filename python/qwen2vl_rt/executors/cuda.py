@@ -9,8 +9,9 @@ from qwen2vl_rt.executors.cuda_libraries import load_cuda_libraries
 from qwen2vl_rt.executors.device_onnx import Provider
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 
-# Memory grows by what is asked for, not by doubling: the plan counts bytes.
-OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+# Memory grows by what is asked for, not by doubling: the plan counts bytes. float32 products stay float32:
+# tf32, the default, keeps ten bits of the mantissa.
+OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
 
 
 def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
