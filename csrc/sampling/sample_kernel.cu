@@ -11,12 +11,12 @@ namespace {
 
 constexpr int kPeakThreads = 512, kRowThreads = 512;
 
-__global__ void __launch_bounds__(kPeakThreads) peaks_kernel(SampleStep step) {
+__global__ void __launch_bounds__(kPeakThreads, 1) peaks_kernel(SampleStep step) {
   __shared__ BlockTeam::Slot reduction[32];
   sample_peaks(BlockTeam{reduction}, step, blockIdx.y, static_cast<int32_t>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kRowThreads) row_kernel(SampleStep step) {
+__global__ void __launch_bounds__(kRowThreads, 1) row_kernel(SampleStep step) {
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ SampleShared shared;
   sample_row(BlockTeam{reduction}, shared, step, blockIdx.x);
