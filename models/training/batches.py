@@ -30,6 +30,7 @@ MOST_CELLS = 16  # a side of 448 pixels
 KINDS = ("scene", "printed", "handwritten", "video", "several", "drill")
 
 UNKNOWN = np.full(4, np.nan)
+CELL_LABELS = ("colour", "shape", "glyph", "box", "motion", "beside", "spelling")
 
 Layout = list[tuple[int, int, int]]  # frames, width, height of each block, in pixels
 
@@ -98,7 +99,7 @@ class Batch:
     frames: list[torch.Tensor]  # of each block: uint8 [B, frames, height, width, 3]
     cells: list[
         list[torch.Tensor]
-    ]  # of each block: colour, shape, glyph, box, motion (see sample.Cells), each [B, t, h, w, ...]
+    ]  # of each block: its CELL_LABELS (see sample.Cells), each [B, t, h, w, ...]
     ids: torch.Tensor  # [B, L] int64
     positions: torch.Tensor  # [3, B, L] int64
     branch: torch.Tensor  # [B, L] int64: 0 the shared prefix, 1.. a question, -1 padding
@@ -278,7 +279,6 @@ class Encoder:
                 branch,
             )
         blocks = range(len(samples[0].blocks))
-        cell = ("colour", "shape", "glyph", "box", "motion")
         return Batch(
             frames=[
                 torch.from_numpy(np.stack([sample.blocks[i].frames for sample in samples])) for i in blocks
@@ -286,7 +286,7 @@ class Encoder:
             cells=[
                 [
                     torch.from_numpy(np.stack([getattr(sample.blocks[i].cells, name) for sample in samples]))
-                    for name in cell
+                    for name in CELL_LABELS
                 ]
                 for i in blocks
             ],

@@ -125,7 +125,7 @@ def objects(rng: np.random.Generator, width: int, height: int) -> Sample:
     wanted = [
         (pick(rng, phrases.COLOUR_NAMES), pick(rng, phrases.SHAPES)) for _ in range(int(rng.integers(4, 12)))
     ]
-    things = scenes.place(rng, canvas, wanted, sizes=(0.25, 0.7), apart=0.0)
+    things = scenes.place(rng, canvas, wanted, sizes=(0.25, 0.7), apart=0.03)
     canvas, owner = scenes.render(rng, canvas, things, shadows=rng.random() < 0.4)
     cells = Cells.empty(1, height, width)
     scenes.label_cells(cells, 0, owner, things, [thing.box for thing in things])

@@ -12,14 +12,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .batches import MOST_CELLS, Batch
+from .batches import CELL_LABELS, MOST_CELLS, Batch
 from .phrases import COLOUR_NAMES, DIRECTIONS, SHAPES
-from .sample import GLYPHS, IGNORE
+from .sample import BESIDE, GLYPHS, IGNORE, MOST_COUNTED
 
 # Decoder layers (their outputs) after which the object in mind should be found: in answers, and earlier in
 # questions, whose objects later layers compare.
 POINTER_LAYERS = (3, 2)
 CLASSES = {"colour": len(COLOUR_NAMES) + 1, "shape": len(SHAPES) + 1, "glyph": len(GLYPHS) + 1}
+
+
+BESIDE_CLASSES = [
+    CLASSES[name.partition("_")[2]] if name.startswith(("left", "right")) else MOST_COUNTED + 1
+    for name in BESIDE
+]
+SPELLING_CLASSES = [MOST_COUNTED + 1, CLASSES["glyph"]]
 
 
 class Heads(nn.Module):
@@ -28,6 +35,8 @@ class Heads(nn.Module):
         self.patches = nn.ModuleDict({name: nn.Linear(hidden, 4 * n) for name, n in CLASSES.items()})
         self.box = nn.Linear(hidden, 4)
         self.motion = nn.Linear(hidden, len(DIRECTIONS) + 1)
+        self.beside = nn.Linear(hidden, sum(BESIDE_CLASSES))
+        self.spelling = nn.Linear(hidden, 4 * sum(SPELLING_CLASSES))
         self.place = nn.Linear(hidden, 2 * MOST_CELLS + 8)
         self.edges = nn.Linear(hidden, 4)
         self.size = nn.Linear(hidden, 2 * MOST_CELLS)
@@ -38,17 +47,26 @@ class Heads(nn.Module):
         """tokens of each block: [B, t * h * w, H]"""
         losses: dict[str, Tensor] = {}
         x = torch.cat([block.flatten(0, 1) for block in tokens]).float()
-        labels = [torch.cat([block[i].flatten(0, 3) for block in batch.cells]) for i in range(5)]
-        for name, label in zip(CLASSES, labels, strict=False):
+        labels = {
+            name: torch.cat([block[i].flatten(0, 3) for block in batch.cells])
+            for i, name in enumerate(CELL_LABELS)
+        }
+        for name in CLASSES:
+            label = labels[name]
             if name != "glyph" or (label > 0).any():
                 logits = self.patches[name](x).view(-1, CLASSES[name])
                 weight = torch.full((CLASSES[name],), 1.0, device=x.device)
                 weight[0] = 0.2
                 losses[name] = F.cross_entropy(logits, label.flatten(), weight, ignore_index=IGNORE)
-        losses["box"] = _edge_loss(self.box(x) * 4, labels[3])
+        losses["box"] = _edge_loss(self.box(x) * 4, labels["box"])
         if any(block.shape[1] > 1 for block in batch.frames):
             weight = torch.tensor([0.1, 1, 1, 1, 1], device=x.device)
-            losses["motion"] = F.cross_entropy(self.motion(x), labels[4], weight)
+            losses["motion"] = F.cross_entropy(self.motion(x), labels["motion"], weight)
+        if (labels["beside"] != IGNORE).any():
+            losses["beside"] = _group_loss(self.beside(x), labels["beside"], BESIDE_CLASSES)
+        if (labels["spelling"] != IGNORE).any():
+            logits = self.spelling(x).view(-1, sum(SPELLING_CLASSES))
+            losses["spelling"] = _group_loss(logits, labels["spelling"].flatten(0, 1), SPELLING_CLASSES)
         return losses
 
     def decoder_loss(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -117,6 +135,12 @@ class Pointer(nn.Module):
         """hidden [B, L, H] of a later layer, edges [n, 4] in 0..1 or nan"""
         x = hidden[at[:, 0], at[:, 1]].float()
         return 8 * _edge_loss(self.located(F.rms_norm(x, x.shape[-1:])) * 0.3 + 0.5, edges, beta=0.05)
+
+
+def _group_loss(logits: Tensor, labels: Tensor, classes: list[int]) -> Tensor:
+    """Mean cross entropy of several questions at once: logits [n, sum(classes)], labels [n, len(classes)]"""
+    groups = zip(logits.split(classes, -1), labels.unbind(-1), strict=True)
+    return sum(F.cross_entropy(group, label, ignore_index=IGNORE) for group, label in groups) / len(classes)
 
 
 def _edge_loss(guess: Tensor, edges: Tensor, beta: float = 0.2) -> Tensor:

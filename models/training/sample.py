@@ -13,6 +13,14 @@ import numpy as np
 PATCH, CELL = 14, 28
 IGNORE = -100
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # class i + 1; class 0 is none
+MOST_COUNTED = 7  # larger ranks and counts are labelled so
+# What Cells.beside holds of a cell's object: the next object to its left and to its right (colours and shapes
+# as in Cells.colour and Cells.shape), how many objects are left of it, and how many are of its shape, of its
+# colour, and there at all.
+BESIDE = (
+    *("left_colour", "left_shape", "right_colour", "right_shape"),
+    *("rank", "same_shape", "same_colour", "total"),
+)
 
 
 @dataclass
@@ -27,6 +35,8 @@ class Cells:
     )  # [t, h, w, 4] edges (x1, y1, x2, y2) of the cell's object in cells from the cell's centre, or nan
     motion: np.ndarray  # [t, h, w]: 0 still or none, 1 + index into DIRECTIONS
     thing: np.ndarray  # [t, h, w, 4]: 0 none, 1 + index of the object or glyph there
+    beside: np.ndarray  # [t, h, w, len(BESIDE)], IGNORE where there is no object
+    spelling: np.ndarray  # [t, h, w, 4, 2]: a glyph's index in its word and the next glyph's class, or IGNORE
 
     @classmethod
     def empty(cls, t: int, height: int, width: int) -> Cells:
@@ -39,6 +49,8 @@ class Cells:
             np.full((t, h, w, 4), np.nan, np.float32),
             np.zeros((t, h, w), np.int64),
             np.zeros((t, h, w, 4), np.int64),
+            np.full((t, h, w, len(BESIDE)), IGNORE, np.int64),
+            np.full((t, h, w, 4, 2), IGNORE, np.int64),
         )
 
 

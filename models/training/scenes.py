@@ -9,7 +9,18 @@ from PIL import Image
 
 from . import draw, phrases
 from .phrases import COLOUR_NAMES, COLOURS, SHAPES
-from .sample import CELL, IGNORE, PATCH, Block, Cells, Sample, Turn, patches_of_cells, pick
+from .sample import (
+    CELL,
+    IGNORE,
+    MOST_COUNTED,
+    PATCH,
+    Block,
+    Cells,
+    Sample,
+    Turn,
+    patches_of_cells,
+    pick,
+)
 
 
 @dataclass(eq=False)
@@ -147,8 +158,26 @@ def label_cells(
         edges = np.array((x1, y1, x2, y2), np.float32) / CELL
         cells.box[t, r, c] = edges - np.stack((c + 0.5, r + 0.5, c + 0.5, r + 0.5), 1)
         cells.thing[t, r, c, :] = 1 + (numbers[index] if numbers else index)
+        cells.beside[t, r, c] = beside(things, boxes, index)
         if motions is not None:
             cells.motion[t, r, c] = motions[index]
+
+
+def beside(things: list[Thing], boxes: list[tuple], index: int) -> list[int]:
+    """The entries of sample.BESIDE of one thing."""
+    order = sorted(range(len(things)), key=lambda i: boxes[i][0] + boxes[i][2])
+    rank = order.index(index)
+
+    def neighbour(at: int) -> tuple[int, int]:
+        if not 0 <= at < len(order):
+            return 0, 0
+        thing = things[order[at]]
+        return 1 + COLOUR_NAMES.index(thing.colour), 1 + SHAPES.index(thing.shape)
+
+    alike = [sum(thing.shape == things[index].shape for thing in things)]
+    alike += [sum(thing.colour == things[index].colour for thing in things), len(things)]
+    numbers = [min(number, MOST_COUNTED) for number in (rank, *alike)]
+    return [*neighbour(rank - 1), *neighbour(rank + 1), *numbers]
 
 
 def normalised(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import draw, phrases
-from .sample import GLYPHS, PATCH, Block, Cells, Sample, Turn, patches_of_cells, pick
+from .sample import GLYPHS, MOST_COUNTED, PATCH, Block, Cells, Sample, Turn, patches_of_cells, pick
 
 WORDS = tuple(Path(__file__).with_name("words_training.txt").read_text().split())
 HELD_OUT_WORDS = tuple(Path(__file__).with_name("words_held_out.txt").read_text().split())
 
+
+SMALLEST = 30.0  # pixels an em: capitals at least one and a half patches tall
 
 # Parts of names of font files that aren't upright text of ordinary weight and width.
 ODD_FONTS = (
@@ -79,10 +81,9 @@ def text_layer(
     angle = float(rng.uniform(-9, 9)) if rng.random() < 0.6 else 0.0
     cos, sin = math.cos(math.radians(angle)), abs(math.sin(math.radians(angle)))
     largest = min((width - 6) / (unit_w * cos + 0.9 * sin), (height - 6) / (unit_w * sin + 0.9 * cos))
-    smallest = 22.0  # pixels an em: letters at least about a patch wide
-    if largest < smallest:
+    if largest < SMALLEST:
         return None
-    size = int(math.exp(rng.uniform(math.log(max(smallest, largest * 0.35)), math.log(largest))))
+    size = int(math.exp(rng.uniform(math.log(max(SMALLEST, largest * 0.35)), math.log(largest))))
     face = font(file, size)
     left, top, right, bottom = face.getbbox(string)
     w, h = right - left, bottom - top
@@ -120,6 +121,14 @@ def label_glyphs(cells: Cells, boxes: np.ndarray, width: int, height: int) -> No
     cells.glyph[0], cells.thing[0] = patches_of_cells(labels), patches_of_cells(things)
 
 
+def label_spelling(cells: Cells, boxes: np.ndarray) -> None:
+    """Which glyph of the word a patch shows, and what follows it."""
+    following = np.append(boxes[1:, 4], 0).astype(np.int64)
+    at = cells.thing > 0
+    index = cells.thing[at] - 1
+    cells.spelling[at] = np.stack((np.minimum(index, MOST_COUNTED), following[index]), -1)
+
+
 def contrasting_ink(rng: np.random.Generator, paper: np.ndarray) -> tuple[int, int, int]:
     light = paper.mean() > 128
     for _ in range(6):
@@ -151,7 +160,7 @@ def printed(
     elif canvas.std() > 30:  # too busy to read on: fade it
         canvas = canvas * 0.35 + draw.muted_colour(rng) * 0.65
     ink = contrasting_ink(rng, canvas)
-    drawn, most = None, max(1, min(8, width // 16))
+    drawn, most = None, max(1, min(8, width // 20))
     fixed = string
     while drawn is None:
         string = fixed or random_string(rng, most, words)
@@ -163,6 +172,7 @@ def printed(
     draw.paste(canvas, np.asarray(page), 0, 0)
     cells = Cells.empty(1, height, width)
     label_glyphs(cells, boxes, width, height)
+    label_spelling(cells, boxes)
     taken = draw.Camera(rng).take(canvas)
     options = phrases.READ_NUMBER if string.isdigit() else phrases.READ_WORD
     turns = [Turn("reading", pick(rng, options), string, [(0, i) for i in range(len(string))])]

@@ -45,6 +45,8 @@ DENSE_WEIGHTS = {
     "glyph": 1.5,
     "box": 1.0,
     "motion": 1.0,
+    "beside": 1.0,
+    "spelling": 1.0,
     "place": 0.5,
     "edges": 0.5,
     "size": 0.3,
