@@ -2,10 +2,10 @@
 
     python bench/quantized_accuracy.py --reference FP32_BUNDLE BUNDLE... [--output bench/results]
 
-Runs the portable graphs as they are (no lowering) on ONNX Runtime's CPU. Each bundle answers every question
-greedily. Then it is shown float32's own answers, token by token, and its logits there are compared: the KL
-divergence from float32's distribution, and the largest difference of a logit. Writes the table and the
-figures to bench/results/quantized-accuracy.{md,json}.
+Each bundle answers every question greedily, in a Session on the CPU. Then its portable graphs (no lowering)
+are shown float32's own answers, token by token, and the logits there are compared: the KL divergence from
+float32's distribution, and the largest difference of a logit. Writes the table and the figures to
+bench/results/quantized-accuracy.{md,json}.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import Visual
 from qwen2vl_rt.progress import progress_bar
+from qwen2vl_rt.session import Session
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK = 128
@@ -41,6 +42,7 @@ class PortableModel:
             return onnxruntime.InferenceSession(bundle.file(name), options, ["CPUExecutionProvider"])
 
         self.bundle, self.processor = bundle, Processor(bundle.path, bundle.geometry)
+        self.session = Session(bundle.path, threads=threads, max_length=4096)
         self.vision, self.decoder = load(VISION_GRAPH), load(DECODER_GRAPH)
         self.prefill = load(PREFILL_GRAPH) if PREFILL_GRAPH in bundle.files else self.decoder
         self.table = _table(bundle)
@@ -118,13 +120,9 @@ class Run:
         return logits[0]
 
 
-def answer(model: PortableModel, example: Example, most: int) -> np.ndarray:
-    """The greedy answer's token ids, its end included."""
-    run = Run(model, model.processor.prepare(example.messages), most)
-    ids = [int(run.start().argmax())]
-    while ids[-1] not in model.bundle.geometry.special_ids.eos and len(ids) < most:
-        ids.append(int(run.feed(np.array(ids[-1:]))[0].argmax()))
-    return np.array(ids)
+def answer(session: Session, example: Example, most: int) -> str:
+    """The greedy answer's text, special tokens kept."""
+    return session.generate(example.messages, max_new_tokens=most).raw_text
 
 
 def shown(model: PortableModel, example: Example, ids: np.ndarray) -> np.ndarray:
@@ -170,19 +168,21 @@ def compare(
     figures = [Figures() for _ in range(len(models) + 1)]
     bar = progress_bar("compare", len(examples), unit="question")
     for example in examples:
-        expected = answer(reference, example, most)
-        exact = shown(reference, example, expected)
+        expected = answer(reference.session, example, most)
+        ids = np.append(
+            reference.processor.tokenizer.encode(expected), reference.bundle.geometry.special_ids.eos[0]
+        )
+        exact = shown(reference, example, ids)
         for model, found in zip([reference, *models], figures, strict=True):
-            ids = expected if model is reference else answer(model, example, most)
-            text = model.processor.tokenizer.decode(ids, skip_special_tokens=False)
+            text = expected if model is reference else answer(model.session, example, most)
             found.report.verdicts.append(judge(example, text))
-            found.same_answers += bool(np.array_equal(ids, expected))
-            logits = exact if model is reference else shown(model, example, expected)
+            found.same_answers += text == expected
+            logits = exact if model is reference else shown(model, example, ids)
             p, q = log_softmax(exact), log_softmax(logits)
             found.kl += (np.exp(p) * (p - q)).sum(axis=1).tolist()
             found.largest = max(found.largest, float(np.abs(logits - exact).max()))
             found.same_tokens += int((logits.argmax(axis=1) == exact.argmax(axis=1)).sum())
-            found.tokens += len(expected)
+            found.tokens += len(ids)
         bar.update()
     bar.close()
     return figures
@@ -229,7 +229,7 @@ def main() -> None:
         title = (
             f"# Quantized bundles against float32\n\n{reference.bundle.name}, {len(examples)} questions of "
         )
-        title += f"`{options.set}`; the portable graphs on ONNX Runtime {onnxruntime.__version__}, CPU.\n\n"
+        title += f"`{options.set}`, on a CPU with ONNX Runtime {onnxruntime.__version__}.\n\n"
         (options.output / "quantized-accuracy.md").write_text(title + text + "\n")
         found = {name: figure.to_json(figures[0]) for name, figure in zip(names, figures, strict=True)}
         (options.output / "quantized-accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
