@@ -126,32 +126,41 @@ def photographs(rng: np.random.Generator, writer: Writer) -> None:
             writer.question(content, Turn("exists", exists, phrases.NO), "photographs")
 
 
+def generator(section: str) -> np.random.Generator:
+    """One a section, so that a change of one generator leaves the other sections' questions as they are."""
+    return np.random.default_rng([SEED, *section.encode()])
+
+
 def make(folder: Path) -> None:
-    writer, rng = Writer(folder), np.random.default_rng(SEED)
-    held_out = len(handwriting(held_out=True)[1])
-    digits = iter(rng.permutation(held_out))
+    writer = Writer(folder)
 
     def wants(*tasks: str) -> bool:
         return any(writer.asked[task] < WANTED[task] for task in tasks)
 
+    rng = generator("scene")
     while wants("describe", "what", "colour", "count", "relation", "exists", "grounding", "refusal"):
         big = rng.random() < 0.08
         _, width, height = fitting(rng, "scene", 448 if big else 224)[0]
         writer.sample(rng, scene(rng, width, height, most=6, questions=8, photos=draw.HELD_OUT_PHOTOS), 6)
+    rng = generator("reading")
     while wants("reading"):
         _, width, height = fitting(rng, "printed", 168)[0]
         word = printed(rng, width, height, words=HELD_OUT_WORDS, photos=draw.HELD_OUT_PHOTOS)
         writer.sample(rng, word, 1)
+    rng = generator("handwriting")
+    digits = iter(rng.permutation(len(handwriting(held_out=True)[1])))
     while wants("handwriting"):
         _, width, height = fitting(rng, "handwritten", 112)[0]
         writer.sample(rng, handwritten(rng, width, height, held_out=True, index=int(next(digits))), 1)
+    rng = generator("video")
     while wants("video"):
         frames, width, height = fitting(rng, "video", 112)[0]
         writer.sample(rng, video(rng, frames, width, height), 3)
+    rng = generator("pictures")
     while wants("pictures"):
         layout = fitting(rng, "several", 112)
         writer.sample(rng, several(rng, [(width, height) for _, width, height in layout]), 3)
-    photographs(rng, writer)
+    photographs(generator("photographs"), writer)
     writer.write()
 
 
