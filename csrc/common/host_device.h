@@ -2,7 +2,8 @@
 
 // Code that a CPU loop and a CUDA kernel share. QWEN2VL_HOST_DEVICE is for plain functions; QWEN2VL_TEAM for
 // templates over a team of threads, which exist for one thread in a C++ file and for a block in a CUDA file;
-// QWEN2VL_TEAM_CALL for those that are called from several places and too large to be repeated there.
+// QWEN2VL_TEAM_CALL for those that are called from several places and too large to be repeated there; they
+// take the team by value, because a reference would put it on the caller's stack.
 #ifdef __CUDACC__
 #define QWEN2VL_HOST_DEVICE __host__ __device__ inline
 #define QWEN2VL_TEAM __device__ inline

@@ -12,10 +12,4 @@ void inverse_frequencies(int64_t dim, float theta, float* inv_freq) {
   }
 }
 
-void cos_sin(int64_t position, float inv_freq, float* cos, float* sin) {
-  const double angle = static_cast<float>(position) * inv_freq;
-  *cos = static_cast<float>(std::cos(angle));
-  *sin = static_cast<float>(std::sin(angle));
-}
-
 }  // namespace qwen2vl

@@ -9,8 +9,4 @@ namespace qwen2vl {
 // place in a few columns (one of the published 64), and which ones depends on its vector width.
 void inverse_frequencies(int64_t dim, float theta, float* inv_freq);
 
-// cos and sin of position * inv_freq: the angle is a float32 product (the reference's), its cosine and sine
-// are correctly rounded.
-void cos_sin(int64_t position, float inv_freq, float* cos, float* sin);
-
 }  // namespace qwen2vl

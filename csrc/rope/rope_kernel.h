@@ -1,11 +1,10 @@
 #pragma once
 
-#include <math.h>
-
 #include <cstdint>
 
 #include "common/float_type.h"
 #include "common/host_device.h"
+#include "rope/cos_sin.h"
 
 struct CUstream_st;
 
@@ -28,10 +27,10 @@ struct RopeRows {
 QWEN2VL_HOST_DEVICE void rope_element(const RopeRows& rope, int64_t index) {
   const int64_t token = index / rope.width, column = index % rope.width;
   const int64_t position = rope.positions[rope.axis[column] * rope.stride + token];
-  // The angle is a float32 product, its cosine and sine are rounded once: see cos_sin.
-  const double angle = static_cast<float>(position) * rope.inv_freq[column];
-  store_float(rope.cos, rope.type, index, static_cast<float>(::cos(angle)));
-  store_float(rope.sin, rope.type, index, static_cast<float>(::sin(angle)));
+  float cos, sin;
+  cos_sin(position, rope.inv_freq[column], &cos, &sin);
+  store_float(rope.cos, rope.type, index, cos);
+  store_float(rope.sin, rope.type, index, sin);
 }
 
 namespace cpu {

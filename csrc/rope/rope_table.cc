@@ -4,6 +4,7 @@
 
 #include "common/error.h"
 #include "common/parallel.h"
+#include "rope/cos_sin.h"
 #include "rope/inverse_frequencies.h"
 
 namespace qwen2vl {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "rope/cos_sin.h"
 #include "rope/inverse_frequencies.h"
 
 namespace qwen2vl {

@@ -53,7 +53,7 @@ QWEN2VL_TEAM PeakPart better_part(PeakPart a, PeakPart b) {
 
 // The best of logits [begin, end); all members get it.
 template <typename Team>
-QWEN2VL_TEAM_CALL PeakPart scan_part(const Team& team, int64_t begin, int64_t end, const float* logits) {
+QWEN2VL_TEAM_CALL PeakPart scan_part(Team team, int64_t begin, int64_t end, const float* logits) {
   PeakPart part{-INFINITY, kEveryId, 0, 0};
   for (int64_t id = begin + team.rank(); id < end; id += team.size()) {
     const float logit = logits[id];
@@ -187,8 +187,8 @@ struct FixedWeight {
 
 // The first `count` tokens in order of preference.
 template <typename Team>
-QWEN2VL_TEAM_CALL Cutoff best_cutoff(const Team& team, SampleShared& shared, const float* logits,
-                                     int64_t vocab, float peak, int64_t count) {
+QWEN2VL_TEAM_CALL Cutoff best_cutoff(Team team, SampleShared& shared, const float* logits, int64_t vocab,
+                                     float peak, int64_t count) {
   // Most tokens are far below the few that are wanted: only those near the peak need to be told apart.
   float floor = -INFINITY;
   for (const float depth : {4.0f, 16.0f}) {
@@ -231,8 +231,8 @@ QWEN2VL_TEAM bool above_cutoff(float logit, int64_t id, Cutoff cutoff) {
 
 // softmax_sum with its order of additions: lanes of 16 within a block of 256, then blocks.
 template <typename Team>
-QWEN2VL_TEAM_CALL double team_softmax_sum(const Team& team, SampleShared& shared, const float* logits,
-                                          int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
+QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const float* logits, int64_t vocab,
+                                          float peak, float inverse_temperature, Cutoff cutoff,
                                           float* lane_sums, double* block_sums) {
   constexpr int64_t kLanes = 16;
   const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;

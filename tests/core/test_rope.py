@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +196,19 @@ def test_rope_table_equals_the_reference(head_dim, theta, sections, largest):
     for actual, expected in ((cos, expected_cos), (sin, expected_sin)):
         assert_within_one_ulp(actual[:, exact], expected[:, exact])
         assert (np.abs(actual - expected) <= 2.0**-22 * (1 + np.abs(angles))).all()
+
+
+def test_cos_and_sin_are_correctly_rounded_at_every_size_of_angle():
+    """Up to 2^31, where the largest float32 angles are near multiples of pi / 2 by accident."""
+    rng = np.random.default_rng(0)
+    positions = np.concatenate([np.arange(3000), (2.0 ** rng.uniform(0, 31, 6000)).astype(np.int64)])
+    positions = np.concatenate([positions, -positions])
+    cos, sin = _core.rope_table(np.tile(positions, (3, 1)), 32, 1e6, (4, 6, 6))
+    table = _core.RopeTable(32, 1e6, (4, 6, 6))
+    angles = positions.astype(np.float32)[:, None] * np.array(table.inverse_frequencies, np.float32)
+    for actual, function in ((cos, math.cos), (sin, math.sin)):
+        expected = np.array([function(angle) for angle in angles.reshape(-1).tolist()]).astype(np.float32)
+        np.testing.assert_array_equal(actual.reshape(-1), expected)
 
 
 @pytest.mark.parametrize(
