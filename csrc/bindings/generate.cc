@@ -115,7 +115,7 @@ std::unique_ptr<Request> make_request(const py::object& token_ids, const py::obj
                                       const py::iterable& embeddings, const py::object& keys,
                                       const SamplingOptions& sampling, int64_t max_new_tokens,
                                       const py::object& stop_ids, std::vector<std::string> stop_strings,
-                                      bool keep_special) {
+                                      bool keep_special, int64_t prompt_lookup) {
   auto request = std::make_unique<Request>();
   fill_prompt(token_ids, grids, keys, request.get());
   for (const py::handle visual : embeddings) request->visuals.push_back(visual_embeddings(visual));
@@ -124,6 +124,7 @@ std::unique_ptr<Request> make_request(const py::object& token_ids, const py::obj
   request->stop_ids = integer_vector<int32_t>(stop_ids, "stop_ids");
   request->stop_strings = std::move(stop_strings);
   request->keep_special = keep_special;
+  request->prompt_lookup = prompt_lookup;
   return request;
 }
 
@@ -142,17 +143,19 @@ const char* name_of(FinishReason reason) {
 void register_request(py::module_& m) {
   py::class_<Request, std::shared_ptr<Request>>(m, "Request",
                                                 "A prompt, ready for the decoder, and how to continue.")
-      .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
-           py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
-           py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
-           py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
-           py::arg("keep_special") = false,
-           "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
-           "those "
-           "in the "
-           "cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a hash of content "
-           "and "
-           "index for pads. max_new_tokens=0 only fills the cache.")
+      .def(
+          py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
+          py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
+          py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
+          py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
+          py::arg("keep_special") = false, py::arg("prompt_lookup") = 0,
+          "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
+          "those "
+          "in the "
+          "cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a hash of content "
+          "and "
+          "index for pads. max_new_tokens=0 only fills the cache. prompt_lookup: the most tokens that a step "
+          "may draft.")
       .def_readonly("max_new_tokens", &Request::max_new_tokens)
       .def_property_readonly("prompt_tokens",
                              [](const Request& request) { return request.token_ids.size(); });
@@ -175,6 +178,8 @@ void register_request(py::module_& m) {
       .def_readonly("prompt_tokens", &Result::prompt_tokens)
       .def_readonly("cached_tokens", &Result::cached_tokens, "Of the prompt, found in the cache.")
       .def_readonly("steps", &Result::steps, "Decode steps.")
+      .def_readonly("drafted_tokens", &Result::drafted_tokens, "Checked beside the tokens that were due.")
+      .def_readonly("accepted_tokens", &Result::accepted_tokens, "Of these, the ones that came true.")
       .def_readonly("prefill_seconds", &Result::prefill_seconds)
       .def_readonly("decode_seconds", &Result::decode_seconds);
 
@@ -208,6 +213,7 @@ std::vector<Result> generate(Generator& generator, const std::vector<std::shared
 }  // namespace
 
 void register_generate(py::module_& m) {
+  m.attr("LONGEST_DRAFT") = PromptLookup::kLongest;
   register_step(m);
   py::class_<Decoder, std::shared_ptr<Decoder>>(
       m, "Decoder", "The decoder as the generation loop sees it, when its steps are not an Executor's.");

@@ -100,11 +100,12 @@ void Generator::Batch::decode() {
     return std::any_of(active_.begin(), active_.end(),
                        [&](const auto& sequence) { return sequence->wanted_tokens() > tokens; });
   };
-  const auto goes_on = [&] {
-    return !cancelled() && std::none_of(active_.begin(), active_.end(),
-                                        [](const auto& sequence) { return sequence->finished(); });
-  };
   decoder_.begin(decode_rows_);
+  const auto drafts = [](const auto& sequence) { return sequence->request.prompt_lookup > 0; };
+  if (std::any_of(active_.begin(), active_.end(), drafts)) {
+    decode_drafts();
+    return;
+  }
   int64_t under_way = 0;
   try {
     while (goes_on()) {
@@ -127,17 +128,65 @@ void Generator::Batch::decode() {
   }
 }
 
+bool Generator::Batch::goes_on() const {
+  return !cancelled() && std::none_of(active_.begin(), active_.end(),
+                                      [](const auto& sequence) { return sequence->finished(); });
+}
+
+void Generator::Batch::decode_drafts() {
+  while (goes_on()) {
+    if (check_drafts() || !goes_on()) continue;
+    decoder_.launch();
+    decoder_.wait();
+    take_step();
+  }
+}
+
+bool Generator::Batch::check_drafts() {
+  size_t checked = 0;
+  for (size_t i = 0; i < active_.size(); ++i) {
+    if (active_[i]->finished() || cancelled()) continue;
+    const std::vector<int32_t>& draft = active_[i]->draft();
+    // A step for one row takes about as long as one for all of them, which would give each row a token.
+    if (draft.empty() || draft.size() < active_.size()) continue;
+    check_draft(static_cast<int64_t>(i), draft);
+    ++checked;
+  }
+  return checked == active_.size();
+}
+
+void Generator::Batch::check_draft(int64_t row, const std::vector<int32_t>& draft) {
+  Sequence& sequence = *active_[row];
+  decoder_.run_draft(row, draft);
+  ++sequence.result.steps;
+  sequence.result.drafted_tokens += static_cast<int64_t>(draft.size());
+  append_fed(row, sequence.last_token());
+  const int64_t length = cache_.length(row);
+  for (const int32_t id : draft) append_fed(row, id);
+  size_t taken = 0, accepted = 0;
+  do {
+    accept(sequence, row, [&] { return decoder_.token(row); });
+    if (taken < draft.size() && sequence.last_token() == draft[taken]) ++accepted;
+    ++taken;
+  } while (accepted == taken && !sequence.finished() && !cancelled());
+  sequence.result.accepted_tokens += static_cast<int64_t>(accepted);
+  // As after any step, the newest token is not among what the row holds.
+  cache_.truncate(row, length + static_cast<int64_t>(taken) - 1);
+}
+
+void Generator::Batch::append_fed(int64_t row, int32_t id) {
+  const int64_t position = cache_.length(row) + active_[row]->prompt.rope_delta;
+  const auto key = static_cast<uint64_t>(id);
+  const uint64_t identity =
+      position_identity(generator_.settings_.answers_apart ? ~key : key, id, position, position, position);
+  cache_.append(row, &identity, 1);
+}
+
 void Generator::Batch::take_step() {
   for (size_t i = 0; i < active_.size(); ++i) {
     Sequence& sequence = *active_[i];
     if (sequence.finished()) continue;
-    const auto row = static_cast<int64_t>(i);
-    const int32_t id = sequence.last_token();
-    const int64_t position = cache_.length(row) + sequence.prompt.rope_delta;
-    const auto key = static_cast<uint64_t>(id);
-    const uint64_t identity =
-        position_identity(generator_.settings_.answers_apart ? ~key : key, id, position, position, position);
-    cache_.append(row, &identity, 1);
+    append_fed(static_cast<int64_t>(i), sequence.last_token());
     ++sequence.result.steps;
   }
   for (size_t i = 0; i < active_.size(); ++i) {

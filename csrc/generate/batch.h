@@ -27,8 +27,15 @@ class Generator::Batch {
   void prefill(Sequence& sequence, int64_t row);
   // Decodes all rows until an answer ends.
   void decode();
+  // The same for a decoder that checks drafts, when some request wants them.
+  void decode_drafts();
+  // Checks the drafts of those rows that have one worth a step of its own; whether all had.
+  bool check_drafts();
+  void check_draft(int64_t row, const std::vector<int32_t>& draft);
   // Takes the tokens of the step that was waited for.
   void take_step();
+  // Counts `id`, which the step that ran fed to the row, among what the row holds.
+  void append_fed(int64_t row, int32_t id);
   // Takes finished sequences out and closes the gaps.
   void compact();
   // Takes the next token of the sequence in `row`, which `choose` gives, and reports its text.
@@ -37,6 +44,8 @@ class Generator::Batch {
   void cancel(Sequence& sequence);
   void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
   bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }
+  // Whether all rows want another token.
+  bool goes_on() const;
 
   Generator& generator_;
   CacheRows& cache_;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/error.h"
 #include "generate/prompt.h"
 #include "generate/request.h"
 #include "sampling/sampler.h"
@@ -50,6 +51,16 @@ class Decoder {
   virtual SampledToken token(int64_t row) = 0;
   // Forgets the steps under way, after a failure. Never throws.
   virtual void drain() noexcept = 0;
+
+  // The longest draft that run_draft takes, 0 for a decoder that checks none.
+  virtual int64_t longest_draft() const { return 0; }
+  // A step of one row, while none is under way: feeds the row's token and behind it a guess at those that
+  // follow, 1 to longest_draft() of them, and waits. token(row) then gives the next token, and as long as it
+  // is the one that the draft holds there, may be called for one more, up to draft.size() + 1 tokens. Keys
+  // and values of drafted tokens that were not given back lie beyond the row's end.
+  virtual void run_draft(int64_t /*row*/, const std::vector<int32_t>& /*draft*/) {
+    throw Error("this decoder checks no drafts");
+  }
 };
 
 }  // namespace qwen2vl

@@ -10,12 +10,13 @@ namespace qwen2vl {
 // One run of the decoder on B rows of T tokens, the inputs filled in by the generator, the logits by the
 // executor. The buffers are allocated once; their addresses never change, so that an engine can bind them
 // once and for all. Row b of a step is row first_row + b of the KV cache. B and T change from step to step: a
-// prefill chunk has B = 1, a decode step T = 1.
+// prefill chunk has B = 1, a decode step T = 1, or B = 1 and T = K when it checks a draft.
 class DecoderStep : public std::enable_shared_from_this<DecoderStep> {
  public:
   struct Sizes {
     int64_t max_rows;    // of a decode step
     int64_t max_tokens;  // of a prefill chunk
+    int64_t max_scored;  // tokens of one row whose logits are wanted
     int64_t hidden, rope_width, vocab;
   };
 

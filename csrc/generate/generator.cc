@@ -60,6 +60,16 @@ void Generator::check(const Request& request, bool may_use_cache) const {
   if (request.max_new_tokens < 0) {
     throw InputError("max_new_tokens must not be negative, got " + std::to_string(request.max_new_tokens));
   }
+  if (request.prompt_lookup < 0 || request.prompt_lookup > PromptLookup::kLongest) {
+    throw InputError("prompt_lookup=" + std::to_string(request.prompt_lookup) +
+                     ": give the most tokens that a step may draft, 0 (off) to " +
+                     std::to_string(PromptLookup::kLongest));
+  }
+  if (request.prompt_lookup > decoder_->longest_draft()) {
+    throw InputError("prompt_lookup=" + std::to_string(request.prompt_lookup) +
+                     " needs a decoder that checks several tokens of a row in one step, and this backend's "
+                     "takes one: use the cpu backend, or prompt_lookup=0");
+  }
   if (request.max_new_tokens > cache_->capacity() - prompt.tokens) {
     throw PromptTooLongError("prompt of " + std::to_string(prompt.tokens) + " tokens + " +
                              std::to_string(request.max_new_tokens) + " new > capacity " +

@@ -36,7 +36,9 @@ using TextCallback = std::function<bool(int64_t index, const std::string& piece,
 // the chunk size, on the rest of the batch or on what the cache held before.
 //
 // A decode step feeds the tokens that the one before chose; where the decoder has room for two steps, the
-// next one runs while this loop looks at the last one's text and stops.
+// next one runs while this loop looks at the last one's text and stops. With Request::prompt_lookup, a row
+// whose next tokens can be guessed gets a step of its own that feeds the guess, too, and keeps what the
+// sampler would have chosen anyway.
 class Generator {
  public:
   // `decoder` is made for the rows of `cache` and for settings.prefill_chunk (or the cache's capacity, if

@@ -1,5 +1,6 @@
 #include "generate/host_decoder.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -12,10 +13,11 @@ HostDecoder::HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<con
     : executor_(std::move(executor)),
       embedding_(std::move(embedding)),
       rope_(rope),
-      step_(std::make_shared<DecoderStep>(
-          DecoderStep::Sizes{rows, prefill_chunk, embedding_->width(), rope.width(), embedding_->rows()})),
+      step_(std::make_shared<DecoderStep>(DecoderStep::Sizes{rows, prefill_chunk, PromptLookup::kLongest + 1,
+                                                             embedding_->width(), rope.width(),
+                                                             embedding_->rows()})),
       samplers_(rows),
-      ids_(rows) {
+      ids_(std::max(rows, PromptLookup::kLongest + 1)) {
   rows_.reserve(rows);
 }
 
@@ -40,6 +42,7 @@ void HostDecoder::prefill(int64_t row, const Request& request, const Prompt& pro
   step_->first_row = row;
   step_->rows = 1;
   step_->tokens = end - begin;
+  step_->logit_row_count = 1;
   step_->prompt = true;
   fill_input_embeddings(*embedding_, request.token_ids.data(), prompt.blocks, request.visuals, begin, end,
                         step_->inputs_embeds());
@@ -55,25 +58,37 @@ void HostDecoder::move(int64_t from, int64_t to) { samplers_[to] = std::move(sam
 
 void HostDecoder::begin(const std::vector<DecodeRow>& rows) { rows_ = rows; }
 
-void HostDecoder::launch() {
-  const auto rows = static_cast<int64_t>(rows_.size());
+void HostDecoder::launch() { run_rows(0, static_cast<int64_t>(rows_.size()), {}); }
+
+void HostDecoder::run_draft(int64_t row, const std::vector<int32_t>& draft) {
+  run_rows(row, 1, draft);
+  given_ = 0;
+}
+
+void HostDecoder::run_rows(int64_t first, int64_t count, const std::vector<int32_t>& draft) {
+  const auto tokens = 1 + static_cast<int64_t>(draft.size());
   const int64_t width = rope_.width();
-  step_->first_row = 0;
-  step_->rows = rows;
-  step_->tokens = 1;
+  step_->first_row = first;
+  step_->rows = count;
+  step_->tokens = step_->logit_row_count = tokens;
   step_->prompt = false;
-  for (int64_t row = 0; row < rows; ++row) {
-    ids_[row] = rows_[row].token;
-    rope_.fill_text(rows_[row].position, step_->cos() + row * width, step_->sin() + row * width);
-    step_->past_length()[row] = rows_[row].past_length;
-    step_->logit_rows()[row] = 0;
+  for (int64_t b = 0; b < count; ++b) {
+    const DecodeRow& row = rows_[first + b];
+    step_->past_length()[b] = row.past_length;
+    for (int64_t token = 0; token < tokens; ++token) {
+      const int64_t at = b * tokens + token;
+      ids_[at] = token == 0 ? row.token : draft[token - 1];
+      rope_.fill_text(row.position + token, step_->cos() + at * width, step_->sin() + at * width);
+      step_->logit_rows()[at] = token;
+    }
   }
-  embedding_->gather(ids_.data(), rows, step_->inputs_embeds());
+  embedding_->gather(ids_.data(), count * tokens, step_->inputs_embeds());
   executor_->run(*step_);
 }
 
 SampledToken HostDecoder::token(int64_t row) {
-  SampledToken token = samplers_[row]->sample(step_->logits() + row * embedding_->rows());
+  const int64_t at = step_->tokens > 1 ? given_++ : row;  // of the step's logits
+  SampledToken token = samplers_[row]->sample(step_->logits() + at * embedding_->rows());
   rows_[row] = {token.id, rows_[row].past_length + 1, rows_[row].position + 1};
   return token;
 }

@@ -7,6 +7,7 @@
 #include "embedding/embedding_table.h"
 #include "generate/decoder.h"
 #include "generate/executor.h"
+#include "generate/prompt_lookup.h"
 #include "rope/rope_table.h"
 
 namespace qwen2vl {
@@ -33,8 +34,14 @@ class HostDecoder : public Decoder {
   void wait() override {}
   SampledToken token(int64_t row) override;
   void drain() noexcept override {}
+  int64_t longest_draft() const override { return PromptLookup::kLongest; }
+  void run_draft(int64_t row, const std::vector<int32_t>& draft) override;
 
  private:
+  // Runs decode rows [first, first + count), each with its token and the draft behind it; with a draft, one
+  // row.
+  void run_rows(int64_t first, int64_t count, const std::vector<int32_t>& draft);
+
   std::shared_ptr<Executor> executor_;
   std::shared_ptr<const EmbeddingTable> embedding_;
   RopeTable rope_;
@@ -42,6 +49,7 @@ class HostDecoder : public Decoder {
   std::vector<std::optional<Sampler>> samplers_;  // [rows]
   std::vector<DecodeRow> rows_;                   // of the decode step
   std::vector<int32_t> ids_;                      // of the decode step
+  int64_t given_ = 0;                             // tokens of the draft's row since it ran
 };
 
 }  // namespace qwen2vl

@@ -30,6 +30,9 @@ struct Request {
   std::vector<int32_t> stop_ids;  // tokens that end the answer; kept in token_ids, never part of the text
   std::vector<std::string> stop_strings;  // texts that end the answer; cut from the text
   bool keep_special = false;              // whether special tokens' text is part of the text
+  // The most tokens that one step may draft by looking them up (PromptLookup) and check together; 0 drafts
+  // none. The answer is the same.
+  int64_t prompt_lookup = 0;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };
@@ -41,8 +44,10 @@ struct Result {
   std::optional<std::string> stop_string;  // the one that ended the answer
   std::vector<SampledToken> logprobs;      // parallel to token_ids when asked for, else empty
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;  // of the prompt, found in the cache
-  int64_t steps = 0;          // decode steps, each of which may serve several rows
+  int64_t cached_tokens = 0;    // of the prompt, found in the cache
+  int64_t steps = 0;            // decode steps, each of which may serve several rows
+  int64_t drafted_tokens = 0;   // checked by these steps beside the tokens that they were given
+  int64_t accepted_tokens = 0;  // of the drafted ones, those that came true
   double prefill_seconds = 0;
   double decode_seconds = 0;  // from the first token to the last, other rows' prefills included
 };

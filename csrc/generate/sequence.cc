@@ -13,11 +13,21 @@ Sequence::Sequence(const Request& request, int64_t index, const VisualTokens& vi
       text_(token_text, request.stop_strings, request.keep_special) {
   result.prompt_tokens = prompt.tokens;
   result.token_ids.reserve(request.max_new_tokens);
+  if (request.prompt_lookup > 0) {
+    lookup_.emplace(request.token_ids, request.max_new_tokens,
+                    std::vector<int32_t>{visual_tokens.image_pad, visual_tokens.video_pad});
+  }
+}
+
+const std::vector<int32_t>& Sequence::draft() {
+  static const std::vector<int32_t> kNone;
+  return lookup_ ? lookup_->draft(std::min(request.prompt_lookup, wanted_tokens() - 1)) : kNone;
 }
 
 void Sequence::accept(SampledToken token, std::string* piece) {
   const int32_t id = token.id;
   result.token_ids.push_back(id);
+  if (lookup_) lookup_->push(id);
   if (request.sampling.logprobs >= 0) result.logprobs.push_back(std::move(token));
   const auto& stop_ids = request.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {

@@ -2,9 +2,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "generate/prompt.h"
+#include "generate/prompt_lookup.h"
 #include "generate/request.h"
 #include "sampling/sampler.h"
 #include "text/text_stream.h"
@@ -47,6 +50,9 @@ class Sequence {
     return request.max_new_tokens - static_cast<int64_t>(result.token_ids.size());
   }
   int32_t last_token() const { return result.token_ids.back(); }
+  // A guess at the tokens that follow, to be checked together: one token less than may still be taken at
+  // most, since its check gives one more. Empty when there is none. Valid until the next call.
+  const std::vector<int32_t>& draft();
   // The answer's first token starts the clock of decode_seconds.
   void start_decode_clock() { decode_clock_ = Stopwatch(); }
 
@@ -54,6 +60,7 @@ class Sequence {
   void finish(FinishReason reason, std::string* piece);
 
   TextStream text_;
+  std::optional<PromptLookup> lookup_;  // where the request asks for drafts
   Stopwatch decode_clock_;
   bool finished_ = false;
 };
