@@ -190,6 +190,13 @@ def test_failures_leave_the_loop_usable(tmp_path, device):
     assert toy.generate(PROMPTS[0]).token_ids == expected
 
 
+def test_drafts_are_refused(tmp_path, device):
+    toy = DeviceToy(tmp_path, device)
+    with pytest.raises(InputError, match="prompt_lookup=8 needs a decoder that checks several tokens"):
+        toy.generate(PROMPTS[0], prompt_lookup=8)
+    assert toy.generate(PROMPTS[0]).token_ids == Toy(tmp_path).generate(PROMPTS[0]).token_ids
+
+
 def test_callbacks_may_cancel(tmp_path, device):
     toy, seen = DeviceToy(tmp_path, device), []
 
