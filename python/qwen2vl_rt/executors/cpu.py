@@ -15,6 +15,9 @@ from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.head import HIDDEN, LOGITS, split_head
 from qwen2vl_rt.weights import map_weights
 
+# Shapes of steps kept bound: drafts of every length, some batches, some chunks of prompts.
+KEPT_BINDINGS = _core.LONGEST_DRAFT + 16
+
 
 class CpuDecoder(_core.Executor):
     """Runs decoder steps over the rows of a cache.
@@ -46,24 +49,27 @@ class _DecoderGraph:
     """One graph of the decoder, whole or cut at its head.
 
     The generation loop (C++) keeps every buffer of a step at its address, so a binding serves all steps of
-    one shape, and a decode step binds nothing.
+    one shape, and a decode step binds nothing: shapes in use, drafts of every length among them, stay bound.
     """
 
     def __init__(self, layers: OnnxSession, cache: _core.KVCache, head: OnnxSession | None = None) -> None:
         self._layers = layers
         self._head = head
         self._cache = cache
-        self._bindings: list[tuple[OnnxSession, object]] = []
-        self._bound_shape: tuple[int, ...] | None = None
+        self._bindings: dict[tuple[int, ...], tuple[list[tuple[OnnxSession, object]], np.ndarray | None]] = {}
 
     def run(self, step: _core.DecoderStep) -> None:
         shape = (step.first_row, step.rows, step.tokens, step.logit_row_count)
-        if shape != self._bound_shape:
-            self._bindings, self._bound_shape = self._bind(step), shape
-        for session, binding in self._bindings:
+        if shape not in self._bindings:
+            if len(self._bindings) == KEPT_BINDINGS:
+                del self._bindings[next(iter(self._bindings))]
+            self._bindings[shape] = self._bind(step)
+        runs, _ = self._bindings[shape]
+        for session, binding in runs:
             session.run(binding)
 
-    def _bind(self, step: _core.DecoderStep) -> list[tuple[OnnxSession, object]]:
+    def _bind(self, step: _core.DecoderStep) -> tuple[list[tuple[OnnxSession, object]], np.ndarray | None]:
+        """What runs a step of this shape, and the memory of its own that it needs."""
         layers = self._layers.binding()
         for name in ("inputs_embeds", "cos", "sin", "past_length", "logit_rows"):
             bind(layers, getattr(step, name), input=name)
@@ -73,14 +79,14 @@ class _DecoderGraph:
             bind(layers, self._cache.values(layer)[rows], f"past_v.{layer}", f"present_v.{layer}")
         if self._head is None:
             bind(layers, step.logits, output="logits")
-            return [(self._layers, layers)]
+            return [(self._layers, layers)], None
         rows_of_logits = step.rows * step.logit_row_count
-        self._hidden = np.empty((rows_of_logits, step.inputs_embeds.shape[-1]), np.float32)
+        hidden = np.empty((rows_of_logits, step.inputs_embeds.shape[-1]), np.float32)
         head = self._head.binding()
-        bind(layers, self._hidden, output=HIDDEN)
-        bind(head, self._hidden, input=HIDDEN)
+        bind(layers, hidden, output=HIDDEN)
+        bind(head, hidden, input=HIDDEN)
         bind(head, step.logits.reshape(rows_of_logits, -1), output=LOGITS)
-        return [(self._layers, layers), (self._head, head)]
+        return [(self._layers, layers), (self._head, head)], hidden
 
 
 class CpuVision:
