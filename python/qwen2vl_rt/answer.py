@@ -20,6 +20,10 @@ class Usage:
     """Of the prompt's, how many were still in the cache from an earlier call and were not computed again."""
     answer_tokens: int
     """Tokens generated, the stop token included."""
+    drafted_tokens: int = 0
+    """Tokens guessed ahead and checked, where `prompt_lookup` asked for it."""
+    accepted_tokens: int = 0
+    """Of these, the guesses that came true: each saved a pass of the decoder."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def build_answer(
             visual_tokens=sum(visual.tokens(processor.pixels.merge_size) for visual in prompt.visuals),
             cached_tokens=result.cached_tokens,
             answer_tokens=len(result.token_ids),
+            drafted_tokens=result.drafted_tokens,
+            accepted_tokens=result.accepted_tokens,
         ),
         timings=Timings(
             load=prompt.load_seconds,

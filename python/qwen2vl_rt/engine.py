@@ -144,6 +144,7 @@ class Engine:
             max_new_tokens=option.max_new_tokens,
             stop_ids=() if option.ignore_eos else self._geometry.special_ids.eos,
             stop_strings=option.stop,
+            prompt_lookup=option.prompt_lookup,
         )
 
     def _sampling(self, option: GenerationOptions) -> _core.SamplingOptions:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from qwen2vl_rt._core import LONGEST_DRAFT
 from qwen2vl_rt.errors import InputError
 
 
@@ -41,12 +42,22 @@ class GenerationOptions:
     """The answer ends before the first of these strings; they are not part of its text."""
     ignore_eos: bool = False
     """Go on past the model's own stop tokens, up to max_new_tokens."""
+    prompt_lookup: int = 0
+    """n: guess up to n next tokens at a time, check them in one pass of the decoder and keep the right ones;
+    0 is off. The answer stays the same, and one that copies text comes sooner (docs/prompt-lookup.md). With
+    the cpu backend."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens!r}: give a whole number, 1 or more.")
+        drafted = self.prompt_lookup
+        if isinstance(drafted, bool) or not isinstance(drafted, int) or not 0 <= drafted <= LONGEST_DRAFT:
+            raise InputError(
+                f"prompt_lookup is {drafted!r}: give how many tokens to guess at a time, 0 (off) to "
+                f"{LONGEST_DRAFT}."
+            )
         if any(not isinstance(text, str) or not text for text in stop):
             raise InputError(f"stop is {stop!r}: give non-empty strings.")
 

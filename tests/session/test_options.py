@@ -12,7 +12,9 @@ def test_one_stop_string_may_stand_alone():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_new_tokens": 0}, {"max_new_tokens": 1.5}, {"stop": [""]}, {"stop": [3]}]
+    "bad",
+    [{"max_new_tokens": 0}, {"max_new_tokens": 1.5}, {"stop": [""]}, {"stop": [3]}]
+    + [{"prompt_lookup": value} for value in (-1, 33, 2.0, True, "8")],
 )
 def test_a_bad_option_is_named_with_its_value(bad):
     (name, _value), *_ = bad.items()

@@ -45,6 +45,13 @@ def add_parser(commands: Any) -> None:
     generation.add_argument("--min-p", type=float, default=0.0, metavar="P")
     generation.add_argument("--repetition-penalty", type=float, metavar="R")
     generation.add_argument("--seed", type=int, default=0, metavar="N")
+    generation.add_argument(
+        "--prompt-lookup",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens ahead, for copied text",
+    )
     generation.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT")
     add_session_options(parser)
     parser.set_defaults(execute=execute)
@@ -87,6 +94,7 @@ def _call_keywords(options: argparse.Namespace) -> dict[str, Any]:
         "min_p",
         "repetition_penalty",
         "seed",
+        "prompt_lookup",
     )
     keywords = {name: getattr(options, name) for name in names}
     keywords |= {"images": options.image, "videos": options.video, "stop": options.stop}
@@ -110,9 +118,11 @@ def _draw(options: argparse.Namespace, answer: Answer) -> None:
 def describe_timings(answer: Answer) -> str:
     """One line: tokens and seconds by stage."""
     usage, timings = answer.usage, answer.timings
+    drafted = usage.drafted_tokens
+    guessed = f" ({drafted} guessed ahead, {usage.accepted_tokens} rightly)" if drafted else ""
     return (
         f"prompt {usage.prompt_tokens} tokens ({usage.visual_tokens} visual, {usage.cached_tokens} cached), "
-        f"answer {usage.answer_tokens} | load {timings.load:.3f} s, resize {timings.resize:.3f} s, "
+        f"answer {usage.answer_tokens}{guessed} | load {timings.load:.3f} s, resize {timings.resize:.3f} s, "
         f"vision {timings.vision:.3f} s, "
         f"prefill {timings.prefill:.3f} s ({timings.prefill_tokens_per_second:.0f} tok/s), "
         f"decode {timings.decode:.3f} s ({timings.decode_tokens_per_second:.1f} tok/s)"
