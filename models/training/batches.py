@@ -223,7 +223,7 @@ class Encoder:
         weights, inside, place = [len(answer) ** -0.5] * len(answer), False, 0
         for i, token in enumerate(answer):
             if inside:
-                weights[i] *= (1.2, 0.8, 0.4, 0.4)[place]
+                weights[i] *= (2.0, 1.6, 0.7, 0.4)[place]
             inside = (inside or token == self.special["box_start"]) and token != self.special["box_end"]
             place = place + 1 if token in self.digits else 0
         return weights

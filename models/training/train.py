@@ -48,9 +48,9 @@ DENSE_WEIGHTS = {
     "beside": 1.0,
     "spelling": 1.0,
     "place": 0.5,
-    "edges": 0.5,
+    "edges": 1.0,
     "size": 0.3,
-    "answer_box": 1.0,
+    "answer_box": 2.0,
     "pointer": 0.5,
     "located": 1.0,
 }
