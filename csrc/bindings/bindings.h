@@ -14,5 +14,6 @@ void register_sampling(pybind11::module_& m);
 void register_text(pybind11::module_& m);
 void register_generate(pybind11::module_& m);
 void register_device(pybind11::module_& m);
+void register_operators(pybind11::module_& m);
 
 }  // namespace qwen2vl

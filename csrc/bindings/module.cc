@@ -15,4 +15,5 @@ PYBIND11_MODULE(_core, m) {
   qwen2vl::register_text(m);
   qwen2vl::register_generate(m);
   qwen2vl::register_device(m);
+  qwen2vl::register_operators(m);
 }

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.weights import drop_pages
 
@@ -41,6 +42,8 @@ class OnnxSession:
         options.add_session_config_entry("session.disable_prepacking", "0" if pack else "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.log_severity_level = 3
+        if any(opset.domain == _core.OPERATOR_DOMAIN for opset in model.opset_import):
+            options.register_custom_ops_library(_core.__file__)
         # ONNX Runtime reads these arrays in place for as long as the session lives, so they are kept here.
         own = [tensor.name for tensor in model.graph.initializer if tensor.name in weights]
         self._values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in own}

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import ModelProto
 
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.lowering.cpu_attention import fits, to_cached_attention, to_picture_attention
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
@@ -16,13 +17,21 @@ from qwen2vl_rt.lowering.widen import widen_to_float32
 def lower_decoder(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
     """Lower the decoder and its external weights in place."""
     _lower_products(model, weights)
-    to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
+    if fits(geometry.decoder.head_dim):
+        to_cached_attention(model)
+    else:
+        to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
 
 
 def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
     """Lower the vision tower and its external weights in place."""
+    quantized = any(node.op_type == "MatMulInteger" for node in model.graph.node)
     _lower_products(model, weights)
-    to_multi_head_attention(model, geometry.vision.heads)
+    if fits(geometry.vision.head_dim):
+        # Rounding to bfloat16 is well below what rounding activations to 8 bits does.
+        to_picture_attention(model, bfloat16=quantized)
+    else:
+        to_multi_head_attention(model, geometry.vision.heads)
 
 
 def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qwen2vl {
+
+// Queries over a head's packed keys and values. Scores exist for a block of keys at a time.
+struct AttentionBlock {
+  const float* const* queries;  // [rows] -> [dim]
+  float* const* outputs;        // [rows] -> [dim]
+  const int64_t* visible;       // [rows]: a row sees the keys [0, visible), at least one
+  int64_t rows;                 // at most AttentionKernels::kQueryRows
+  int64_t dim;
+  const void* keys;    // packed
+  const void* values;  // packed
+  float scale;         // of the scores
+};
+
+// A few queries over some of the keys and values as they lie in a cache. The result is a partial one, so that
+// the parts of a long cache can be computed side by side.
+struct AttentionPart {
+  const float* const* queries;  // [rows] -> [dim]
+  const int64_t* visible;       // [rows]
+  int64_t rows;                 // at most AttentionKernels::kFewRows
+  int64_t dim;                  // a multiple of 16
+  const float* keys;            // [*, dim]
+  const float* values;          // [*, dim]
+  int64_t begin, end;           // the keys of this part
+  float scale;                  // of the scores
+  float* sums;                  // out [rows, dim]: values times weights
+  float* weights;               // out [rows]: sum of the weights, which are 2^(score - peak)
+  float* peaks;                 // out [rows]: the largest score, in units of log 2
+};
+
+// Attention's inner loops for one instruction set.
+struct AttentionKernels {
+  static constexpr int64_t kQueryRows = 48;
+  static constexpr int64_t kFewRows = 6;
+  static constexpr int64_t kPackRows = 64;  // keys and values are packed in multiples of this
+
+  const char* name;
+  int64_t element_bytes;  // of a packed number
+
+  // Bytes that packed keys, or packed values, take before the one at `index`, a multiple of kPackRows.
+  size_t offset(int64_t index, int64_t dim) const {
+    return static_cast<size_t>(index) * ((dim + 15) / 16 * 16) * element_bytes;
+  }
+
+  // rows [count, dim], `stride` numbers apart. What is missing from a multiple of kPackRows becomes zero.
+  void (*pack_keys)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);
+  void (*pack_values)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);
+
+  // scratch: attention_scratch_bytes(dim), aligned to 64.
+  void (*attend)(const AttentionBlock& block, void* scratch);
+  void (*attend_part)(const AttentionPart& part, void* scratch);
+};
+
+// Numbers of a head that the kernels can take: even, and at most this many.
+constexpr int64_t kMostAttentionDim = 256;
+
+size_t attention_scratch_bytes(int64_t dim);
+
+// The kernels of each instruction set, null where the compiler's target is another processor.
+const AttentionKernels* portable_attention_kernels();
+const AttentionKernels* avx2_attention_kernels();
+const AttentionKernels* avx512_attention_kernels();
+const AttentionKernels* avx512_bfloat16_attention_kernels();
+
+// The best of them that this CPU runs (common/instruction_set.h). bfloat16: products of bfloat16 numbers with
+// float32 sums, where the CPU has them.
+const AttentionKernels& attention_kernels(bool bfloat16);
+
+}  // namespace qwen2vl

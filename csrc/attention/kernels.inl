@@ -1,0 +1,219 @@
+// Attention's inner loops in terms of one instruction set's vectors. A file of kernels defines, and includes
+// this file inside an anonymous namespace:
+//
+//   TARGET             attribute of every function: the instruction set
+//   Vector, Loose      float32 vectors of kLanes numbers; Loose may lie anywhere in memory
+//   Element, kPair     a number of a product, and how many of them one instruction adds up
+//   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
+//   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
+//   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]
+//   convert(from, count, to)       float32 numbers to Elements; count is a multiple of 16
+//   pack_key_vector(rows, stride, count, dim, to)   `count` (1 .. kLanes) rows to [dim /
+//   kPair][kLanes][kPair] pack_value_pair(rows, stride, count, dim, to)   `count` (1 .. kPair) rows to [dim
+//   padded to 16][kPair]
+//
+// The loops over registers must be unrolled: hence the pragmas.
+
+constexpr int64_t kScoreRows = 6;
+constexpr int64_t kValueRows = 4;
+constexpr int64_t kQueryRows = AttentionKernels::kQueryRows;
+constexpr int64_t kFewRows = AttentionKernels::kFewRows;
+constexpr int64_t kPackRows = AttentionKernels::kPackRows;
+constexpr int64_t kBlockKeys = kAttentionBlockKeys;
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
+
+typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
+
+TARGET inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
+TARGET inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
+
+TARGET inline float sum_of(Vector v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+TARGET inline float largest_of(Vector v) {
+  float largest = v[0];
+  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+}
+
+// 2^x for x <= 0: x = n + f with |f| <= 1/2, and the Taylor series of 2^f, whose rest is below 1.3e-7.
+TARGET inline Vector exp2(Vector x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
+  x = x < -126.0f ? Vector{} - 126.0f : x;
+  const Vector shifted = x + kRound;
+  const Vector f = x - (shifted - kRound);
+  Vector p = f * 1.5403530e-4f + 1.3333558e-3f;
+  p = p * f + 9.6181291e-3f;
+  p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  return reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) +
+                                  (reinterpret_cast<Integers>(shifted) << 23));
+}
+
+// Scores of R queries and C vectors of packed keys.
+template <int R, int C>
+TARGET inline void score_tile(const Element* queries, int64_t query_stride, const Element* keys,
+                              int64_t key_stride, int64_t dim, float* scores) {
+  Vector sums[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sums[r][c] = Vector{};
+  }
+  for (int64_t d = 0; d < dim; d += kPair) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) {
+        sums[r][c] =
+            multiply_add(sums[r][c], queries + r * query_stride + d, keys + c * key_stride + d * kLanes);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) store(scores + r * kBlockKeys + c * kLanes, sums[r][c]);
+  }
+}
+
+// Adds the values of `count` keys, weighted, to R rows of sums, for C vectors of their numbers.
+template <int R, int C>
+TARGET inline void value_tile(const Element* weights, const Element* values, int64_t value_stride,
+                              int64_t count, float* sums, int64_t sum_stride) {
+  Vector total[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) total[r][c] = load(sums + r * sum_stride + c * kLanes);
+  }
+  for (int64_t key = 0; key < count; key += kPair, values += value_stride) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) {
+        total[r][c] = multiply_add(total[r][c], weights + r * kBlockKeys + key, values + c * kLanes * kPair);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) store(sums + r * sum_stride + c * kLanes, total[r][c]);
+  }
+}
+
+// The same for all numbers of a value: `vectors` of them.
+template <int R, int C = kDimVectors>
+TARGET inline void add_values(const Element* weights, const Element* values, int64_t value_stride,
+                              int64_t count, float* sums, int64_t sum_stride, int64_t vectors) {
+  for (; vectors >= C; vectors -= C, values += C * kLanes * kPair, sums += C * kLanes) {
+    value_tile<R, C>(weights, values, value_stride, count, sums, sum_stride);
+  }
+  if constexpr (C > 1) {
+    if (vectors > 0) add_values<R, C - 1>(weights, values, value_stride, count, sums, sum_stride, vectors);
+  }
+}
+
+// A row's scores [padded], of which it sees the first `visible`, become weights 2^(score - peak). Updates the
+// row's peak and sum of weights; returns the factor by which what was summed up before shrinks.
+TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float& peak, float& sum) {
+  for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
+  Vector largest = load(scores);
+  for (int64_t i = kLanes; i < padded; i += kLanes) {
+    const Vector next = load(scores + i);
+    largest = next > largest ? next : largest;
+  }
+  const float block_peak = largest_of(largest);
+  const float new_peak = block_peak > peak ? block_peak : peak;
+  Vector total = {};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vector weight = exp2(load(scores + i) - new_peak);
+    total += weight;
+    store(scores + i, weight);
+  }
+  const float shrink = exp2(Vector{} + (peak - new_peak))[0];
+  sum = sum * shrink + sum_of(total);
+  peak = new_peak;
+  return shrink;
+}
+
+TARGET inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+TARGET void attend(const AttentionBlock& block, void* scratch) {
+  const int64_t dim = block.dim, width = rounded_up(dim, 16), vectors = (dim + kLanes - 1) / kLanes;
+  auto* scores = static_cast<float*>(scratch);                                // [kQueryRows, kBlockKeys]
+  float* sums = scores + kQueryRows * kBlockKeys;                             // [kQueryRows, width]
+  auto* queries = reinterpret_cast<Element*>(sums + kQueryRows * width);      // [kQueryRows, width]
+  auto* weights = reinterpret_cast<Element*>(sums + 2 * kQueryRows * width);  // [kQueryRows, kBlockKeys]
+  float peaks[kQueryRows], totals[kQueryRows];
+  const int64_t rows = rounded_up(block.rows, kScoreRows), value_rows = rounded_up(block.rows, kValueRows);
+  int64_t keys = 0;
+  for (int64_t r = 0; r < (rows > value_rows ? rows : value_rows); ++r) {
+    float scaled[kMostAttentionDim] = {};
+    for (int64_t d = 0; r < block.rows && d < dim; ++d)
+      scaled[d] = block.queries[r][d] * (block.scale * kLog2E);
+    convert(scaled, width, queries + r * width);
+    for (int64_t d = 0; d < width; ++d) sums[r * width + d] = 0;
+    peaks[r] = kUnseen;
+    totals[r] = 0;
+    if (r < block.rows && block.visible[r] > keys) keys = block.visible[r];
+  }
+  constexpr int64_t kTile = kKeyVectors * kLanes;
+  for (int64_t first = 0; first < keys; first += kBlockKeys) {
+    const int64_t count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
+    const int64_t padded = rounded_up(count, kTile);
+    const auto* block_keys = static_cast<const Element*>(block.keys) + first * width;
+    for (int64_t key = 0; key < padded; key += kTile) {
+      for (int64_t r = 0; r < rows; r += kScoreRows) {
+        score_tile<kScoreRows, kKeyVectors>(queries + r * width, width, block_keys + key * width,
+                                            kLanes * width, dim, scores + r * kBlockKeys + key);
+      }
+    }
+    for (int64_t r = 0; r < value_rows; ++r) {
+      int64_t visible = r < block.rows ? block.visible[r] - first : count;
+      visible = visible < 0 ? 0 : visible > count ? count : visible;
+      const float shrink = weigh(scores + r * kBlockKeys, visible, padded, peaks[r], totals[r]);
+      convert(scores + r * kBlockKeys, padded, weights + r * kBlockKeys);
+      if (shrink != 1) {
+        for (int64_t v = 0; v < vectors; ++v) {
+          float* sum = sums + r * width + v * kLanes;
+          store(sum, load(sum) * shrink);
+        }
+      }
+    }
+    const auto* block_values = static_cast<const Element*>(block.values) + first * width;
+    for (int64_t r = 0; r < value_rows; r += kValueRows) {
+      add_values<kValueRows>(weights + r * kBlockKeys, block_values, width * kPair, padded, sums + r * width,
+                             width, vectors);
+    }
+  }
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const float norm = 1 / totals[r];
+    for (int64_t d = 0; d < dim; ++d) block.outputs[r][d] = sums[r * width + d] * norm;
+  }
+}
+
+TARGET void pack_keys(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed) {
+  const int64_t width = rounded_up(dim, 16);
+  auto* to = static_cast<Element*>(packed);
+  for (int64_t i = 0; i < rounded_up(count, kPackRows); i += kLanes, to += kLanes * width) {
+    const int64_t left = count - i;
+    pack_key_vector(rows + i * stride, stride, left < 0 ? 0 : left < kLanes ? left : kLanes, dim, to);
+  }
+}
+
+TARGET void pack_values(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed) {
+  const int64_t width = rounded_up(dim, 16);
+  auto* to = static_cast<Element*>(packed);
+  for (int64_t i = 0; i < rounded_up(count, kPackRows); i += kPair, to += kPair * width) {
+    const int64_t left = count - i;
+    pack_value_pair(rows + i * stride, stride, left < 0 ? 0 : left < kPair ? left : kPair, dim, to);
+  }
+}

@@ -1,0 +1,33 @@
+#include <cstring>
+
+#include "attention/kernels.h"
+#include "attention/scratch.h"
+
+// x86-64 with AVX2 and FMA.
+namespace qwen2vl {
+
+#ifdef __x86_64__
+
+namespace {
+
+#define TARGET __attribute__((target("avx2,fma")))
+constexpr int kLanes = 8;
+constexpr int kKeyVectors = 2;
+constexpr int kDimVectors = 3;
+
+#include "attention/float32_kernels.inl"
+
+}  // namespace
+
+const AttentionKernels* avx2_attention_kernels() {
+  static const AttentionKernels kernels{"avx2", sizeof(Element), pack_keys, pack_values, attend, attend_part};
+  return &kernels;
+}
+
+#else
+
+const AttentionKernels* avx2_attention_kernels() { return nullptr; }
+
+#endif
+
+}  // namespace qwen2vl

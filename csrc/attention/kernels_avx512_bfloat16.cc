@@ -1,0 +1,124 @@
+#include <cstring>
+
+#include "attention/kernels.h"
+#include "attention/scratch.h"
+
+#ifdef __x86_64__
+// GCC 12 warns of its own "undefined" vectors (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
+// x86-64 with AVX-512 and its bfloat16 products: two of them, added up in float32, in the place of one.
+namespace qwen2vl {
+
+#ifdef __x86_64__
+
+namespace {
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+constexpr int kLanes = 16;
+constexpr int kKeyVectors = 4;
+constexpr int kDimVectors = 6;
+constexpr int64_t kPair = 2;
+
+typedef float Vector __attribute__((vector_size(64)));
+typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
+
+using Element = uint16_t;
+
+TARGET inline Vector multiply_add(Vector sum, const uint16_t* one, const uint16_t* many) {
+  int32_t two;
+  std::memcpy(&two, one, sizeof(two));
+  return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                   reinterpret_cast<__m512bh>(_mm512_set1_epi32(two)),
+                                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(many))));
+}
+
+// 16 numbers, those that are missing zero, in bfloat16: to the nearest, ties to even.
+TARGET inline __m256i rounded(const float* from, int64_t count) {
+  const __mmask16 mask = count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from)));
+}
+
+TARGET inline void convert(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; i += 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), rounded(from + i, 16));
+  }
+}
+
+// In place: a[i] takes element i of every vector.
+TARGET inline void transpose(__m512i (&a)[16]) {
+  __m512i b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xDD);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xDD);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+    a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD);
+    a[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD);
+  }
+}
+
+// A pair of a key's numbers is a 32-bit one: 16 keys and 16 pairs are transposed at a time.
+TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim,
+                                   uint16_t* to) {
+  for (int64_t d = 0; d < dim; d += 32) {
+    __m512i pairs[16];
+    for (int64_t i = 0; i < 16; ++i) {
+      const float* row = rows + i * stride + d;
+      pairs[i] = i < count ? _mm512_inserti64x4(_mm512_castsi256_si512(rounded(row, dim - d)),
+                                                rounded(row + 16, dim - d - 16), 1)
+                           : _mm512_setzero_si512();
+    }
+    transpose(pairs);
+    for (int64_t i = 0; i < 16 && d + 2 * i < dim; ++i) _mm512_storeu_si512(to + (d + 2 * i) * 16, pairs[i]);
+  }
+}
+
+TARGET inline void pack_value_pair(const float* rows, int64_t stride, int64_t count, int64_t dim,
+                                   uint16_t* to) {
+  for (int64_t d = 0; d < dim; d += 16) {
+    const __m512i first = _mm512_cvtepu16_epi32(rounded(rows + d, count > 0 ? dim - d : 0));
+    const __m512i second = _mm512_cvtepu16_epi32(rounded(rows + stride + d, count > 1 ? dim - d : 0));
+    _mm512_storeu_si512(to + 2 * d, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  }
+}
+
+#include "attention/kernels.inl"
+
+}  // namespace
+
+const AttentionKernels* avx512_bfloat16_attention_kernels() {
+  // A few queries are bound by the reading of the cache, which is float32.
+  static const AttentionKernels kernels{
+      "avx512-bfloat16", sizeof(Element), pack_keys,
+      pack_values,       attend,          avx512_attention_kernels()->attend_part};
+  return &kernels;
+}
+
+#else
+
+const AttentionKernels* avx512_bfloat16_attention_kernels() { return nullptr; }
+
+#endif
+
+}  // namespace qwen2vl

@@ -1,0 +1,50 @@
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "common/instruction_set.h"
+#include "onnxruntime/attention_operators.h"
+
+// Operators of our own inside ONNX Runtime's graphs. The engine opens this module as a library of operators
+// and calls RegisterCustomOps.
+namespace qwen2vl {
+
+namespace {
+
+constexpr const char* kDomain = "qwen2vl";
+
+}  // namespace
+
+void register_operators(pybind11::module_& m) {
+  m.attr("OPERATOR_DOMAIN") = kDomain;
+  m.attr("MOST_ATTENTION_DIM") = kMostAttentionDim;
+  m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
+        "The largest instruction set that kernels loaded from now on may use; '' takes all there are.");
+  m.def("instruction_sets", &instruction_sets, "The instruction sets that may be used, by name.");
+}
+
+}  // namespace qwen2vl
+
+extern "C" __attribute__((visibility("default"))) qwen2vl::ort::Status* RegisterCustomOps(
+    qwen2vl::ort::SessionOptions* options, const qwen2vl::ort::ApiBase* base) {
+  using namespace qwen2vl;
+  using namespace qwen2vl::ort;
+  const Api* api = base->get_api(kApiVersion);
+  if (api == nullptr)
+    return nullptr;  // older than any that is supported: it will miss the operators and say so
+  // Lives as long as the library: sessions keep pointers to it.
+  static Domain* domain = nullptr;
+  if (domain == nullptr) {
+    Domain* made = nullptr;
+    if (Status* status =
+            api->at<Status*(const char*, Domain**)>(Api::kCreateCustomOpDomain)(kDomain, &made)) {
+      return status;
+    }
+    for (const CustomOp* op : {&Operator<PictureAttentionOperator>::definition(),
+                               &Operator<CachedAttentionOperator>::definition()}) {
+      const auto add = api->at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
+      if (Status* status = add(made, op)) return status;
+    }
+    domain = made;
+  }
+  return api->at<Status*(SessionOptions*, Domain*)>(Api::kAddCustomOpDomain)(options, domain);
+}

@@ -1,0 +1,180 @@
+"""The project's own attention operators on every instruction set of this CPU, against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from qwen2vl_rt import InputError, _core
+from qwen2vl_rt.lowering.cpu_attention import DOMAIN
+
+# Allowed errors: as a part of the largest value that is averaged; as a part of the result's norm for bfloat16
+# (numbers are rounded by up to 1/256, and so are scores whose standard deviation is 4).
+EXACT, ROUNDED = 2e-6, 0.015
+
+
+@pytest.fixture(params=_core.instruction_sets())
+def instruction_set(request) -> str:
+    _core.limit_instruction_set(request.param)
+    yield request.param
+    _core.limit_instruction_set("")
+
+
+def session(operator: str, inputs: dict[str, np.ndarray], outputs: list[str], **attributes):
+    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
+    graph = helper.make_graph(
+        [helper.make_node(operator, list(inputs), outputs, operator, domain=DOMAIN, **attributes)],
+        operator,
+        [helper.make_tensor_value_info(k, kinds[v.dtype], v.shape) for k, v in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.register_custom_ops_library(_core.__file__)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=12)
+    return ort.InferenceSession(model.SerializeToString(), options)
+
+
+def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """x [B, T, heads, D] turned by [B, T, D / 2] angles."""
+    a, b = np.split(x.astype(np.float64), 2, axis=-1)
+    cos, sin = cos[:, :, None].astype(np.float64), sin[:, :, None].astype(np.float64)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int | None = None) -> np.ndarray:
+    """q [T, heads, D] over k, v [S, kv_heads, D]; with `first`, token t sees the keys up to first + t."""
+    group = q.shape[1] // k.shape[1]
+    scores = np.einsum("thd,shd->hts", q, np.repeat(k, group, axis=1)) / np.sqrt(q.shape[2])
+    if first is not None:
+        unseen = np.arange(k.shape[0])[None] > first + np.arange(q.shape[0])[:, None]
+        scores[:, unseen] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("hts,shd->thd", weights, np.repeat(v, group, axis=1).astype(np.float64))
+
+
+def tables(rng: np.random.Generator, rows: int, tokens: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = rng.uniform(0, 6, (rows, tokens, dim // 2))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "patches", "heads", "dim"),
+    [
+        (1, 4, 16, 80),
+        (2, 50, 3, 80),
+        (1, 513, 2, 80),
+        (1, 65, 2, 20),
+        (1, 1, 1, 2),
+        (3, 300, 1, 128),
+        (1, 49, 2, 256),
+    ],
+)
+@pytest.mark.parametrize("bfloat16", [0, 1])
+def test_pictures(instruction_set, pictures, patches, heads, dim, bfloat16):
+    rng = np.random.default_rng(patches)
+    cos, sin = tables(rng, pictures, patches, dim)
+    qkv = 2 * rng.standard_normal((pictures, patches, 3, heads, dim), np.float32)
+    inputs = {"qkv": qkv.reshape(pictures, patches, -1), "cos": cos, "sin": sin}
+    (actual,) = session("PictureAttention", inputs, ["y"], bfloat16=bfloat16).run(None, inputs)
+    q, k = rotated(qkv[:, :, 0], cos, sin), rotated(qkv[:, :, 1], cos, sin)
+    expected = [attention(q[i], k[i], qkv[i, :, 2]) for i in range(pictures)]
+    expected = np.reshape(expected, actual.shape)
+    if bfloat16 and instruction_set == "avx512-bfloat16":
+        assert np.linalg.norm(actual - expected) < ROUNDED * np.linalg.norm(expected)
+    else:
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT * np.abs(qkv[:, :, 2]).max())
+
+
+CAPACITY = 2100
+STEPS = {
+    "first tokens": ([0], 70),
+    "a chunk": ([300], 33),
+    "one token": ([1023], 1),
+    "rows of different lengths": ([0, 2090, 1], 1),
+    "drafts": ([5, 1300], 4),
+    "chunks of two rows": ([0, 511], 9),
+}
+
+
+class Step:
+    def __init__(self, past: list[int], tokens: int, heads: int, kv_heads: int, dim: int):
+        rng = np.random.default_rng(tokens)
+        rows, cache = len(past), (len(past), kv_heads, CAPACITY, dim)
+        self.past, self.tokens = past, tokens
+        self.new = {
+            name: rng.standard_normal((rows, tokens, count, dim), np.float32)
+            for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        }
+        self.inputs = {name: value.reshape(rows, tokens, -1) for name, value in self.new.items()}
+        self.inputs |= dict(zip(("cos", "sin"), tables(rng, rows, tokens, dim), strict=True))
+        for name in ("past_k", "past_v"):
+            self.inputs[name] = np.full(cache, np.nan, np.float32)  # what was never written must not matter
+            for row, length in enumerate(past):
+                self.inputs[name][row, :, :length] = rng.standard_normal((kv_heads, length, dim))
+        self.inputs["past_length"] = np.array(past, np.int64)
+
+    def session(self):
+        return session("CachedAttention", self.inputs, ["y", "present_k", "present_v"])
+
+    def check(self, y: np.ndarray, present_k: np.ndarray, present_v: np.ndarray) -> None:
+        angles = self.inputs["cos"], self.inputs["sin"]
+        q, k = rotated(self.new["q"], *angles), rotated(self.new["k"], *angles)
+        for row, past in enumerate(self.past):
+            keys = np.concatenate([self.inputs["past_k"][row, :, :past].swapaxes(0, 1), k[row]])
+            values = np.concatenate([self.inputs["past_v"][row, :, :past].swapaxes(0, 1), self.new["v"][row]])
+            end = past + self.tokens
+            np.testing.assert_allclose(present_k[row, :, :end].swapaxes(0, 1), keys, rtol=0, atol=2e-6)
+            np.testing.assert_array_equal(present_v[row, :, :end].swapaxes(0, 1), values)
+            expected = attention(q[row], keys, values, first=past)
+            allowed = EXACT * np.abs(values).max()
+            np.testing.assert_allclose(y[row], expected.reshape(y[row].shape), rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(12, 2, 128), (7, 1, 16), (4, 4, 20)])
+@pytest.mark.parametrize(("past", "tokens"), STEPS.values(), ids=STEPS)
+def test_cached(instruction_set, past, tokens, heads, kv_heads, dim):
+    step = Step(past, tokens, heads, kv_heads, dim)
+    step.check(*step.session().run(None, step.inputs))
+
+
+@pytest.mark.parametrize(("past", "tokens"), STEPS.values(), ids=STEPS)
+def test_the_cache_is_updated_in_place(past, tokens):
+    step = Step(past, tokens, 4, 2, 32)
+    engine = step.session()
+    binding = engine.io_binding()
+    bound = {name: value.copy() for name, value in step.inputs.items()}
+    y = np.empty_like(step.inputs["q"])
+    outputs = {"y": y, "present_k": bound["past_k"], "present_v": bound["past_v"]}
+    for name, array in bound.items():
+        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    engine.run_with_iobinding(binding)
+    step.check(y, bound["past_k"], bound["past_v"])
+    for row, length in enumerate(past):  # and nowhere else
+        assert np.isnan(bound["past_k"][row, :, length + tokens :]).all()
+
+
+def test_threads_change_nothing():
+    step = Step([2000], 1, 12, 2, 128)
+    first = step.session().run(None, step.inputs)[0]
+    for _ in range(5):
+        np.testing.assert_array_equal(step.session().run(None, step.inputs)[0], first)
+
+
+def test_a_full_cache_is_refused():
+    step = Step([CAPACITY - 1], 2, 4, 2, 32)
+    with pytest.raises(
+        Exception, match=f"{CAPACITY} positions cannot hold 1 rows and {CAPACITY + 1} positions"
+    ):
+        step.session().run(None, step.inputs)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(InputError, match="'sse9': take portable, avx2"):
+        _core.limit_instruction_set("sse9")
