@@ -9,7 +9,11 @@ TINY   := $(OUT)/tiny-fp32
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' 2>/dev/null)
 
-.PHONY: demo eval test test-gpu bench-gpu lint format test-sanitize kernel-report clean
+# Where `make bench-2b` keeps its checkpoint and bundles (11 GB), and where its results go.
+BENCH_2B     ?= $(OUT)/bench-2b
+BENCH_RESULT ?= $(OUT)/cpu-2b
+
+.PHONY: demo eval bench bench-2b test test-gpu bench-gpu lint format test-sanitize kernel-report clean
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
@@ -20,6 +24,10 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOU
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
+	touch $@
+
+$(VENV)/installed-plot: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,plot]'
 	touch $@
 
 $(VENV)/installed-lint: pyproject.toml
@@ -37,6 +45,14 @@ demo: $(TINY)/manifest.json
 
 eval: $(TINY)/manifest.json
 	$(BIN)/qwen2vl eval $(TINY) --set models/tiny/eval --json $(OUT)/eval.json
+
+# The tiny checkpoint, in less than two minutes; and the 2B shapes with random weights.
+bench: $(VENV)/installed-plot $(TINY)/manifest.json
+	$(BIN)/qwen2vl bench $(TINY) --json $(OUT)/bench.json
+	$(BIN)/qwen2vl bench $(TINY) --growth --json $(OUT)/bench-growth.json --plot $(OUT)/bench-growth.png
+
+bench-2b: $(VENV)/installed-plot
+	$(BIN)/python -m bench.cpu --work $(BENCH_2B) --output $(BENCH_RESULT) $(BENCH_FLAGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -1,11 +1,11 @@
 """Write a checkpoint of a published size with random weights: the layout of the hub, without a download.
 
-    python bench/random_checkpoint.py --size 2b --tokenizer DIR --output DIR
-    python bench/random_checkpoint.py --size 72b --layers 4 --sparse --tokenizer DIR --output DIR
+    python bench/random_checkpoint.py --size 2b --output DIR
+    python bench/random_checkpoint.py --size 72b --layers 4 --sparse --output DIR
 
 Weights go to disk block by block. `--sparse` writes only the headers and leaves holes (all weights zero) that
-take no room on the disk. DIR of `--tokenizer` holds tokenizer.json, tokenizer_config.json and
-chat_template.json.
+take no room on the disk. `--tokenizer DIR` takes tokenizer.json, tokenizer_config.json and chat_template.json
+from there instead of from models/tiny.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
+from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
+from qwen2vl_rt.bundle import MANIFEST
 from qwen2vl_rt.geometry import Geometry
 
+TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"  # its tokenizer is as good as any
+INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 10**9
 BLOCK_NUMBERS = 2**22
 
@@ -53,6 +57,17 @@ GENERATION_CONFIG = {
     "temperature": 0.01,
     "top_p": 0.001,
     "top_k": 1,
+}
+
+# The tokens whose ids the configuration states, and where.
+SPECIAL_TOKENS = {
+    "<|endoftext|>": ("bos_token_id", "pad_token_id"),
+    "<|im_end|>": ("eos_token_id",),
+    "<|vision_start|>": ("vision_start_token_id",),
+    "<|vision_end|>": ("vision_end_token_id",),
+    "<|vision_pad|>": ("vision_token_id",),
+    "<|image_pad|>": ("image_token_id",),
+    "<|video_pad|>": ("video_token_id",),
 }
 
 
@@ -117,15 +132,20 @@ def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
 def write_random_checkpoint(
     folder: Path, config: dict[str, Any], tokenizer: Path, *, seed: int = 0, sparse: bool = False
 ) -> int:
-    """Write the checkpoint and return the bytes of its weights (bfloat16)."""
+    """Write the checkpoint and return the bytes of its weights (bfloat16).
+
+    `tokenizer` is a folder with the files of one; where its special tokens have other ids than the published
+    model's (a small tokenizer), the configuration states those.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    config, generation_config = _with_ids_of(tokenizer / "tokenizer.json", config)
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
-    _write_json(folder / "generation_config.json", GENERATION_CONFIG)
+    _write_json(folder / "generation_config.json", generation_config)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
         (folder / name).write_bytes((tokenizer / name).read_bytes())
 
-    shapes = tensor_shapes(Geometry.from_config(config, GENERATION_CONFIG))
+    shapes = tensor_shapes(Geometry.from_config(config, generation_config))
     shards: list[list[str]] = [[]]
     in_shard = 0
     for name, shape in shapes.items():
@@ -144,8 +164,33 @@ def write_random_checkpoint(
             _write_shard(folder / file, {name: shapes[name] for name in names}, rng, sparse, bar)
             weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    _write_json(folder / INDEX, index)
     return total
+
+
+def _with_ids_of(tokenizer: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and GENERATION_CONFIG with a tokenizer's special ids."""
+    added = {token["content"]: token["id"] for token in json.loads(tokenizer.read_text())["added_tokens"]}
+    ids = {key: added[name] for name, keys in SPECIAL_TOKENS.items() for key in keys}
+    generation = GENERATION_CONFIG | {key: ids[key] for key in ("bos_token_id", "pad_token_id")}
+    generation["eos_token_id"] = [ids["eos_token_id"], ids["bos_token_id"]]
+    return config | {key: value for key, value in ids.items() if key in config}, generation
+
+
+def random_checkpoint(size: str, work: Path, tokenizer: Path = TINY) -> Path:
+    """The folder work/checkpoint: a random checkpoint of a published size, made once."""
+    folder = work / "checkpoint"
+    if not (folder / INDEX).exists():
+        write_random_checkpoint(folder, published_config(size), tokenizer)
+    return folder
+
+
+def random_bundle(size: str, precision: str, work: Path, tokenizer: Path = TINY) -> Path:
+    """The folder work/bundle-PRECISION, exported from `random_checkpoint`, made once."""
+    folder = work / f"bundle-{precision}"
+    if not (folder / MANIFEST).exists():
+        export_checkpoint(random_checkpoint(size, work, tokenizer), folder, precision)
+    return folder
 
 
 def _write_shard(
@@ -194,7 +239,7 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(PUBLISHED), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="folder with tokenizer.json and its settings"
+        "--tokenizer", type=Path, default=TINY, help="folder with tokenizer.json and its settings"
     )
     parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
     parser.add_argument("--sparse", action="store_true", help="all weights zero, as holes that take no disk")

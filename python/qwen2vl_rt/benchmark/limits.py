@@ -1,0 +1,105 @@
+"""The machine's own limits: how fast it reads memory and multiplies matrices, with as many threads."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from qwen2vl_rt.benchmark.work import Work
+
+REPEATS = 5
+READ_BYTES = 256 << 20
+PRODUCT = 2048  # rows, columns and depth of the measured product
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The best of a few measurements each."""
+
+    read_bytes_per_second: float
+    """Reading memory, all threads."""
+    float32_rate: float
+    """Operations a second of the engine's float32 product, 2048 x 2048 x 2048."""
+    weight_rate: float
+    """The same with weights at the bundle's precision: the float32 rate, or the engine's u8 x s8 product."""
+    weight_product: str
+    """What `weight_rate` multiplies: "float32" or "int8"."""
+
+    def seconds(self, work: Work) -> float:
+        """The least time for `work`: multiplying and reading side by side."""
+        multiply = work.weight_operations / self.weight_rate + work.attention_operations / self.float32_rate
+        return max(multiply, work.read_bytes / self.read_bytes_per_second)
+
+    def best(self, other: Limits) -> Limits:
+        """The higher of each rate."""
+        return Limits(
+            max(self.read_bytes_per_second, other.read_bytes_per_second),
+            max(self.float32_rate, other.float32_rate),
+            max(self.weight_rate, other.weight_rate),
+            self.weight_product,
+        )
+
+
+def measure_limits(threads: int, quantized: bool) -> Limits:
+    """Measure memory and the engine's products; threads 0 takes all cores."""
+    float32 = _product_rate(threads, False)
+    return Limits(
+        _read_rate(threads or len(os.sched_getaffinity(0))),
+        float32,
+        _product_rate(threads, True) if quantized else float32,
+        "int8" if quantized else "float32",
+    )
+
+
+def _read_rate(threads: int) -> float:
+    """Bytes a second."""
+    block = np.ones(READ_BYTES, np.uint8).view(np.uint64)
+    slices = np.array_split(block, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return block.nbytes / _fastest(lambda: list(pool.map(np.add.reduce, slices)))
+
+
+def _product_rate(threads: int, integers: bool) -> float:
+    """Operations a second of one product whose second operand is a weight, packed at load as a model's is."""
+    rng = np.random.default_rng(0)
+    shape = (PRODUCT, PRODUCT)
+    if integers:
+        x = rng.integers(1, 256, shape, np.uint8)
+        weights = {"w": rng.integers(-127, 128, shape, np.int8), "zero": np.uint8(128)}
+        node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
+        kinds = TensorProto.UINT8, TensorProto.INT32
+    else:
+        x = rng.standard_normal(shape, np.float32)
+        weights = {"w": rng.standard_normal(shape, np.float32)}
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        kinds = TensorProto.FLOAT, TensorProto.FLOAT
+    graph = helper.make_graph(
+        [node],
+        "limit",
+        [helper.make_tensor_value_info("x", kinds[0], shape)],
+        [helper.make_tensor_value_info("y", kinds[1], shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return 2 * PRODUCT**3 / _fastest(lambda: session.run(None, {"x": x}))
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of REPEATS calls after one that warms up."""
+    call()
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
