@@ -9,9 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GroupQuantized:
-    """A linear layer's matrix, N outputs by K inputs, in G = K / `group` groups along K.
+    """A linear layer's matrix, N outputs by K inputs, in G = ceil(K / `group`) groups along K.
 
-    The number that a code stands for: scales[n, k // group] * (codes[n, k] - zero_points[n, k // group]).
+    The number that a code stands for, g being the group of input k:
+    scales[n, g] * (codes[n, k] - zero_points[n, g]).
     """
 
     codes: np.ndarray  # uint8 [N, K], each 0 to 2**bits - 1
@@ -19,15 +20,17 @@ class GroupQuantized:
     zero_points: np.ndarray  # uint8 [N, G], each 0 to 2**bits - 1
     group: int
     bits: int
+    order: np.ndarray | None = None  # [K], each input's group (act-order); None: k // group
 
-    def dequantized(self) -> np.ndarray:
-        """Return the matrix in float32 [N, K].
+    def dequantized(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the matrix' inputs `start` to `stop` (all of them by default) in float32 [N, stop - start].
 
         Exact where the scales were stored in 16 bit: their at most 11 bits times the difference's at most 9
         fit float32's 24.
         """
-        numbers = self.codes.astype(np.float32)
-        groups = numbers.reshape(*self.scales.shape, self.group)  # a view: [N, G, group]
-        groups -= self.zero_points[..., None]
-        groups *= self.scales[..., None]
+        numbers = self.codes[:, start:stop].astype(np.float32)
+        inputs = np.arange(start, start + numbers.shape[1])
+        groups = inputs // self.group if self.order is None else self.order[inputs]
+        numbers -= self.zero_points[:, groups]
+        numbers *= self.scales[:, groups]
         return numbers

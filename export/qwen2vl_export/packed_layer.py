@@ -1,6 +1,6 @@
 """One quantized linear layer of a GPTQ or AWQ checkpoint: codes packed into 32-bit words.
 
-N outputs, K inputs, G = K / group groups, P = 32 / bits codes a word, the first in the lowest bits:
+N outputs, K inputs, G groups of inputs, P = 32 / bits codes a word, the first in the lowest bits:
 
               GPTQ (AutoGPTQ)                      AWQ (AutoAWQ's gemm)
     qweight   int32 [K / P, N], P inputs a word    int32 [K, N / 8], 8 outputs a word, shuffled
@@ -8,6 +8,8 @@ N outputs, K inputs, G = K / group groups, P = 32 / bits codes a word, the first
     scales    float16 [G, N]                       float16 [G, N]
     g_idx     int32 [K], the input's group         none
 
+G is ceil(K / group) in GPTQ, whose last group may be short; AWQ's groups fill K. g_idx is k // group, or with
+act-order (desc_act) any assignment that fills the same groups.
 GPTQ's first format stores zero points less 1. AWQ's word holds the outputs 0 2 4 6 1 3 5 7 of its eight.
 Sources: AutoGPTQ's nn_modules/qlinear/qlinear_cuda.py, AutoAWQ's modules/linear/gemm.py and
 utils/packing_utils.py.
@@ -45,16 +47,16 @@ class PackedLayer:
     def check(self, shape: tuple[int, int]) -> None:
         """Compare the layer with the matrix [N, K] that config.json asks for.
 
-        Raises CheckpointError for a missing part, a wrong shape or format, groups that are not runs of
-        consecutive inputs (act-order), and scales and zero points that no quantizer writes.
+        Raises CheckpointError for a missing part, a wrong shape or format, and an order of groups, scales and
+        zero points that no quantizer writes.
         """
         config, (outputs, inputs) = self.config, shape
         per_word = 32 // config.bits
-        if inputs % config.group:
+        if config.method == AWQ and inputs % config.group:
             self._refuse(f"group_size {config.group} does not divide its {inputs} inputs")
         if outputs % per_word or inputs % per_word:
             self._refuse(f"{config.bits}-bit codes of [{outputs}, {inputs}] do not fill 32-bit words")
-        groups = inputs // config.group
+        groups = -(-inputs // config.group)
         wanted = {
             "qweight": (inputs // per_word, outputs)
             if config.method == GPTQ
@@ -76,7 +78,7 @@ class PackedLayer:
                 )
             _ = tensor.number if part == "scales" else tensor.words  # refuses other formats
         if "g_idx" in self.parts:
-            self._check_order(inputs)
+            self._check_order(groups)
         if not np.isfinite(self._scales(0, outputs)).all():
             self._refuse("scales holds a number that is not finite; download it again")
         self._zero_points(0, outputs)
@@ -92,7 +94,25 @@ class PackedLayer:
             self._zero_points(start, stop),
             self.config.group,
             self.config.bits,
+            self._order(),
         )
+
+    @property
+    def in_order(self) -> bool:
+        """Whether each group is a run of consecutive inputs."""
+        return self._order() is None
+
+    def _order(self) -> np.ndarray | None:
+        """Return each input's group [K], or None where groups are runs of inputs."""
+        if "g_idx" not in self.parts:
+            return None
+        g_idx = self.parts["g_idx"]
+        order = g_idx.read_words(0, g_idx.shape[0])
+        return None if (order == self._runs).all() else order
+
+    @property
+    def _runs(self) -> np.ndarray:
+        return np.arange(self.parts["g_idx"].shape[0]) // self.config.group
 
     def _codes(self, start: int, stop: int) -> np.ndarray:
         """Unpack qweight: uint8 [stop - start, K]."""
@@ -144,13 +164,13 @@ class PackedLayer:
         skipped = start % values.shape[-1]
         return values.reshape(len(words), -1)[:, skipped : skipped + stop - start]
 
-    def _check_order(self, inputs: int) -> None:
-        groups = self.parts["g_idx"].read_words(0, inputs)
-        if (groups != np.arange(inputs) // self.config.group).any():
-            self._refuse(
-                "g_idx assigns inputs to groups out of order (act-order), which cannot be exported; "
-                "use a release quantized with desc_act false"
-            )
+    def _check_order(self, groups: int) -> None:
+        if (order := self._order()) is None:
+            return
+        if not self.config.act_order:
+            self._refuse("g_idx assigns inputs to groups out of order, but config.json says desc_act false")
+        if (order >= groups).any() or (np.sort(order) != self._runs).any():
+            self._refuse(f"g_idx does not fill groups of {self.config.group} inputs; it is damaged")
 
     def _refuse(self, problem: str) -> None:
         file = next(iter(self.parts.values())).file

@@ -143,7 +143,17 @@ DAMAGES = {
         changed(f"{DOWN}.scales", set_item((1, 7), np.inf)),
         [DOWN, "scales", "not finite"],
     ),
-    "act-order": (Layout(group=32), act_order, [UP, "act-order", "desc_act"]),
+    "an order that config.json denies": (Layout(group=32), act_order, [UP, "out of order", "desc_act"]),
+    "groups of other sizes": (
+        Layout(group=32, act_order=True),
+        changed(f"{UP}.g_idx", set_item(slice(0, 40), 1)),
+        [UP, "g_idx", "groups of 32"],
+    ),
+    "g_idx beyond the groups of an act-order layer": (
+        Layout(group=32, act_order=True),
+        changed(f"{UP}.g_idx", set_item(5, 4)),
+        [UP, "g_idx", "groups of 32"],
+    ),
     "short g_idx": (GPTQ_INT4, put(f"{UP}.g_idx", np.zeros(64, np.int32)), [f"{UP}.g_idx", "[64]", "[128]"]),
     "g_idx beyond the groups": (GPTQ_INT4, changed(f"{UP}.g_idx", set_item(5, -1)), [UP, "g_idx"]),
     "a symmetric layer off its middle": (
@@ -181,7 +191,8 @@ CONFIGS = {
     "groups of 48": (GPTQ_INT4, {"group_size": 48}, ["group_size 48", "multiple of 32"]),
     "one group": (GPTQ_INT4, {"group_size": -1}, ["group_size -1", "multiple of 32"]),
     "another group than stored": (GPTQ_INT4, {"group_size": 64}, ["[1, ", "[2, ", "group_size 64"]),
-    "groups of 96": (GPTQ_INT4, {"group_size": 96}, ["group_size 96", "128 inputs"]),
+    "groups of 96": (GPTQ_INT4, {"group_size": 96}, ["[1, ", "[2, ", "group_size 96"]),
+    "AWQ's groups of 96": (AWQ, {"group_size": 96}, ["group_size 96", "128 inputs"]),
     "marlin": (GPTQ_INT4, {"checkpoint_format": "marlin"}, ["checkpoint_format 'marlin'", "gptq_v2"]),
     "AutoGPTQ's marlin": (GPTQ_INT4, {"is_marlin_format": True}, ["marlin"]),
     "words of 8 bits": (GPTQ_INT4, {"pack_dtype": "int8"}, ["pack_dtype", "int32"]),

@@ -1,4 +1,6 @@
-"""4-bit layers of GPTQ and AWQ checkpoints go into int4 bundles bit for bit; others are quantized anew."""
+"""4-bit layers of GPTQ and AWQ checkpoints go into int4 bundles bit for bit; others are quantized anew, near
+what they stood for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from tests.support import quantized_checkpoint as layouts
-from tests.support.quantized_checkpoint import QuantizedCheckpoint, save_quantized
+from tests.support.quantized_checkpoint import Layout, QuantizedCheckpoint, save_quantized
 from tests.support.random_model import random_model
 
 TINY = Path(__file__).parents[2] / "models/tiny"
@@ -41,19 +43,31 @@ def conversations(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["GPTQ_INT4", "AWQ"])
-def checkpoint(request, tmp_path_factory) -> QuantizedCheckpoint:
+KEPT = {
+    "gptq": (layouts.GPTQ_INT4, 256),
+    "gptq whose last group is short": (layouts.GPTQ_INT4, 320),
+    "gptq with zero points": (Layout(symmetric=False), 320),
+    "gptq's second format": (Layout(symmetric=False, checkpoint_format="gptq_v2"), 256),
+    "awq": (layouts.AWQ, 256),
+}
+
+
+def written(layout: Layout, mlp_size: int, folder: Path) -> QuantizedCheckpoint:
     model = random_model(
         4,
         hidden_size=128,
-        mlp_size=256,
+        mlp_size=mlp_size,
         mrope_section=(4, 4, 8),
         vocab_size=768,
         tied=True,
         special_ids=TINY_IDS,
     )
-    folder = tmp_path_factory.mktemp("quantized") / "checkpoint"
-    return save_quantized(model, folder, getattr(layouts, request.param), tokenizer=TINY)
+    return save_quantized(model, folder / "checkpoint", layout, tokenizer=TINY)
+
+
+@pytest.fixture(scope="module", params=KEPT.values(), ids=KEPT)
+def checkpoint(request, tmp_path_factory) -> QuantizedCheckpoint:
+    return written(*request.param, tmp_path_factory.mktemp("quantized"))
 
 
 def stored(bundle: Bundle) -> dict[str, np.ndarray]:
@@ -94,7 +108,8 @@ def test_a_layer_in_floating_point_is_quantized_among_those_that_are_kept(
     name = "model.layers.1.mlp.up_proj"
     for part in [part for part in copy.tensors if part.startswith(f"{name}.")]:
         del copy.tensors[part]
-    matrix = np.random.default_rng(6).standard_normal((256, 128)).astype(np.float16)
+    matrix = np.random.default_rng(6).standard_normal(copy.layers[f"{name}.weight"].codes.shape)
+    matrix = matrix.astype(np.float16)
     copy.tensors[f"{name}.weight"] = matrix
     copy.save()
     bundle = export_checkpoint(copy.path, tmp_path / "bundle", "int4", calibration=conversations)
@@ -102,3 +117,27 @@ def test_a_layer_in_floating_point_is_quantized_among_those_that_are_kept(
     found = stored(bundle)
     codes, scales = found["layers.1.mlp.up.weight"], found["layers.1.mlp.up.weight.scale"]
     assert np.abs((codes - 8) * scales - matrix).mean() < 0.3 * np.abs(matrix).mean()
+
+
+@pytest.mark.parametrize(
+    "layout", [layouts.GPTQ_ACT_ORDER, layouts.GPTQ_V2], ids=["act-order", "groups of 64"]
+)
+def test_other_groups_are_quantized_anew(layout, tmp_path):
+    known = written(layout, 256, tmp_path)
+    found = stored(export_checkpoint(known.path, tmp_path / "bundle", "int4"))
+    for name, layer in (
+        ("layers.0.mlp.down", known.layers["model.layers.0.mlp.down_proj.weight"]),
+        ("layers.1.attention.q", known.layers["model.layers.1.self_attn.q_proj.weight"]),
+    ):
+        scales, zeros = (found[f"{name}.weight.{part}"].repeat(128, 1) for part in ("scale", "zero_point"))
+        values = (found[f"{name}.weight"] - zeros) * scales
+        assert (np.abs(values - layer.weight) <= 1.001 * scales).all()  # the eighth step up is not there
+
+
+def test_eight_bit_layers_are_rounded_once_more_for_a_scale_an_output(tmp_path):
+    known = written(layouts.GPTQ_INT8, 256, tmp_path)
+    found = stored(export_checkpoint(known.path, tmp_path / "bundle", "int8"))
+    for published, name in (("mlp.down_proj", "mlp.down"), ("self_attn.v_proj", "attention.v")):
+        exact = known.layers[f"model.layers.1.{published}.weight"].weight
+        codes, scales = (found[f"layers.1.{name}.weight{part}"] for part in ("", ".scale"))
+        assert (np.abs(codes.T * scales[:, None] - exact) <= 0.5001 * scales[:, None]).all()

@@ -3,7 +3,7 @@
 AutoGPTQ, QuantLinear.pack:        qweight[i / P, n] |= code[i, n] << (bits * (i % P))
                                    qzeros[g, n / P] |= (zero[g, n] - 1) << (bits * (n % P))
 AutoAWQ, WQLinear_GEMM.from_linear: qweight[k, c] |= code[k, 8 c + order[i]] << (4 * i), qzeros likewise
-both:                              weight = scale * (code - zero)
+both:                              weight = scale * (code - zero), of the input's group
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Layout:
     group: int = 128
     checkpoint_format: str = "gptq"
     symmetric: bool = True
+    act_order: bool = False  # desc_act
 
     @property
     def quantization_config(self) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class Layout:
         return common | {
             "checkpoint_format": self.checkpoint_format,
             "damp_percent": 0.1,
-            "desc_act": False,
+            "desc_act": self.act_order,
             "static_groups": False,
             "sym": self.symmetric,
             "true_sequential": True,
@@ -57,6 +58,7 @@ AWQ = Layout("awq", symmetric=False)
 GPTQ_ASYMMETRIC = Layout(symmetric=False, group=32)
 GPTQ_V2 = Layout(checkpoint_format="gptq_v2", symmetric=False, group=64)
 GPTQ_V2_INT8 = Layout(bits=8, checkpoint_format="gptq_v2", symmetric=False, group=32)
+GPTQ_ACT_ORDER = Layout(act_order=True)
 
 
 @dataclass(frozen=True)
@@ -66,31 +68,38 @@ class Layer:
     codes: np.ndarray  # int64 [N, K]
     scales: np.ndarray  # float16 [N, G]
     zeros: np.ndarray  # int64 [N, G]
+    groups: np.ndarray  # [K], the group of each input
 
     @property
     def weight(self) -> np.ndarray:
         """The matrix that the layer stands for, float32 [N, K]."""
-        group = self.codes.shape[1] // self.scales.shape[1]
-        scales, zeros = self.scales.repeat(group, axis=1), self.zeros.repeat(group, axis=1)
+        scales, zeros = self.scales[:, self.groups], self.zeros[:, self.groups]
         return (scales.astype(np.float64) * (self.codes - zeros)).astype(np.float32)
+
+
+def groups_of(inputs: int, layout: Layout) -> np.ndarray:
+    """The group of each input, [K]; with act-order the inputs are dealt out in any order."""
+    groups = np.arange(inputs) // layout.group
+    return np.random.default_rng(inputs).permutation(groups) if layout.act_order else groups
 
 
 def quantize(weight: np.ndarray, layout: Layout) -> Layer:
     """Round a matrix [N, K] to the nearest codes."""
-    outputs, inputs = weight.shape
-    groups = weight.reshape(outputs, inputs // layout.group, layout.group).astype(np.float64)
+    groups = groups_of(weight.shape[1], layout)
+    members = [weight[:, groups == group].astype(np.float64) for group in range(groups.max() + 1)]
     steps = 2**layout.bits - 1
-    least, most = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    least = np.stack([np.minimum(group.min(-1), 0) for group in members], axis=1)
+    most = np.stack([np.maximum(group.max(-1), 0) for group in members], axis=1)
     if layout.symmetric:
-        most = np.abs(groups).max(-1)
+        most = np.maximum(most, -least)
         least = -most
     scales = ((most - least) / steps).astype(np.float16)
     if layout.symmetric:
         zeros = np.full(scales.shape, 2 ** (layout.bits - 1))
     else:  # AutoGPTQ's first format cannot hold a zero point of 0
         zeros = np.clip(np.round(-least / scales), layout.checkpoint_format == "gptq", steps).astype(np.int64)
-    codes = np.round(groups / scales[..., None].astype(np.float64)) + zeros[..., None]
-    return Layer(np.clip(codes, 0, steps).astype(np.int64).reshape(outputs, inputs), scales, zeros)
+    codes = np.round(weight / scales[:, groups].astype(np.float64)) + zeros[:, groups]
+    return Layer(np.clip(codes, 0, steps).astype(np.int64), scales, zeros, groups)
 
 
 def pack(layer: Layer, layout: Layout) -> dict[str, np.ndarray]:
@@ -105,7 +114,7 @@ def pack(layer: Layer, layout: Layout) -> dict[str, np.ndarray]:
     stored = layer.zeros.T - (layout.checkpoint_format == "gptq")
     parts["qweight"] = _words([layer.codes.T[i::per_word] for i in range(per_word)], layout.bits)
     parts["qzeros"] = _words([stored[:, i::per_word] for i in range(per_word)], layout.bits)
-    parts["g_idx"] = (np.arange(layer.codes.shape[1]) // layout.group).astype(np.int32)
+    parts["g_idx"] = layer.groups.astype(np.int32)
     return parts
 
 

@@ -82,12 +82,12 @@ def packed(codes: np.ndarray) -> np.ndarray:
 
 
 def kept_blocks(found: GroupQuantized | None) -> Blocks | None:
-    """Return a matrix that came quantized to 4 bit in groups of BLOCK, as it is; None for any other."""
-    if found is None or not is_kept(found.bits, found.group):
+    """Return a matrix that came quantized as `is_kept` wants, as it is; None for any other."""
+    if found is None or not is_kept(found.bits, found.group, found.order is None):
         return None
     return Blocks(found.codes, found.scales, found.zero_points)
 
 
-def is_kept(bits: int, group: int) -> bool:
+def is_kept(bits: int, group: int, in_order: bool) -> bool:
     """Return whether codes of so many bits, in groups of `group` inputs, are those of an int4 bundle."""
-    return bits == 4 and group == BLOCK
+    return bits == 4 and group == BLOCK and in_order

@@ -10,12 +10,13 @@ from onnx import TensorProto
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
 from qwen2vl_export.quantize.forms import kept_blocks, nearest_blocks, nearest_rows, packed
+from qwen2vl_export.quantize.parameters import pieces
 from qwen2vl_export.quantize.tables import TableQuantizer
 from qwen2vl_export.sources import CheckpointSource
 
 
 class NearestSource:
-    """Gives a bundle's weights, quantized ones a matrix at a time; all else as the checkpoint has it."""
+    """Gives a bundle's weights, matrices a piece at a time; what is not quantized comes unchanged."""
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
@@ -30,17 +31,27 @@ class NearestSource:
         elif weight.element_type == TensorProto.UINT8:
             yield from self._tables.codes(weight, self._kept)
         elif weight.element_type == TensorProto.UINT4:
-            kept = kept_blocks(self._checkpoint.quantized(weight.source))
-            blocks = kept or nearest_blocks(self._matrix(weight), 4)
-            self._kept[f"{weight.name}.scale"] = blocks.scales
-            self._kept[f"{weight.name}.zero_point"] = packed(blocks.zero_points)
-            yield packed(blocks.codes)
+            yield from self._four_bits(weight)
         elif weight.element_type == TensorProto.INT8:
-            codes, self._kept[f"{weight.name}.scale"] = nearest_rows(self._matrix(weight))
-            yield np.ascontiguousarray(codes.T)
+            codes = np.empty((weight.columns, weight.rows), np.int8)
+            scales = self._kept[f"{weight.name}.scale"] = np.empty(weight.rows, np.float32)
+            for rows, matrix in pieces(self._checkpoint, weight):
+                found, scales[rows] = nearest_rows(matrix)
+                codes[:, rows] = found.T
+            yield codes
         else:
             yield from self._plain.blocks(weight)
 
-    def _matrix(self, weight: Weight) -> np.ndarray:
-        """Read the source as float32 [N, K]."""
-        return self._checkpoint.read_rows(weight, 0, weight.rows).astype(np.float32)
+    def _four_bits(self, weight: Weight) -> Iterator[np.ndarray]:
+        if blocks := kept_blocks(self._checkpoint.quantized(weight.source)):
+            found = [(blocks.scales, blocks.zero_points)]
+            yield packed(blocks.codes)
+        else:
+            found = []
+            for _, matrix in pieces(self._checkpoint, weight):
+                blocks = nearest_blocks(matrix, 4)
+                found.append((blocks.scales, blocks.zero_points))
+                yield packed(blocks.codes)
+        scales, zero_points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        self._kept[f"{weight.name}.scale"] = scales
+        self._kept[f"{weight.name}.zero_point"] = packed(zero_points)

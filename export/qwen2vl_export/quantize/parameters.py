@@ -40,11 +40,7 @@ class Parameters:
 
     def pieces(self, layer: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield a linear layer's matrix in pieces of rows: (which, float32 [rows, inputs])."""
-        weight = self._weights[f"{layer}.weight"]
-        step = max(1, _PIECE // weight.columns)
-        for start in range(0, weight.rows, step):
-            stop = min(start + step, weight.rows)
-            yield slice(start, stop), self._checkpoint.read_rows(weight, start, stop).astype(np.float32)
+        return pieces(self._checkpoint, self._weights[f"{layer}.weight"])
 
     def product(self, layer: str, x: np.ndarray) -> np.ndarray:
         """Run a linear layer: x [T, K] -> [T, N]."""
@@ -58,3 +54,11 @@ class Parameters:
     def kept(self, layer: str) -> Blocks | None:
         """Return a linear layer's matrix as the checkpoint quantized it, where int4 bundles keep it so."""
         return kept_blocks(self._checkpoint.quantized(self._weights[f"{layer}.weight"].source))
+
+
+def pieces(checkpoint: Checkpoint, weight: Weight) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a weight's source in pieces of rows: (which, float32 [rows, columns])."""
+    step = max(1, _PIECE // weight.columns)
+    for start in range(0, weight.rows, step):
+        stop = min(start + step, weight.rows)
+        yield slice(start, stop), checkpoint.read_rows(weight, start, stop).astype(np.float32)
