@@ -5,6 +5,7 @@ for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class CalibratedSource:
             for file, graph in self._graphs.items()
         }
         self._walks: dict[str, VisionWalk | DecoderWalk] = {}
-        self._embeddings: np.ndarray | None = None
+        self._streams: list[np.ndarray] = []
         self._stored: dict[str, np.ndarray] = {}  # of the present layer
         self._present: tuple[str, str] | None = None
 
@@ -59,27 +60,31 @@ class CalibratedSource:
             graph, geometry = self._graphs[file], self._checkpoint.geometry
             parameters = Parameters(self._checkpoint, graph.weights)
             if file == VISION_WEIGHTS:
-                self._walks[file] = VisionWalk(geometry, parameters, self._calibration, Int8Linear)
+                exact = any(
+                    graph.linear_form == "int4" and self._layers[name] for name, graph in self._graphs.items()
+                )
+                self._walks[file] = VisionWalk(geometry, parameters, self._calibration, Int8Linear, exact)
             else:
-                make = self._decoder_linear(graph)
+                make, streams = self._decoder_linear(graph)
                 self._walks[file] = DecoderWalk(
-                    geometry.decoder, parameters, self._calibration, self._inputs(), make
+                    geometry.decoder, parameters, self._calibration, self._inputs()[:streams], make
                 )
         return self._walks[file]
 
-    def _decoder_linear(self, graph: Graph) -> MakeLinear:
+    def _decoder_linear(self, graph: Graph) -> tuple[MakeLinear, int]:
+        """Return what makes a decoder graph's linear, and how many streams that takes."""
         if graph.linear_form == "int4":
-            return Int4Linear
+            return partial(Int4Linear, weights=self._calibration.weights), 2
         # Two decoders on one cache must agree on what a value is, so none may scale its own.
         if len(self._graphs) > 2:
-            return lambda parameters: Int8Linear(parameters, lambda name: not name.endswith(".attention.v"))
-        return Int8Linear
+            return partial(Int8Linear, may_fold=lambda name: not name.endswith(".attention.v")), 1
+        return Int8Linear, 1
 
-    def _inputs(self) -> np.ndarray:
-        if self._embeddings is None:
+    def _inputs(self) -> list[np.ndarray]:
+        if not self._streams:
             visual = self._walks[VISION_WEIGHTS].embeddings
-            self._embeddings = input_embeddings(self._checkpoint, self._calibration, self._table, visual)
-        return self._embeddings
+            self._streams = input_embeddings(self._checkpoint, self._calibration, self._table, visual)
+        return self._streams
 
 
 def _kept(checkpoint: Checkpoint, graph: Graph) -> bool:
@@ -88,4 +93,4 @@ def _kept(checkpoint: Checkpoint, graph: Graph) -> bool:
         w for w in graph.weights if w.element_type == TensorProto.UINT4 and w.name.endswith(".weight")
     ]
     packed = [checkpoint.packed.get(weight.source) for weight in matrices]
-    return bool(packed) and all(p and is_kept(p.config.bits, p.config.group) for p in packed)
+    return bool(packed) and all(p and is_kept(p.config.bits, p.config.group, p.in_order) for p in packed)

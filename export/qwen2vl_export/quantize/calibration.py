@@ -24,6 +24,7 @@ from qwen2vl_rt.processing.visuals import Visual
 
 SHIPPED = Path(__file__).parent / "calibration_set"
 CONVERSATIONS = "conversations.jsonl"
+TEXT_WEIGHT = 8  # of an error at a token of text, 1 at a visual one: there are many, and answers come at text
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,17 @@ class Calibration:
     shown: np.ndarray  # rows of the visual embeddings [P / 4, H] that the prompts' pads take, in order
     pictures: Sequences  # of `patches`
     sequences: Sequences  # of the prompts' tokens, side by side
+    pads: np.ndarray  # bool [T], which of the tokens are visual
 
     @property
     def token_ids(self) -> np.ndarray:
         """Token ids of all prompts side by side, int [T]."""
         return np.concatenate([prompt.token_ids for prompt in self.prompts])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How much an error at each token counts, float32 [T]."""
+        return np.where(self.pads, np.float32(1), np.float32(TEXT_WEIGHT))
 
 
 def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
@@ -59,6 +66,7 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
     prompts = [
         processor.prepare(messages, add_generation_prompt=False) for messages in _conversations(folder)
     ]
+    ids, special = np.concatenate([prompt.token_ids for prompt in prompts]), geometry.special_ids
     visuals = {visual.digest: visual for prompt in prompts for visual in prompt.visuals}
     if not visuals:
         raise ExportError(f"{folder / CONVERSATIONS} has no pictures; the vision tower needs some")
@@ -68,6 +76,7 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
         _shown(prompts, visuals, geometry.vision.merge_size),
         _pictures(visuals.values(), geometry.vision),
         _sequences(prompts, geometry),
+        (ids == special.image_pad) | (ids == special.video_pad),
     )
 
 

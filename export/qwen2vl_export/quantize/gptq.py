@@ -1,6 +1,7 @@
 """GPTQ: rounding a matrix so that its outputs, not its numbers, stay close.
 
-The error of an output is e H e^T with e the row's error and H = X^T X of the inputs seen in calibration.
+The error of an output is e H e^T with e the row's error and H = X^T diag(weights) X of the inputs seen in
+calibration, a weight a token.
 Columns are rounded one after the other; each takes over what the errors before it did to the output, as far
 as it can:
 
@@ -15,6 +16,8 @@ blocks that share a scale stay neighbours, because scales are fixed before.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,77 +26,124 @@ from qwen2vl_export.precisions import BLOCK
 from qwen2vl_export.quantize.forms import ZERO_POINTS, Blocks, nonzero
 
 DAMPING = 0.01  # of the mean diagonal, added to it
-RIDGE = 0.05  # the same, for what a matrix makes up of errors before it
 # Columns that one H spans; wider matrices (7B and 72B down) are split, which only loses what crosses the
 # parts.
 WIDEST = 9600
 _STEP = 32  # columns rounded between two products
+_BLOCK = 256  # columns factored between two products
+_OUTPUTS = 512  # whose scales are searched at a time: they stay in the cache
 _RATIOS = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # of a scale that reaches the block's peak
 
 
 @dataclass(frozen=True)
 class Part:
-    """What GPTQ knows of inputs `columns`: their order, A (in that order), D and H (in the matrix' own)."""
+    """What GPTQ knows of inputs `columns`: their order, and in that order A's strict upper triangle (what is
+    below is anything) and D.
+    """
 
     columns: slice
     order: np.ndarray
     a: np.ndarray
     d: np.ndarray
-    h: np.ndarray
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """Return H^-1 right, both [K, N] in the matrix' own order of inputs."""
+        x, blocks = right[self.order], _blocks(len(self.order))
+        for block in reversed(blocks):  # (A + I) x
+            x[block] -= self.a[block, block.stop :] @ x[block.stop :]
+            x[block] = self._corner(block) @ x[block]
+        x /= self.d[:, None]
+        for block in blocks:  # (A + I)^T x
+            x[block] -= self.a[: block.start, block].T @ x[: block.start]
+            x[block] = self._corner(block).T @ x[block]
+        found = np.empty_like(x)
+        found[self.order] = x
+        return found
+
+    def _corner(self, block: slice) -> np.ndarray:
+        """Invert the unit triangle of A + I on the diagonal."""
+        return np.linalg.inv(np.triu(self.a[block, block], 1) + np.eye(block.stop - block.start, dtype="f4"))
 
 
-def parts(x: np.ndarray) -> list[Part]:
-    """Return the factors of H for inputs x [T, K]."""
+def parts(x: np.ndarray, weights: np.ndarray) -> list[Part]:
+    """Return the factors of H for inputs x [T, K] and the tokens' weights [T]."""
     inputs = x.shape[1]
     count = -(-inputs // WIDEST)
     width = -(-inputs // (count * BLOCK)) * BLOCK
-    return [_part(x, slice(start, min(start + width, inputs))) for start in range(0, inputs, width)]
+    spans = [slice(start, min(start + width, inputs)) for start in range(0, inputs, width)]
+    return [_part(x, weights, span) for span in spans]
 
 
-def _part(x: np.ndarray, columns: slice) -> Part:
-    h = x[:, columns].T @ x[:, columns]
-    diagonal = h.diagonal().copy()
-    dead = diagonal <= 0
-    damping = DAMPING * float(diagonal.mean()) or 1.0
+def _part(x: np.ndarray, weights: np.ndarray, columns: slice) -> Part:
+    inputs = x[:, columns] * np.sqrt(weights)[:, None]
+    diagonal = np.einsum("tk,tk->k", inputs, inputs)
     order = np.argsort(-diagonal, kind="stable")
-    ordered = h[np.ix_(order, order)]
-    ordered[np.diag_indices_from(h)] += damping + dead[order]
-    # The upper triangular factor is the lower one of the matrix read backwards.
-    a = np.ascontiguousarray(_cholesky(ordered[::-1, ::-1])[::-1, ::-1])
-    del ordered
+    inputs, diagonal = inputs[:, order], diagonal[order]
+    damping = (diagonal <= 0) + DAMPING * (float(diagonal.mean()) or 1)
+    a = _factor(inputs, damping, np.float32)
+    if a is None:  # float32's rounding made H indefinite
+        a = _factor(inputs, damping, np.float64).astype(np.float32)
     root = a.diagonal().copy()
     a /= root  # column k by R[k, k]
-    for k, row in enumerate(a):
-        row[: k + 1] = 0
-    d = np.empty_like(root)
-    d[order] = root**2
-    h[np.diag_indices_from(h)] += RIDGE / DAMPING * damping
-    return Part(columns, order, a, d, h)
+    return Part(columns, order, a, root**2)
 
 
-def _cholesky(h: np.ndarray) -> np.ndarray:
-    """Factor h; in float64 where float32's rounding makes it indefinite."""
-    try:
-        return np.linalg.cholesky(h)
-    except np.linalg.LinAlgError:
-        return np.linalg.cholesky(h.astype(np.float64)).astype(np.float32)
+def _factor(x: np.ndarray, damping: np.ndarray, number: type) -> np.ndarray | None:
+    """Return R with R R^T = X^T X + diag(damping), its upper triangle; None if that is not positive."""
+    x = x.astype(number, copy=False)
+    h = x.T @ x
+    h[np.diag_indices_from(h)] += damping
+    for block in reversed(_blocks(len(h))):  # Cholesky's, from the last column on
+        panel, behind = h[: block.stop, block], slice(block.stop, None)
+        panel -= h[: block.stop, behind] @ h[block, behind].T
+        try:
+            corner = np.linalg.cholesky(panel[block.start :][::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            return None
+        panel[block.start :] = corner
+        panel[: block.start] = panel[: block.start] @ np.linalg.inv(corner).T
+    return h
 
 
-def corrected(matrix: np.ndarray, x: np.ndarray, missing: np.ndarray, found: list[Part]) -> np.ndarray:
-    """Change float32 [N, K] so that its outputs on x [T, K] gain what they lack, `missing` [T, N].
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
-    A ridge regression: the layers before are rounded already, so x is not what the model without rounding
-    would have here, and a part of what that does to the output can be made up for (as in GPTAQ, Li et al.
-    2025).
+
+@dataclass(frozen=True)
+class Loss:
+    """What a group's outputs have lost in the layers before: the inputs x are rounded ones', `exact` the
+    model's without rounding, both [T, K]; weights [T].
     """
-    matrix = matrix.copy()
-    for part in found:
-        inputs = x[:, part.columns]
-        step = np.linalg.solve(part.h, inputs.T @ missing)  # [columns, N]
-        matrix[:, part.columns] += step.T
-        if len(found) > 1:
-            missing = missing - inputs @ step
-    return matrix
+
+    x: np.ndarray
+    exact: np.ndarray
+    weights: np.ndarray
+    crossed: np.ndarray | None
+    """X^T diag(weights) (exact - X) [K, K], where that is less work than the outputs' difference."""
+
+    @staticmethod
+    def of(x: np.ndarray, exact: np.ndarray, weights: np.ndarray, outputs: int, found: list[Part]) -> Loss:
+        """`outputs` is how many the group's matrices have together."""
+        few = len(found) == 1 and x.shape[1] < outputs
+        crossed = x.T @ ((exact - x) * weights[:, None]) if few else None
+        return Loss(x, exact, weights, crossed)
+
+    def corrected(self, matrix: np.ndarray, wanted: np.ndarray, found: list[Part]) -> np.ndarray:
+        """Change float32 [N, K] so that its outputs on x come nearer `wanted` [T, N], its own on `exact`.
+
+        A regression, damped as H is: a part of what the rounding so far does to the outputs can be made up
+        for (as in GPTAQ, Li et al. 2025).
+        """
+        if self.crossed is not None:
+            return matrix + found[0].solve(self.crossed @ matrix.T).T
+        matrix, missing = matrix.copy(), wanted - self.x @ matrix.T
+        for part in found:
+            inputs = self.x[:, part.columns]
+            step = part.solve(inputs.T @ (missing * self.weights[:, None]))  # [columns, N]
+            matrix[:, part.columns] += step.T
+            if len(found) > 1:
+                missing -= inputs @ step
+        return matrix
 
 
 def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:
@@ -103,7 +153,9 @@ def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:
     scales = []
     for part in found:
         columns = np.ascontiguousarray(matrix[:, part.columns].T)  # [K, N]: a column is contiguous
-        per_block = search_scales(columns, part.d, zero_point)  # [G, N]
+        importance = np.empty_like(part.d)
+        importance[part.order] = part.d
+        per_block = search_scales(columns, importance, zero_point)  # [G, N]
         codes[:, part.columns] = _round(columns, part, per_block, zero_point).T
         scales.append(per_block.T)
     scales = np.ascontiguousarray(np.concatenate(scales, axis=1))
@@ -112,24 +164,35 @@ def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:
 
 def search_scales(columns: np.ndarray, importance: np.ndarray, zero_point: int) -> np.ndarray:
     """Return each block's scale with the least weighted error of rounding: [K, N] -> [G, N]."""
-    found = []
-    for start in range(0, len(columns), BLOCK):
-        block, weight = columns[start : start + BLOCK], importance[start : start + BLOCK]
-        peak = np.abs(block).max(axis=0)
-        largest = nonzero(peak / np.float32(zero_point - 1))
-        best, least = largest, np.full(largest.shape, np.inf, np.float32)
-        for ratio in _RATIOS:
-            scale = largest * ratio
-            error = np.rint(block / scale)
-            np.clip(error, -zero_point, zero_point - 1, out=error)
-            error *= scale
-            error -= block
-            error *= error
-            total = weight @ error
-            better = total < least
-            best, least = np.where(better, scale, best), np.where(better, total, least)
-        found.append(best)
-    return np.stack(found)
+    inputs, outputs = columns.shape
+    found = np.empty((-(-inputs // BLOCK), outputs), np.float32)
+
+    def search(place: tuple[int, int]) -> None:
+        start, first = place
+        rows, some = slice(start, start + BLOCK), slice(first, first + _OUTPUTS)
+        found[start // BLOCK, some] = _search_scale(columns[rows, some], importance[rows], zero_point)
+
+    places = [(k, n) for k in range(0, inputs, BLOCK) for n in range(0, outputs, _OUTPUTS)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(search, places))
+    return found
+
+
+def _search_scale(block: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
+    """Return the scales [N] of one block [BLOCK, N]."""
+    largest = nonzero(np.abs(block).max(axis=0) / np.float32(zero_point - 1))
+    best, least = largest, np.full(largest.shape, np.inf, np.float32)
+    for ratio in _RATIOS:
+        scale = largest * ratio
+        error = np.rint(block / scale)
+        np.clip(error, -zero_point, zero_point - 1, out=error)
+        error *= scale
+        error -= block
+        error *= error
+        total = weight @ error
+        better = total < least
+        best, least = np.where(better, scale, best), np.where(better, total, least)
+    return best
 
 
 def _round(columns: np.ndarray, part: Part, scales: np.ndarray, zero_point: int) -> np.ndarray:

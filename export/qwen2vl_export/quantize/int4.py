@@ -17,32 +17,30 @@ class Int4Linear:
     checkpoint itself does. A matrix is rounded on the first, to give the outputs of the second.
     """
 
-    streams = 2
-
-    def __init__(self, parameters: Parameters):
-        self._parameters = parameters
+    def __init__(self, parameters: Parameters, weights: np.ndarray):
+        """`weights` [T] say how much the error at each token counts."""
+        self._parameters, self._weights = parameters, weights
         self.stored: dict[str, np.ndarray] = {}
 
     def __call__(self, group: Group, x: np.ndarray) -> list[np.ndarray]:
         """Quantize the group's matrices and return their outputs for both streams, [2 T, K] -> [2 T, N]."""
         own, exact = np.split(x, 2)
-        factors = gptq.parts(own)
-        return [self._quantize(layer, own, exact, factors) for layer in group.layers]
+        outputs = sum(self._parameters.shape(layer)[0] for layer in group.layers)
+        factors = gptq.parts(own, self._weights)
+        loss = gptq.Loss.of(own, exact, self._weights, outputs, factors)
+        return [self._quantize(layer, loss, factors) for layer in group.layers]
 
-    def _quantize(
-        self, layer: str, own: np.ndarray, exact: np.ndarray, factors: list[gptq.Part]
-    ) -> np.ndarray:
+    def _quantize(self, layer: str, loss: gptq.Loss, factors: list[gptq.Part]) -> np.ndarray:
         outputs, _ = self._parameters.shape(layer)
-        y = np.empty((2, len(own), outputs), np.float32)
+        y = np.empty((2, len(loss.x), outputs), np.float32)
         kept, pieces = self._parameters.kept(layer), []
         for rows, matrix in self._parameters.pieces(layer):
-            y[1, :, rows] = exact @ matrix.T
+            y[1, :, rows] = loss.exact @ matrix.T
             if kept is not None:
                 blocks = kept[rows]
             else:
-                missing = y[1, :, rows] - own @ matrix.T
-                blocks = gptq.quantize(gptq.corrected(matrix, own, missing, factors), factors)
-            y[0, :, rows] = own @ blocks.dequantized().T
+                blocks = gptq.quantize(loss.corrected(matrix, y[1, :, rows], factors), factors)
+            y[0, :, rows] = loss.x @ blocks.dequantized().T
             pieces.append(blocks)
         codes, scales, zero_points = (
             np.concatenate([getattr(piece, name) for piece in pieces])

@@ -19,6 +19,7 @@ from qwen2vl_export.quantize.parameters import Parameters
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # exponents that are tried; 0 is no smoothing
 SAMPLE = 512  # inputs that they are judged on
+OUTPUTS = 4096  # of a group's matrices, likewise
 
 
 class Int8Linear:
@@ -26,8 +27,6 @@ class Int8Linear:
 
     `may_fold` says whether a smoothing may go into the layer or norm of that name.
     """
-
-    streams = 1
 
     def __init__(self, parameters: Parameters, may_fold: Callable[[str], bool] = lambda name: True):
         self._parameters = parameters
@@ -62,7 +61,7 @@ class Int8Linear:
         return y if bias is None else y + bias
 
     def _smoothing(self, group: Group, x: np.ndarray) -> np.ndarray:
-        """Return the s [K] with the least error of the group's outputs on a sample of the inputs."""
+        """Return the s [K] with the least error of the group's outputs (some of them, on some inputs)."""
         weights = np.zeros(x.shape[1], np.float32)
         for _, matrix in self._pieces(group):
             np.maximum(weights, np.abs(matrix).max(axis=0), out=weights)
@@ -71,7 +70,9 @@ class Int8Linear:
         sample = x[:: -(-len(x) // SAMPLE)]
         rounded = [rounded_tokens(sample / s) for s in candidates]
         errors = np.zeros(len(candidates))
+        outputs = sum(self._parameters.shape(layer)[0] for layer in group.layers)
         for _, matrix in self._pieces(group):
+            matrix = matrix[:: -(-outputs // OUTPUTS)]
             exact = sample @ matrix.T
             for i, (s, (steps, scale)) in enumerate(zip(candidates, rounded, strict=True)):
                 codes, scales = nearest_rows(matrix * s)

@@ -18,12 +18,8 @@ from qwen2vl_rt.geometry import DecoderGeometry, Geometry
 
 
 class QuantizingLinear(Protocol):
-    """A `network.Linear` that quantizes on its way and collects the tensors in `stored`, by their names.
+    """A `network.Linear` that quantizes on its way and collects the tensors in `stored`, by their names."""
 
-    Its inputs are `streams` times the calibration's tokens.
-    """
-
-    streams: int
     stored: dict[str, np.ndarray]
 
     def __call__(self, group: Group, x: np.ndarray) -> list[np.ndarray]:
@@ -34,27 +30,42 @@ MakeLinear = Callable[[Parameters], QuantizingLinear]
 
 
 class VisionWalk:
-    """The vision tower's blocks, then its merger."""
+    """The vision tower's blocks, then its merger; with `exact` the tower without rounding beside them."""
 
     def __init__(
-        self, geometry: Geometry, parameters: Parameters, calibration: Calibration, make: MakeLinear
+        self,
+        geometry: Geometry,
+        parameters: Parameters,
+        calibration: Calibration,
+        make: MakeLinear,
+        exact: bool = False,
     ):
         self._geometry, self._parameters = geometry.vision, parameters
         self._calibration, self._make = calibration, make
         self._x = parameters.product("patch_embedding", calibration.patches)
+        self._exact = self._x if exact else None
         self._layers = iter([f"blocks.{i}" for i in range(geometry.vision.depth)] + ["merger"])
-        self.embeddings: np.ndarray | None = None
-        """Visual embeddings of the calibration's pictures, [P / 4, H], once the walk is done."""
 
     def next(self) -> dict[str, np.ndarray]:
         """Quantize the next layer and return what is to be stored of it, by tensor names."""
         layer, linear = next(self._layers), self._make(self._parameters)
+        self._x = self._run(layer, self._x, linear)
+        if self._exact is not None:
+            self._exact = self._run(layer, self._exact, network.float_linear(self._parameters))
+        return linear.stored
+
+    def _run(self, layer: str, x: np.ndarray, linear: network.Linear) -> np.ndarray:
         g, parameters, at = self._geometry, self._parameters, self._calibration.pictures
         if layer == "merger":
-            self.embeddings = network.vision_merger(self._x, g, parameters, linear)
-        else:
-            self._x = network.vision_block(self._x, int(layer.split(".")[1]), g, parameters, at, linear)
-        return linear.stored
+            return network.vision_merger(x, g, parameters, linear)
+        return network.vision_block(x, int(layer.split(".")[1]), g, parameters, at, linear)
+
+    @property
+    def embeddings(self) -> list[np.ndarray]:
+        """Visual embeddings of the calibration's pictures, each [P / 4, H], once the walk is done: the
+        quantized tower's, then with `exact` those of the tower without rounding.
+        """
+        return [self._x] if self._exact is None else [self._x, self._exact]
 
 
 class DecoderWalk:
@@ -65,12 +76,12 @@ class DecoderWalk:
         geometry: DecoderGeometry,
         parameters: Parameters,
         calibration: Calibration,
-        embeddings: np.ndarray,
+        streams: list[np.ndarray],
         make: MakeLinear,
     ):
+        """`streams`: inputs of the first layer, each [T, H]; `make`'s linear gets them one after another."""
         self._geometry, self._parameters, self._make = geometry, parameters, make
-        streams = make(parameters).streams
-        self._x, self._at = np.tile(embeddings, (streams, 1)), calibration.sequences.repeated(streams)
+        self._x, self._at = np.concatenate(streams), calibration.sequences.repeated(len(streams))
         self._layer = 0
 
     def next(self) -> dict[str, np.ndarray]:
@@ -84,19 +95,22 @@ class DecoderWalk:
 
 
 def input_embeddings(
-    checkpoint: Checkpoint, calibration: Calibration, table: Weight, visual: np.ndarray
-) -> np.ndarray:
-    """Return the decoder's input for all calibration tokens, float32 [T, H]: rows of the table as the bundle
-    has it, and `visual` embeddings [P / 4, H] in the place of the pads.
+    checkpoint: Checkpoint, calibration: Calibration, table: Weight, visual: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the decoder's inputs for all calibration tokens, float32 [T, H] each: the first with rows of the
+    table as the bundle has it, a second with the checkpoint's own, and `visual` embeddings [P / 4, H], first
+    and second, in the place of the pads.
     """
-    ids, special = calibration.token_ids, checkpoint.geometry.special_ids
+    ids, pads = calibration.token_ids, calibration.pads
     unique, where = np.unique(ids, return_inverse=True)
-    rows = np.concatenate([checkpoint.read_rows(table, int(i), int(i) + 1) for i in unique]).astype(
-        np.float32
-    )
-    x = nearest_blocks(rows, 8).dequantized()[where.reshape(-1)]
-    x[(ids == special.image_pad) | (ids == special.video_pad)] = visual[calibration.shown]
-    return x
+    exact = np.concatenate([checkpoint.read_rows(table, int(i), int(i) + 1) for i in unique])
+    exact = exact.astype(np.float32)
+    found = []
+    for rows, embeddings in zip((nearest_blocks(exact, 8).dequantized(), exact), visual, strict=False):
+        x = rows[where.reshape(-1)]
+        x[pads] = embeddings[calibration.shown]
+        found.append(x)
+    return found
 
 
 def layer_of(weights: Iterable[Weight]) -> dict[str, str]:
