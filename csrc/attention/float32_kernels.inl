@@ -2,8 +2,7 @@
 // kernels defines TARGET, kLanes, kKeyVectors and kDimVectors, and includes this file inside an anonymous
 // namespace.
 
-typedef float Vector __attribute__((vector_size(kLanes * 4)));
-typedef float Loose __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+#include "common/vectors.inl"
 
 using Element = float;
 constexpr int64_t kPair = 1;

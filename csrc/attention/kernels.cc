@@ -1,6 +1,5 @@
 #include "attention/kernels.h"
 
-#include "attention/scratch.h"
 #include "common/instruction_set.h"
 
 namespace qwen2vl {

@@ -56,6 +56,10 @@ struct AttentionKernels {
   void (*attend_part)(const AttentionPart& part, void* scratch);
 };
 
+// Keys whose scores are computed, weighed and used at a time: a block of them, of their values and of the
+// scores of AttentionKernels::kQueryRows queries stays in the second-level cache.
+constexpr int64_t kAttentionBlockKeys = 256;
+
 // Numbers of a head that the kernels can take: even, and at most this many.
 constexpr int64_t kMostAttentionDim = 256;
 

@@ -2,7 +2,7 @@
 // this file inside an anonymous namespace:
 //
 //   TARGET             attribute of every function: the instruction set
-//   Vector, Loose      float32 vectors of kLanes numbers; Loose may lie anywhere in memory
+//   what common/vectors.inl defines
 //   Element, kPair     a number of a product, and how many of them one instruction adds up
 //   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
@@ -22,39 +22,6 @@ constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr int64_t kBlockKeys = kAttentionBlockKeys;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
-
-typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
-
-TARGET inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
-TARGET inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
-
-TARGET inline float sum_of(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
-}
-
-TARGET inline float largest_of(Vector v) {
-  float largest = v[0];
-  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
-}
-
-// 2^x for x <= 0: x = n + f with |f| <= 1/2, and the Taylor series of 2^f, whose rest is below 1.3e-7.
-TARGET inline Vector exp2(Vector x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
-  x = x < -126.0f ? Vector{} - 126.0f : x;
-  const Vector shifted = x + kRound;
-  const Vector f = x - (shifted - kRound);
-  Vector p = f * 1.5403530e-4f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) +
-                                  (reinterpret_cast<Integers>(shifted) << 23));
-}
 
 // Scores of R queries and C vectors of packed keys.
 template <int R, int C>

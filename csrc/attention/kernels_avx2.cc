@@ -1,7 +1,6 @@
 #include <cstring>
 
 #include "attention/kernels.h"
-#include "attention/scratch.h"
 
 // x86-64 with AVX2 and FMA.
 namespace qwen2vl {

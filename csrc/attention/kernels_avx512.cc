@@ -1,7 +1,6 @@
 #include <cstring>
 
 #include "attention/kernels.h"
-#include "attention/scratch.h"
 
 // x86-64 with AVX-512.
 namespace qwen2vl {

@@ -1,7 +1,6 @@
 #include <cstring>
 
 #include "attention/kernels.h"
-#include "attention/scratch.h"
 
 #ifdef __x86_64__
 // GCC 12 warns of its own "undefined" vectors (its bug 105593).
@@ -22,8 +21,7 @@ constexpr int kKeyVectors = 4;
 constexpr int kDimVectors = 6;
 constexpr int64_t kPair = 2;
 
-typedef float Vector __attribute__((vector_size(64)));
-typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
+#include "common/vectors.inl"
 
 using Element = uint16_t;
 

@@ -1,7 +1,6 @@
 #include <cstring>
 
 #include "attention/kernels.h"
-#include "attention/scratch.h"
 
 // Vectors of 16 bytes, which every 64-bit CPU of this project has: SSE2, NEON.
 namespace qwen2vl {

@@ -3,8 +3,8 @@
 
 #include "attention/attention.h"
 #include "attention/rotate.h"
-#include "attention/scratch.h"
 #include "common/aligned_buffer.h"
+#include "common/scratch.h"
 
 namespace qwen2vl {
 

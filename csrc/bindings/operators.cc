@@ -3,6 +3,7 @@
 #include "bindings/bindings.h"
 #include "common/instruction_set.h"
 #include "onnxruntime/attention_operators.h"
+#include "onnxruntime/quantize_operator.h"
 
 // Operators of our own inside ONNX Runtime's graphs. The engine opens this module as a library of operators
 // and calls RegisterCustomOps.
@@ -39,8 +40,9 @@ extern "C" __attribute__((visibility("default"))) qwen2vl::ort::Status* Register
             api->at<Status*(const char*, Domain**)>(Api::kCreateCustomOpDomain)(kDomain, &made)) {
       return status;
     }
-    for (const CustomOp* op : {&Operator<PictureAttentionOperator>::definition(),
-                               &Operator<CachedAttentionOperator>::definition()}) {
+    for (const CustomOp* op :
+         {&Operator<PictureAttentionOperator>::definition(), &Operator<CachedAttentionOperator>::definition(),
+          &Operator<QuantizeTokensOperator>::definition()}) {
       const auto add = api->at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
       if (Status* status = add(made, op)) return status;
     }

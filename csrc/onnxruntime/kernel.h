@@ -41,14 +41,20 @@ inline const Value* constant_input(const Api& api, const KernelInfo* info, size_
   return constant ? value : nullptr;
 }
 
-// An integer attribute of the node, 0 where it has none of that name.
-inline int64_t integer_attribute(const Api& api, const KernelInfo* info, const char* name) {
-  int64_t value = 0;
-  Status* status = api.at<Status*(const KernelInfo*, const char*, int64_t*)>(
-      Api::kKernelInfoGetAttributeInt64)(info, name, &value);
+// A number among the node's attributes, 0 where it has none of that name.
+template <typename T>
+T number_attribute(const Api& api, const KernelInfo* info, const char* name, Api::Position getter) {
+  T value = 0;
+  Status* status = api.at<Status*(const KernelInfo*, const char*, T*)>(getter)(info, name, &value);
   if (status == nullptr) return value;
   api.at<void(Status*)>(Api::kReleaseStatus)(status);
   return 0;
+}
+inline int64_t integer_attribute(const Api& api, const KernelInfo* info, const char* name) {
+  return number_attribute<int64_t>(api, info, name, Api::kKernelInfoGetAttributeInt64);
+}
+inline float float_attribute(const Api& api, const KernelInfo* info, const char* name) {
+  return number_attribute<float>(api, info, name, Api::kKernelInfoGetAttributeFloat);
 }
 
 // One call of a kernel: its inputs, outputs and the engine's threads.
@@ -97,6 +103,7 @@ class Call {
         work.failure = std::current_exception();
       }
     };
+    if (count == 1) return body(0);
     check(api_.at<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(
         Api::kKernelContextParallelFor)(context_, one, count, count, &work));
     if (work.failure) std::rethrow_exception(work.failure);

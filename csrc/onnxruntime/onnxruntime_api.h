@@ -34,6 +34,7 @@ struct Api {
     kGetDimensionsCount = 61,
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
+    kKernelInfoGetAttributeFloat = 85,
     kKernelInfoGetAttributeInt64 = 86,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,

@@ -11,6 +11,7 @@ from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
+from qwen2vl_rt.lowering.quantize_tokens import to_quantize_tokens
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
@@ -39,3 +40,4 @@ def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     widen_to_float32(model, weights)
     to_matmul_nbits(model, weights)
     to_matmul_integer_to_float(model)
+    to_quantize_tokens(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.lowering.graph import drop_unread, only_readers, producers, replace_nodes
+from qwen2vl_rt.lowering.graph import drop_unread, only_readers, producers, replace_nodes, use_own_operators
 
 DOMAIN = _core.OPERATOR_DOMAIN
 
@@ -92,4 +92,4 @@ def _put(model: ModelProto, replacements: dict[str, list[NodeProto]], readers: d
         replacements |= {transpose.name: [], readers[transpose.output[0]].name: []}
     replace_nodes(graph, replacements)
     drop_unread(graph)
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    use_own_operators(model)

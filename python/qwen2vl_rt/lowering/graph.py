@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from qwen2vl_rt import _core
+
 CONTRIB_DOMAIN = "com.microsoft"
 
 
@@ -57,6 +59,12 @@ def use_contrib_operators(model: ModelProto) -> None:
     """Declare ONNX Runtime's own operator domain."""
     if all(opset.domain != CONTRIB_DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+
+
+def use_own_operators(model: ModelProto) -> None:
+    """Declare the domain of the project's own operators (csrc/bindings/operators.cc)."""
+    if all(opset.domain != _core.OPERATOR_DOMAIN for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_core.OPERATOR_DOMAIN, 1))
 
 
 def join_heads(graph: GraphProto, name: str, source: str) -> list[NodeProto]:

@@ -1,16 +1,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 
 #include "common/aligned_buffer.h"
 
 namespace qwen2vl {
-
-// Keys whose scores are computed, weighed and used at a time: a block of them, of their values and of the
-// scores of AttentionKernels::kQueryRows queries stays in the second-level cache.
-constexpr int64_t kAttentionBlockKeys = 256;
 
 // Working memory, aligned to 64 bytes, that grows to the largest size asked for and is kept: a decode step
 // allocates nothing.
@@ -28,7 +23,7 @@ class Scratch {
   std::unique_ptr<AlignedBuffer<char>> buffer_;
 };
 
-// This thread's, for one block of queries.
+// This thread's, for what it computes.
 inline void* thread_scratch(size_t bytes) {
   static thread_local Scratch scratch;
   return scratch.reserve(bytes);

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "common/scratch.h"
+#include "integer/quantize.h"
+#include "onnxruntime/operator.h"
+
+namespace qwen2vl::ort {
+
+// Rows of [.., K]: all dimensions but the last.
+inline int64_t rows_of(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end() - 1, int64_t{1}, std::multiplies<>());
+}
+
+// x float32 [.., K] -> codes uint8 [.., K] with zero point 128, scale float32 [.., 1]: integer/quantize.h.
+// Optional inputs, in this order: x's scale [.., 1], bias [K], other [.., K], other's scale [.., 1].
+// Attribute: slope, of the sigmoid.
+class QuantizeTokensOperator {
+ public:
+  static constexpr const char* kName = "QuantizeTokens";
+  static constexpr Port kInputs[] = {
+      {kFloat}, {kFloat, true}, {kFloat, true}, {kFloat, true}, {kFloat, true}};
+  static constexpr Port kOutputs[] = {{kUInt8}, {kFloat}};
+
+  QuantizeTokensOperator(const Api& api, const KernelInfo* info)
+      : kernels_(quantize_kernels()), slope_(float_attribute(api, info, "slope")) {}
+
+  void compute(const Call& call) const {
+    auto shape = call.shape(0);
+    const int64_t k = shape.back(), rows = rows_of(shape);
+    const auto *x = call.data<float>(0), *scale = call.data<float>(1), *bias = call.data<float>(2),
+               *other = call.data<float>(3), *other_scale = call.data<float>(4);
+    auto* codes = call.output<uint8_t>(0, shape);
+    shape.back() = 1;
+    auto* steps = call.output<float>(1, shape);
+    const bool plain = scale == nullptr && bias == nullptr && other == nullptr && slope_ == 0;
+    const auto row = [&](int64_t r) {
+      const float* y = x + r * k;
+      if (!plain) {
+        auto* activated = static_cast<float*>(thread_scratch(k * sizeof(float)));
+        kernels_.activate(
+            {y, scale == nullptr ? 1 : scale[r], bias, slope_, other == nullptr ? nullptr : other + r * k,
+             other_scale == nullptr ? 1 : other_scale[r]},
+            k, activated);
+        y = activated;
+      }
+      kernels_.quantize(y, k, k, 128, codes + r * k, steps + r);
+    };
+    const int64_t rows_a_task = std::max<int64_t>(1, kNumbersATask / k);
+    call.parallel((rows + rows_a_task - 1) / rows_a_task, [&](size_t task) {
+      const int64_t first = task * rows_a_task;
+      for (int64_t r = first; r < std::min(first + rows_a_task, rows); ++r) row(r);
+    });
+  }
+
+ private:
+  static constexpr int64_t kNumbersATask = 32768;  // some microseconds: less is not worth waking a thread
+
+  const QuantizeKernels& kernels_;
+  const float slope_;
+};
+
+}  // namespace qwen2vl::ort
