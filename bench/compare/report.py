@@ -65,7 +65,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"parentheses: measured once, because it takes more than {protocol['slow_seconds']:.0f} s). In the "
         f"same run the machine read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s and ONNX Runtime "
         f"multiplied float32 at {limits['float32_rate'] / 1e9:.0f} GFLOP/s and u8 x s8 at "
-        f"{limits['weight_rate'] / 1e9:.0f} GOP/s. Written by `python -m bench.compare`.",
+        f"{limits['rate'] / 1e9:.0f} GOP/s. Written by `python -m bench.compare`.",
         "",
         "| | prefill, tok/s | decode, tok/s | "
         + " | ".join(f"{column}, s" for column in columns[2:])

@@ -27,23 +27,25 @@ class Limits:
     """Reading memory, all threads."""
     float32_rate: float
     """Operations a second of the engine's float32 product, 2048 x 2048 x 2048."""
-    weight_rate: float
-    """The same with weights at the bundle's precision: the float32 rate, or the engine's u8 x s8 product."""
-    weight_product: str
-    """What `weight_rate` multiplies: "float32" or "int8"."""
+    rate: float
+    """The same at the bundle's precision: the float32 rate, or that of the engine's u8 x s8 product."""
+    product: str
+    """What `rate` multiplies: "float32" or "int8"."""
 
     def seconds(self, work: Work) -> float:
-        """The least time for `work`: multiplying and reading side by side."""
-        multiply = work.weight_operations / self.weight_rate + work.attention_operations / self.float32_rate
-        return max(multiply, work.read_bytes / self.read_bytes_per_second)
+        """The least time for `work`: multiplying and reading side by side.
+
+        Attention counts like the rest, though it needs more precise products than int8: a strict limit.
+        """
+        return max(work.operations / self.rate, work.read_bytes / self.read_bytes_per_second)
 
     def best(self, other: Limits) -> Limits:
         """The higher of each rate."""
         return Limits(
             max(self.read_bytes_per_second, other.read_bytes_per_second),
             max(self.float32_rate, other.float32_rate),
-            max(self.weight_rate, other.weight_rate),
-            self.weight_product,
+            max(self.rate, other.rate),
+            self.product,
         )
 
 

@@ -41,8 +41,8 @@ def write_plot(report: Report, file: Path) -> None:
     limits = report.limits
     figure.suptitle(
         f"{report.bundle}, {report.precision}: {report.machine['cpu']}, {report.machine['threads']} threads; "
-        f"reads {limits.read_bytes_per_second / 1e9:.0f} GB/s, {limits.weight_product} products "
-        f"{limits.weight_rate / 1e9:.0f} G/s"
+        f"reads {limits.read_bytes_per_second / 1e9:.0f} GB/s, {limits.product} products "
+        f"{limits.rate / 1e9:.0f} G/s"
     )
     panels = list(figure.subplots(2, 2).flat)
     for axes, (kind, title, size, unit) in zip(panels, PANELS, strict=False):

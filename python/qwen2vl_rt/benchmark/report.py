@@ -8,7 +8,6 @@ from typing import Any
 from qwen2vl_rt.benchmark.limits import Limits
 
 VISION, PREFILL, DECODE, OTHER = "vision", "prefill", "decode", "other"
-LIMIT_IS_TOTAL = "GiB"
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class Report:
 
     def table(self) -> str:
         """The report as markdown."""
-        limits, integer = self.limits, self.limits.weight_product == "int8"
+        limits, integer = self.limits, self.limits.product == "int8"
         products = f"float32 matrices at {limits.float32_rate / 1e9:.0f} GFLOP/s"
         if integer:
-            products += f" and int8 at {limits.weight_rate / 1e9:.0f} GOP/s"
+            products += f" and int8 at {limits.rate / 1e9:.0f} GOP/s"
         with_memory = any(figure.memory is not None for figure in self.figures)
         heads = ["", "median", "machine's limit", "share"] + ["memory beyond weights"] * with_memory
         lines = [

@@ -13,19 +13,10 @@ from qwen2vl_rt.plan import kv_bytes_per_token
 class Work:
     """One pass over a graph. An operation is a multiplication or an addition."""
 
-    weight_operations: float
-    """Products of activations with weights, at the weights' precision."""
-    attention_operations: float
-    """Products of activations with activations (scores and values), in float32."""
+    operations: float
+    """Of the matrix products, and of attention's scores and weighted values."""
     read_bytes: float
     """Weights, and keys and values of the past, each read once."""
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.weight_operations + other.weight_operations,
-            self.attention_operations + other.attention_operations,
-            self.read_bytes + other.read_bytes,
-        )
 
 
 def decoder_parameters(geometry: Geometry) -> int:
@@ -37,27 +28,18 @@ def decoder_parameters(geometry: Geometry) -> int:
 
 def vision_flops(geometry: Geometry, grid_thw: tuple[int, int, int]) -> int:
     """Operations of the tower's matrix products and of its attention, together."""
-    return _vision_weight_operations(geometry, grid_thw) + _vision_attention_operations(geometry, grid_thw)
-
-
-def _vision_weight_operations(geometry: Geometry, grid_thw: tuple[int, int, int]) -> int:
     v, (t, h, w) = geometry.vision, grid_thw
-    merged = v.embed_dim * v.merge_size**2
+    patches, merged = h * w, v.embed_dim * v.merge_size**2
     layer = 4 * v.embed_dim**2 + 2 * v.embed_dim * v.mlp_size
+    a_patch = v.patch_values * v.embed_dim + v.depth * (layer + 2 * patches * v.embed_dim)
     merger = merged * (merged + geometry.decoder.hidden_size) // v.merge_size**2
-    return 2 * t * h * w * (v.patch_values * v.embed_dim + v.depth * layer + merger)
-
-
-def _vision_attention_operations(geometry: Geometry, grid_thw: tuple[int, int, int]) -> int:
-    v, (t, h, w) = geometry.vision, grid_thw
-    return 2 * t * (h * w) ** 2 * 2 * v.embed_dim * v.depth
+    return 2 * t * patches * (a_patch + merger)
 
 
 def vision_work(bundle: Bundle, grid_thw: tuple[int, int, int]) -> Work:
     """One picture (or t frame pairs of a video) through the vision tower."""
     return Work(
-        _vision_weight_operations(bundle.geometry, grid_thw),
-        _vision_attention_operations(bundle.geometry, grid_thw),
+        vision_flops(bundle.geometry, grid_thw),
         bundle.files[VISION_WEIGHTS].size * _widening(bundle),
     )
 
@@ -67,8 +49,7 @@ def prefill_work(bundle: Bundle, tokens: int) -> Work:
     d = bundle.geometry.decoder
     weights = PREFILL_WEIGHTS if PREFILL_WEIGHTS in bundle.files else DECODER_WEIGHTS
     return Work(
-        2 * tokens * decoder_parameters(bundle.geometry),
-        2 * tokens**2 * d.heads * d.head_dim * d.layers,
+        2 * tokens * (decoder_parameters(bundle.geometry) + tokens * d.heads * d.head_dim * d.layers),
         bundle.files[weights].size * _widening(bundle),
     )
 
@@ -79,9 +60,10 @@ def decode_work(bundle: Bundle, context: int, batch: int) -> Work:
     read = bundle.files[DECODER_WEIGHTS].size
     if d.tied_embedding:  # lm_head is the embedding's table
         read += bundle.files[EMBEDDING].size
+    parameters = decoder_parameters(bundle.geometry) + d.vocab_size * d.hidden_size
+    attention = 2 * context * d.heads * d.head_dim * d.layers
     return Work(
-        2 * batch * (decoder_parameters(bundle.geometry) + d.vocab_size * d.hidden_size),
-        4 * batch * context * d.heads * d.head_dim * d.layers,
+        2 * batch * (parameters + attention),
         read * _widening(bundle) + batch * context * kv_bytes_per_token(bundle.geometry),
     )
 
