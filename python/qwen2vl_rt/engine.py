@@ -58,14 +58,15 @@ class Engine:
         }
         # What prepares pictures that are in the GPU's memory; None on the CPU.
         self.device_frames: DeviceFrames | None = None
+        self._device: _core.Device | None = None
         # The largest graph first: while a quantized one loads, its weights are in memory twice.
         if backend == "cuda":
             from qwen2vl_rt.executors.cuda import cuda_device, cuda_frames
             from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
 
-            device, provider = cuda_device()
-            steps, device_cache = device_decoder(bundle, limits, device, provider)
-            vision: VisionExecutor = DeviceVision(bundle, device, compute_dtype(bundle), provider)
+            self._device, provider = cuda_device()
+            steps, device_cache = device_decoder(bundle, limits, self._device, provider)
+            vision: VisionExecutor = DeviceVision(bundle, self._device, compute_dtype(bundle), provider)
             self._generator = _core.Generator(steps, device_cache, text, **settings)
             self.device_frames = cuda_frames(compute_dtype(bundle))
         else:
@@ -107,9 +108,14 @@ class Engine:
         callback = on_text and (lambda row, piece, _token: on_text(row, piece))
         return self._generator.generate(requests, callback, cancel), vision_seconds
 
-    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray]:
+    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray | _core.DeviceVisual]:
         """Visual embeddings of pictures and videos: see `VisionTower.encode`."""
         return self._vision.encode(visuals)
+
+    def synchronize(self) -> None:
+        """Wait for what is queued on a GPU."""
+        if self._device is not None:
+            self._device.synchronize()
 
     def _requests(
         self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
@@ -127,13 +133,18 @@ class Engine:
             if end > cached[row]
         ]
         embeddings = self.encode([prompts[row].visuals[index] for row, index in new])
-        visuals: list[list[np.ndarray | None]] = [[None] * len(prompt.visuals) for prompt in prompts]
+        visuals: list[list[np.ndarray | _core.DeviceVisual | None]] = [
+            [None] * len(prompt.visuals) for prompt in prompts
+        ]
         for (row, index), value in zip(new, embeddings, strict=True):
             visuals[row][index] = value
         return [self._request(*parts) for parts in zip(prompts, options, visuals, strict=True)]
 
     def _request(
-        self, prompt: PreparedPrompt, option: GenerationOptions, visuals: Sequence[np.ndarray | None]
+        self,
+        prompt: PreparedPrompt,
+        option: GenerationOptions,
+        visuals: Sequence[np.ndarray | _core.DeviceVisual | None],
     ) -> _core.Request:
         return _core.Request(
             prompt.token_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +19,37 @@ from qwen2vl_rt.processing.processor import Visual
 PATCHES_PER_CALL = 4096
 
 
+class Embeddings(Protocol):
+    """Visual embeddings of N frames that stay in a device's memory, [N, tokens, hidden_size]."""
+
+    def visual(self, begin: int, end: int) -> _core.DeviceVisual:
+        """Frames `begin` to `end`, as a request takes them."""
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host; waits for the device."""
+
+
 class VisionExecutor(Protocol):
     """An engine's vision graph: see `executors.cpu.CpuVision.encode`."""
 
-    def encode(self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    def encode(
+        self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray
+    ) -> np.ndarray | Embeddings:
         """Patches [N, P, values] to embeddings [N, P / merge_size^2, hidden_size]."""
+
+
+@dataclass
+class _Part:
+    """Consecutive frames of one visual, `begin` to `end` of a call's result."""
+
+    embeddings: np.ndarray | Embeddings
+    begin: int
+    end: int
+
+    def numpy(self) -> np.ndarray:
+        whole = self.embeddings if isinstance(self.embeddings, np.ndarray) else self.embeddings.numpy()
+        part = whole[self.begin : self.end]
+        return part.reshape(-1, part.shape[-1])
 
 
 class VisionTower:
@@ -36,14 +63,18 @@ class VisionTower:
         self._executor = executor
         self._geometry = geometry
 
-    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray]:
-        """Visual embeddings in the order given, each float32 [t * h * w / merge_size^2, hidden_size]."""
-        encoded: list[list[np.ndarray]] = [[] for _ in visuals]
+    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray | _core.DeviceVisual]:
+        """Visual embeddings in the order given, each float32 [t * h * w / merge_size^2, hidden_size].
+
+        Those that a device has computed in one call stay there.
+        """
+        encoded: list[list[_Part]] = [[] for _ in visuals]
         frames_by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for index, visual in enumerate(visuals):
             t, h, w = visual.grid_thw
             if isinstance(visual.patches, DevicePatches):
-                encoded[index].append(self._executor.encode(visual.patches, *self._rope_table(h, w))[0])
+                embeddings = self._executor.encode(visual.patches, *self._rope_table(h, w))
+                encoded[index].append(_Part(embeddings, 0, 1))
                 continue
             frames_by_size[h, w] += [(index, frame) for frame in range(t)]
 
@@ -53,12 +84,19 @@ class VisionTower:
             for start in range(0, len(frames), per_call):
                 group = frames[start : start + per_call]
                 patches = np.stack([visuals[index].patches[frame] for index, frame in group])
-                for (index, _), embeddings in zip(
-                    group, self._executor.encode(patches, cos, sin), strict=True
-                ):
-                    encoded[index].append(embeddings)
-        return [np.concatenate(parts) for parts in encoded]
+                embeddings = self._executor.encode(patches, cos, sin)
+                for place, (index, frame) in enumerate(group):
+                    if frame == 0 or place == 0:
+                        encoded[index].append(_Part(embeddings, place, place))
+                    encoded[index][-1].end = place + 1
+        return [_whole(parts) for parts in encoded]
 
     def _rope_table(self, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
         geometry = self._geometry
         return _core.vision_rope_table(h, w, geometry.head_dim, geometry.merge_size, geometry.rope_theta)
+
+
+def _whole(parts: list[_Part]) -> np.ndarray | _core.DeviceVisual:
+    if len(parts) == 1 and not isinstance(parts[0].embeddings, np.ndarray):
+        return parts[0].embeddings.visual(parts[0].begin, parts[0].end)
+    return np.concatenate([part.numpy() for part in parts])

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core, cuda, vision
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.executors import device_onnx, select_backend
 from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
-from qwen2vl_rt.executors.device_onnx import DeviceVision, Provider, device_decoder
+from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
+from qwen2vl_rt.executors.device_session import Provider
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
+from qwen2vl_rt.processing.processor import Visual
+from qwen2vl_rt.vision import VisionTower
 from tests.support.random_model import IMAGE_PAD, VIDEO_PAD, random_model, save_checkpoint
 
 LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
@@ -25,13 +28,23 @@ def bundles(tmp_path_factory) -> dict[str, Bundle]:
     return {kind: export_checkpoint(checkpoint, folder / kind, kind) for kind in ("fp32", "bf16", "int4")}
 
 
-def provider_of(device) -> Provider:
+def provider_of(device, compiled: bool = False) -> Provider:
     if isinstance(device, _core.HostDevice):
-        return Provider("CPUExecutionProvider", "cpu")
+        return Provider("CPUExecutionProvider", "cpu", compiled=compiled)
     from qwen2vl_rt.executors.cuda import OPTIONS
 
     options = OPTIONS | {"device_id": "0", "user_compute_stream": str(device.stream.handle)}
-    return Provider("CUDAExecutionProvider", "cuda", options, graphs=True)
+    return Provider("CUDAExecutionProvider", "cuda", options, graphs=True, compiled=compiled)
+
+
+CALLS = pytest.mark.parametrize(
+    "compiled",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(not cuda.status().built, reason=cuda.status().reason)),
+    ],
+    ids=["Python binding", "C API"],
+)
 
 
 def generator(bundle, cache, **parts) -> _core.Generator:
@@ -83,7 +96,8 @@ def requests(hidden: int, **options) -> list[_core.Request]:
     "sampling", [_core.SamplingOptions(), _core.SamplingOptions(temperature=0.9, top_p=0.95, seed=4)]
 )
 @pytest.mark.parametrize("grouped", [False, True])
-def test_float32_answers_equal_the_cpu_backends(bundles, device, grouped, sampling):
+@CALLS
+def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, grouped, sampling):
     """Both attentions on the CPU; on a GPU float32 has the portable one only."""
     if grouped and not isinstance(device, _core.HostDevice):
         pytest.skip("GroupQueryAttention's CUDA kernels are 16 bit")
@@ -92,34 +106,85 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, grouped, sampli
     cache = _core.KVCache(decoder.layers, 2, decoder.kv_heads, LIMITS.max_length, decoder.head_dim)
     reference = generator(bundle, cache, executor=CpuDecoder(bundle, cache, 2))
     expected = reference.generate(requests(decoder.hidden_size, sampling=sampling))
-    steps, device_cache = device_decoder(bundle, LIMITS, device, provider_of(device), grouped)
+    steps, device_cache = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
     actual = generator(bundle, device_cache, decoder=steps).generate(
         requests(decoder.hidden_size, sampling=sampling)
     )
     assert [result.token_ids for result in actual] == [result.token_ids for result in expected]
 
 
-def test_float32_vision_equals_the_cpu_backends(bundles, device):
+@CALLS
+def test_float32_vision_equals_the_cpu_backends(bundles, device, compiled):
     bundle, rng = bundles["fp32"], np.random.default_rng(1)
-    vision = bundle.geometry.vision
-    patches = rng.standard_normal((3, 24, vision.patch_values), dtype=np.float32)
-    tables = [rng.standard_normal((24, vision.head_dim // 2), dtype=np.float32) for _ in range(2)]
+    geometry = bundle.geometry.vision
+    patches = rng.standard_normal((3, 24, geometry.patch_values), dtype=np.float32)
+    tables = [rng.standard_normal((24, geometry.head_dim // 2), dtype=np.float32) for _ in range(2)]
     expected = CpuVision(bundle, 2).encode(patches, *tables)
-    actual = DeviceVision(bundle, device, "float32", provider_of(device)).encode(patches, *tables)
+    tower = DeviceVision(bundle, device, "float32", provider_of(device, compiled))
+    for part in (slice(0, 1), slice(None)):  # the buffers grow
+        actual = tower.encode(patches[part], *tables).numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
+def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
+    """Pictures of two sizes and a video: what one call computed is not copied; the rest is put together."""
+    bundle, rng = bundles["fp32"], np.random.default_rng(2)
+    geometry = bundle.geometry.vision
+    visuals = []
+    for kind, (t, h, w) in (("image", (1, 4, 6)), ("video", (3, 4, 6)), ("image", (1, 2, 4))):
+        patches = rng.standard_normal((t, h * w, geometry.patch_values), np.float32)
+        visuals.append(Visual(kind, (t, h, w), patches, 28, 28, b""))
+    cpu = CpuVision(bundle, 2)
+    expected = VisionTower(cpu, geometry).encode(visuals)
+
+    class Kept:
+        def __init__(self, embeddings):
+            self.embeddings = embeddings
+
+        def visual(self, begin, end):
+            return "kept", self.embeddings[begin:end].reshape(-1, self.embeddings.shape[-1])
+
+        def numpy(self):
+            return self.embeddings
+
+    class Executor:
+        def encode(self, *arguments):
+            return Kept(cpu.encode(*arguments))
+
+    for per_call, kept in ((4096, [True] * 3), (48, [True, False, True])):
+        monkeypatch.setattr(vision, "PATCHES_PER_CALL", per_call)
+        actual = VisionTower(Executor(), geometry).encode(visuals)
+        assert [isinstance(value, tuple) for value in actual] == kept
+        for value, want in zip(actual, expected, strict=True):
+            rows = value[1] if isinstance(value, tuple) else value
+            np.testing.assert_allclose(rows, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_settings_come_from_the_environment(monkeypatch):
+    from qwen2vl_rt.executors.cuda import CudaSettings
+
+    assert CudaSettings.from_environment() == CudaSettings(compiled=True, graphs=True)
+    monkeypatch.setenv("QWEN2VL_CUDA_CALLS", "python")
+    monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "0")
+    assert CudaSettings.from_environment() == CudaSettings(compiled=False, graphs=False)
+    monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "off")
+    with pytest.raises(BackendError, match="QWEN2VL_CUDA_GRAPHS=off"):
+        CudaSettings.from_environment()
+
+
 @pytest.mark.gpu
+@CALLS
+@pytest.mark.parametrize("graphs", [True, False], ids=["recorded", "launched"])
 @pytest.mark.parametrize("kind", ["bf16", "int4"])
-def test_16_bit_answers_run_and_repeat(bundles, kind):
+def test_16_bit_answers_run_and_repeat(bundles, kind, graphs, compiled):
     """Twice the same through prompts, recorded steps and rows that move; logits close to the CPU's."""
-    from qwen2vl_rt.executors.cuda import cuda_device
+    from qwen2vl_rt.executors.cuda import CudaSettings, cuda_device
 
     bundle = bundles[kind]
     hidden = bundle.geometry.decoder.hidden_size
     answers = []
     for _ in range(2):
-        device, provider = cuda_device()
+        device, provider = cuda_device(settings=CudaSettings(compiled, graphs))
         steps, cache = device_decoder(bundle, LIMITS, device, provider)
         loop = generator(bundle, cache, decoder=steps)
         answers += [[result.token_ids for result in loop.generate(requests(hidden))] for _ in range(3)]
@@ -148,12 +213,12 @@ def test_the_plan_counts_the_gpus_memory_and_refuses_before_loading(bundles):
     tied = bundle.files["embedding.bin"].size
     assert plan.parts["decoder weights"] == bundle.files["decoder.weights"].size + tied
     long = SessionLimits(max_length=1 << 20, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
-    small = plan_memory(bundle, long, 730 << 20, "cuda")
+    small = plan_memory(bundle, long, 770 << 20, "cuda")
     with pytest.raises(MemoryLimitError, match="max_length=") as error:
         check_plan(bundle, small)
     fitting = int(str(error.value).split("max_length=")[1].split()[0].rstrip("."))
     limits = SessionLimits(max_length=fitting, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
-    assert plan_memory(bundle, limits, 730 << 20, "cuda").total <= 730 << 20
+    assert plan_memory(bundle, limits, 770 << 20, "cuda").total <= 770 << 20
 
 
 def test_the_device_cache_has_the_planned_size(bundles):

@@ -9,6 +9,7 @@ import pytest
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import PictureError, PromptTooLongError
+from qwen2vl_rt.processing import device_frames
 from qwen2vl_rt.processing.device_frames import DeviceFrames, DevicePatches, is_device_frame
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -117,6 +118,30 @@ def test_refusals():
         prepare(CudaArray(block, (64, 64, 3)), most_tokens=3)
 
 
+def test_a_picture_on_the_host_is_brought_to_the_device(device, monkeypatch):
+    frames, wide = frames_on(device), noise(7, 70, 95)[:, 5:]  # rows with a gap
+    for pixels in (wide, noise(8, 40, 2000)):
+        visual, _ = prepare_picture(pixels, VisualOptions(max_pixels=28 * 28 * 8), SETTINGS, frames=frames)
+        expected, _ = prepare_picture(pixels, VisualOptions(max_pixels=28 * 28 * 8), SETTINGS)
+        assert isinstance(visual.patches, DevicePatches)
+        actual = to_host(visual.patches.block, visual.patches.shape, np.float32)
+        np.testing.assert_array_equal(actual, expected.patches)
+        assert (visual.width, visual.height, visual.grid_thw) == (
+            expected.width,
+            expected.height,
+            expected.grid_thw,
+        )
+    again, _ = prepare_picture(wide.copy(), VisualOptions(max_pixels=28 * 28 * 8), SETTINGS, frames=frames)
+    other, _ = prepare_picture(255 - wide, VisualOptions(max_pixels=28 * 28 * 8), SETTINGS, frames=frames)
+    first, _ = prepare_picture(wide, VisualOptions(max_pixels=28 * 28 * 8), SETTINGS, frames=frames)
+    assert again.digest == first.digest != other.digest
+    with pytest.raises(PromptTooLongError, match="room for 2"):
+        prepare_picture(wide, VisualOptions(), SETTINGS, frames=frames, most_tokens=2)
+    monkeypatch.setattr(device_frames, "LARGEST_UPLOAD", wide.nbytes - 1)
+    large, _ = prepare_picture(wide, VisualOptions(), SETTINGS, frames=frames)
+    assert isinstance(large.patches, np.ndarray)
+
+
 def test_the_vision_tower_reads_patches_where_they_are(tmp_path, device):
     from qwen2vl_export.export import export_checkpoint
     from qwen2vl_rt.executors.device_onnx import DeviceVision
@@ -125,7 +150,15 @@ def test_the_vision_tower_reads_patches_where_they_are(tmp_path, device):
     from tests.support.random_model import random_model, save_checkpoint
 
     bundle = export_checkpoint(save_checkpoint(random_model(5), tmp_path / "checkpoint"), tmp_path / "bundle")
-    tower = VisionTower(DeviceVision(bundle, device, "float32", provider_of(device)), bundle.geometry.vision)
+    vision = DeviceVision(bundle, device, "float32", provider_of(device))
+
+    class OnHost:
+        """Embeddings brought to the host, to be compared."""
+
+        def encode(self, patches, cos, sin):
+            return vision.encode(patches, cos, sin).numpy()
+
+    tower = VisionTower(OnHost(), bundle.geometry.vision)
     pixels = noise(6, 90, 120)
     source = CudaArray(to_device(device, pixels), pixels.shape)
     on_device, _ = prepare_picture(source, VisualOptions(), SETTINGS, frames=frames_on(device))

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.device_onnx import DeviceSession, Provider
+from qwen2vl_rt.executors.device_session import Provider, PythonSession
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.widen import widen_to_float32
@@ -39,7 +39,7 @@ def load(bundle: Bundle, graph: str):
 
 def run(model, weights, bundle, feed) -> list[np.ndarray]:
     read = {value.name for value in model.graph.input}
-    session = DeviceSession(model, weights, bundle.path, CPU)._session
+    session = PythonSession(model, weights, bundle.path, CPU).session
     return session.run(None, {name: value for name, value in feed.items() if name in read})
 
 
@@ -167,4 +167,4 @@ def test_the_provider_must_be_there():
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N] x) => (float[N] y) { y = Abs(x) }'
     )
     with pytest.raises((BackendError, ValueError)):
-        DeviceSession(model, {}, ".", Provider("CUDAExecutionProvider", "cuda"))
+        PythonSession(model, {}, ".", Provider("CUDAExecutionProvider", "cuda"))

@@ -7,5 +7,6 @@ namespace qwen2vl::cuda {
 
 void register_device(pybind11::module_& m);
 void register_memory(pybind11::module_& m);
+void register_onnx(pybind11::module_& m);
 
 }  // namespace qwen2vl::cuda

@@ -6,4 +6,5 @@ PYBIND11_MODULE(_cuda, m) {
   pybind11::module_::import("qwen2vl_rt._core");
   qwen2vl::cuda::register_device(m);
   qwen2vl::cuda::register_memory(m);
+  qwen2vl::cuda::register_onnx(m);
 }

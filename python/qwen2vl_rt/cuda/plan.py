@@ -5,6 +5,7 @@ from __future__ import annotations
 from qwen2vl_rt import cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.plan import MIB, SessionLimits
+from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 
 # The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
 # a session took beside its plan.
@@ -43,7 +44,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     return parts | {
         "KV cache": limits.max_batch * limits.max_length * kv,
         "prefill and decode": activations + largest_matrix + sampling,
-        "vision": pixels // vision.patch_size**2 * values * item,
+        "vision": pixels // vision.patch_size**2 * values * item + LARGEST_UPLOAD,
     }
 
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+
 import onnxruntime as ort
 
 from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.cuda_libraries import load_cuda_libraries
-from qwen2vl_rt.executors.device_onnx import Provider
+from qwen2vl_rt.executors.device_session import Provider
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 
 # Memory grows by what is asked for, not by doubling: the plan counts bytes. float32 products stay float32:
 # tf32, the default, keeps ten bits of the mantissa.
 OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+
+
+@dataclass(frozen=True)
+class CudaSettings:
+    """Choices whose cost depends on the machine: `make bench-gpu` measures each against the other."""
+
+    compiled: bool = True
+    """ONNX Runtime is called through its C API; else through its Python binding."""
+    graphs: bool = True
+    """ONNX Runtime records decode steps as CUDA graphs and replays them."""
+
+    @classmethod
+    def from_environment(cls) -> CudaSettings:
+        """The defaults, or what QWEN2VL_CUDA_CALLS=python and QWEN2VL_CUDA_GRAPHS=0 change in them.
+
+        Raises:
+            BackendError: another value.
+        """
+        calls, graphs = os.environ.get("QWEN2VL_CUDA_CALLS", "c"), os.environ.get("QWEN2VL_CUDA_GRAPHS", "1")
+        if calls not in ("c", "python") or graphs not in ("0", "1"):
+            raise BackendError(
+                f"QWEN2VL_CUDA_CALLS={calls} QWEN2VL_CUDA_GRAPHS={graphs}: choose c or python, and 0 or 1"
+            )
+        return cls(calls == "c", graphs == "1")
 
 
 def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
@@ -21,11 +49,14 @@ def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
     return DeviceFrames(module.CudaDevice(stream), dtype, stream.handle)
 
 
-def cuda_device(device: int = 0) -> tuple[_core.Device, Provider]:
+def cuda_device(device: int = 0, settings: CudaSettings | None = None) -> tuple[_core.Device, Provider]:
     """The GPU as a device with a stream of its own, and ONNX Runtime's provider on that stream."""
     module = cuda.load()
     built_for = getattr(ort, "cuda_version", None) or cuda.status().toolkit or "13"
     load_cuda_libraries(int(built_for.split(".")[0]))
     stream = module.Stream(device)
     options = OPTIONS | {"device_id": str(device), "user_compute_stream": str(stream.handle)}
-    return module.CudaDevice(stream), Provider("CUDAExecutionProvider", "cuda", options, graphs=True)
+    settings = settings or CudaSettings.from_environment()
+    return module.CudaDevice(stream), Provider(
+        "CUDAExecutionProvider", "cuda", options, settings.graphs, settings.compiled
+    )

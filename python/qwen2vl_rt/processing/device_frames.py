@@ -22,6 +22,10 @@ CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 _GPU_TYPES = (CUDA, CUDA_HOST, CUDA_MANAGED)
 _DIGEST_BYTES = 32
 
+# The largest picture from the host that is prepared on the device, in bytes; a larger one is resized where it
+# is. (The memory plan counts it.)
+LARGEST_UPLOAD = 32 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class DeviceFrame:
@@ -82,6 +86,16 @@ class DeviceFrames:
             return _from_dlpack(source, self._stream, name)
         return _from_cuda_array(source, name)
 
+    def upload(self, pixels: np.ndarray) -> DeviceFrame | None:
+        """A copy of a host's frame, uint8 [height, width, 3]; None if it is larger than LARGEST_UPLOAD."""
+        if pixels.nbytes > LARGEST_UPLOAD:
+            return None
+        height, width, _ = pixels.shape
+        with self._lock:
+            block = self._device.allocate(pixels.nbytes)
+            block.upload(np.ascontiguousarray(pixels).reshape(-1))
+        return DeviceFrame(block.pointer, height, width, (3 * width, 3, 1), block)
+
     def prepare(
         self, frame: DeviceFrame, height: int, width: int, settings: PixelSettings
     ) -> tuple[DevicePatches, bytes]:
@@ -120,26 +134,34 @@ class DeviceFrames:
         return DevicePatches(block, shape, self._dtype), words.tobytes()
 
 
-def prepare_device_frame(
-    source: Any,
-    options: VisualOptions,
-    settings: PixelSettings,
-    frames: DeviceFrames | None,
-    name: str = "picture",
-    most_tokens: int | None = None,
-) -> tuple[tuple[int, int, int], DevicePatches, DeviceFrame, bytes]:
-    """Grid (t, h, w), patches, the frame, and 32 bytes that identify its content.
+def adopt_device_frame(source: Any, frames: DeviceFrames | None, name: str = "picture") -> DeviceFrame:
+    """The frame behind an array in a GPU's memory.
 
     Raises:
         PictureError: the session computes on the CPU, or the frame can't be used.
-        PromptTooLongError: it becomes more than `most_tokens` visual tokens.
     """
     if frames is None:
         raise PictureError(
             f"{name}: the picture is in a GPU's memory, and this session computes on the CPU: copy it there "
             "(a numpy array), or open the session with backend='cuda'"
         )
-    frame = frames.adopt(source, name)
+    return frames.adopt(source, name)
+
+
+def prepare_device_frame(
+    frame: DeviceFrame,
+    options: VisualOptions,
+    settings: PixelSettings,
+    frames: DeviceFrames,
+    name: str = "picture",
+    most_tokens: int | None = None,
+) -> tuple[tuple[int, int, int], DevicePatches, bytes]:
+    """Grid (t, h, w), patches, and 32 bytes that identify the frame's content.
+
+    Raises:
+        PictureError: the frame can't be used.
+        PromptTooLongError: it becomes more than `most_tokens` visual tokens.
+    """
     try:
         height, width = settings.resized(frame.height, frame.width, options)
         grid = (1, height // settings.patch_size, width // settings.patch_size)
@@ -155,7 +177,7 @@ def prepare_device_frame(
     except InputError as error:
         raise PictureError(f"{name}: {error}") from None
     identity = hashlib.blake2b(f"device frame {grid}".encode() + digest, digest_size=32).digest()
-    return grid, patches, frame, identity
+    return grid, patches, identity
 
 
 def _frame(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError, Vide
 from qwen2vl_rt.processing.device_frames import (
     DeviceFrames,
     DevicePatches,
+    adopt_device_frame,
     is_device_frame,
     prepare_device_frame,
 )
@@ -64,17 +66,23 @@ def prepare_picture(
 ) -> tuple[Visual, float]:
     """Loads, resizes and cuts up a picture; also gives the seconds that loading took.
 
-    frames prepares what is in a GPU's memory already, there; None refuses it.
+    frames prepares pictures on a device: those that are in its memory, and those that are brought there; on
+    None the former are refused, the latter prepared on the host.
     Raises PictureError, and PromptTooLongError before resizing what becomes more than most_tokens.
     """
-    started = time.perf_counter()
+    started = loaded = time.perf_counter()
     if is_device_frame(source):
-        grid, patches, frame, digest = prepare_device_frame(
-            source, options, settings, frames, name, most_tokens
-        )
+        frame = adopt_device_frame(source, frames, name)
+        grid, patches, digest = prepare_device_frame(frame, options, settings, frames, name, most_tokens)
         return Visual("image", grid, patches, frame.width, frame.height, digest), 0.0
     picture = load_picture(source, name)
     loaded = time.perf_counter()
+    if frames is not None and (frame := frames.upload(picture.pixels)) is not None:
+        # What the device can't resize (some hundred times smaller) is left to the host.
+        with contextlib.suppress(PictureError):
+            grid, patches, digest = prepare_device_frame(frame, options, settings, frames, name, most_tokens)
+            visual = Visual("image", grid, patches, picture.width, picture.height, digest)
+            return visual, loaded - started
     try:
         height, width = settings.resized(picture.height, picture.width, options)
         writer = PatchWriter(settings, 1, height, width, "image", most_tokens)
