@@ -58,21 +58,26 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 # --- on a machine with an NVIDIA GPU, no network needed: docs/cuda.md ----------------------------------------
-# PYTHON's own packages and the wheels in WHEELS; what is built goes into GPU_SITE.
+# PYTHON's own packages and the wheels in WHEELS. Each stage's result is kept in out/gpu-report, the report of all
+# is RESULT.json and RESULT.md. Some stages only: STAGES="build 2b-bf16 peer-2b"; LIMIT=540: seconds for the call.
 
-GPU_SITE := $(CURDIR)/$(OUT)/gpu-site
-WHEELS   ?= wheels
-REPORT   ?= $(OUT)/gpu-report
+WHEELS ?= wheels
+RESULT ?= bench/results/gpu
+LIMIT  ?= 0
+GPU_REPORT := $(PYTHON) bench/gpu_report.py --wheels $(WHEELS) --output $(RESULT) --limit $(LIMIT) --stages
 
-$(GPU_SITE)/installed: pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOURCES) $(shell find python export -name '*.py')
-	cmake/gpu-env.sh $(PYTHON) $(GPU_SITE) $(WHEELS)
-	touch $@
+test-gpu:
+	$(GPU_REPORT) $(or $(STAGES),build tests memcheck racecheck accuracy)
 
-test-gpu: $(GPU_SITE)/installed
-	cmake/test-gpu.sh $(PYTHON) $(GPU_SITE) $(REPORT)
+bench-gpu:
+	$(GPU_REPORT) $(or $(STAGES),build limits 2b-bf16 2b-int4 peer-2b 2b-variants 7b-bf16 7b-int4 peer-7b 72b-int4)
 
-bench-gpu: $(GPU_SITE)/installed
-	PYTHONPATH=$(GPU_SITE):. $(PYTHON) bench/gpu.py --output $(or $(RESULT),bench/results/gpu) $(BENCH_FLAGS)
+# Wheels for it, on a machine with a network; GPU_PYTHON: its Python.
+GPU_PYTHON ?= 3.12
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS) \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \
+	  onnxruntime-gpu==1.31.1 flatbuffers protobuf onnx ml_dtypes pillow av hypothesis sortedcontainers
 
 # --- checks ---------------------------------------------------------------------------------------------------
 

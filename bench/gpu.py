@@ -1,41 +1,58 @@
-"""Measure the cuda backend: `make bench-gpu`. Writes one JSON and one markdown report.
+"""Measure the cuda backend on one model, or the GPU's own limits. `make bench-gpu` runs these as stages.
 
-    python bench/gpu.py --sizes 2b 7b --precisions bf16 int4 --output bench/results/NAME
+    python bench/gpu.py limits --output limits.json
+    python bench/gpu.py model 2b bf16 --limits limits.json --output 2b-bf16.json
+    python bench/gpu.py model 2b bf16 --variants --output variants.json      (ways to run the engine)
 
-Bundles of the published shapes with random weights are made first (bench/random_checkpoint.py, then the
-exporter), in --work, and kept there. The limits beside the figures are measured in the same run: a device's
-own copy counts bytes read and written; the matrix rate is that of PyTorch's bfloat16 product of 8192^3 random
-numbers.
+Bundles of the published shapes with random weights are made in --work when they are first needed
+(bench/random_bundle.py). A device's own copy counts bytes read and written; the matrix rate is that of
+PyTorch's bfloat16 product of 8192^3 random numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 import statistics
 import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench.random_checkpoint import published_config, write_random_checkpoint
-from qwen2vl_export.export import export_checkpoint
+from bench.random_bundle import write_random_bundle
+from bench.random_checkpoint import PUBLISHED, published_config
 from qwen2vl_rt import cuda
-from qwen2vl_rt.benchmark import decoder_parameters, random_tokens, random_visual, vision_flops
+from qwen2vl_rt.benchmark.inputs import random_tokens, random_visual
+from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, Bundle
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import plan_memory, session_limits
+from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.processing.visuals import prepare_picture
 
-TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 REPEATS = 5
 PROMPT, ANSWER = 512, 128  # tokens
+CONTEXT = 4096  # positions of the cache
+# QWEN2VL_CUDA_CALLS, _GRAPHS, _ATTENTION: see executors/cuda.py.
+VARIANTS = (
+    ("c", "1", "grouped"),
+    ("c", "0", "grouped"),
+    ("python", "1", "grouped"),
+    ("python", "0", "grouped"),
+    ("c", "0", "portable"),
+)
 
 
 @dataclass
@@ -118,79 +135,127 @@ def machine() -> dict[str, object]:
     }
 
 
-def random_bundle(size: str, precision: str, work: Path) -> Bundle:
+def open_bundle(size: str, precision: str, work: Path) -> Bundle:
     """The bundle of a published size with random weights, made once."""
     folder = work / f"{size}-{precision}"
     if not (folder / "manifest.json").exists():
-        checkpoint = work / f"{size}-checkpoint"
-        if not (checkpoint / "model.safetensors.index.json").exists():
-            write_random_checkpoint(checkpoint, published_config(size), TINY)
-        export_checkpoint(checkpoint, folder, precision)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_random_bundle(folder, published_config(size), precision)
     return Bundle.open(folder)
 
 
-def measure(bundle: Bundle, bandwidth: float, flops: float | None, max_length: int = 4096) -> list[Figure]:
-    """Load one bundle and measure it."""
-    geometry = bundle.geometry
-    figures: list[Figure] = []
+class Measurement:
+    """Figures of one bundle on one backend."""
 
-    def add(name: str, value: float, unit: str, bound: float | None = None) -> None:
-        figures.append(Figure(name, value, unit, bound))
+    def __init__(self, bundle: Bundle, limits: dict[str, Any], backend: str) -> None:
+        self.figures: list[Figure] = []
+        self._bundle = bundle
+        self._geometry = bundle.geometry
+        self._backend = backend
+        self._bandwidth: float | None = limits.get("copy_bytes_per_second")
+        self._flops: float | None = limits.get("matrix_flops")
+        self._rng = np.random.default_rng(0)
+        self._limits = session_limits(bundle, max_length=CONTEXT, max_pixels=1008 * 1008)
+        self._engine: Engine | None = None
+
+    def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
+        """Keep and print a figure."""
+        self.figures.append(Figure(name, value, unit, bound))
         print(f"  {name}: {value:.4g} {unit}", flush=True)
 
-    limits = session_limits(bundle, max_length=max_length, max_pixels=1008 * 1008)
-    before = cuda.load().device_info().free_bytes
-    started = time.perf_counter()
-    processor = Processor(bundle.path, geometry)
-    engine = Engine(bundle, limits, processor.tokenizer, 0, "cuda")
-    add("load", time.perf_counter() - started, "s")
-
-    rng = np.random.default_rng(0)
-    for side in (448, 1008):
-        visual = random_visual(geometry, side, side, rng)
-        bound = vision_flops(geometry, visual.grid_thw) / flops if flops else None
-        add(f"vision {side}x{side}", _median(lambda visual=visual: engine.encode([visual])), "s", bound)
-
-    step_bytes = bundle.files[DECODER_WEIGHTS].size
-    if geometry.decoder.tied_embedding:
-        step_bytes += bundle.files[EMBEDDING].size
-    options = GenerationOptions(max_new_tokens=ANSWER, ignore_eos=True)
-    prefill, decode = [], []
-    for repeat in range(
-        REPEATS + 1
-    ):  # other tokens each time, or the cache would know them; the first warms up
-        prompt = PreparedPrompt(random_tokens(geometry, PROMPT, rng), [], "")
-        (result,), _ = engine.generate([prompt], [options])
-        if repeat:
-            prefill.append(result.prefill_seconds)
-            decode.append((len(result.token_ids) - 1) / result.decode_seconds)
-    prompt_flops = 2 * decoder_parameters(geometry) * PROMPT
-    add(f"prefill of {PROMPT}", statistics.median(prefill), "s", prompt_flops / flops if flops else None)
-    add(f"decode after {PROMPT}", statistics.median(decode), "tok/s", bandwidth / step_bytes)
-
-    # Time to first token: one picture and 32 tokens of text.
-    one = GenerationOptions(max_new_tokens=1, ignore_eos=True)
-    pads = np.full(16 * 16, geometry.special_ids.image_pad, np.int32)
-    seconds = []
-    for _ in range(REPEATS + 1):
-        visual = replace(random_visual(geometry, 448, 448, rng), digest=rng.bytes(32))
-        ids = np.concatenate([pads, random_tokens(geometry, 32, rng)])
+    def load(self) -> None:
+        """Open the engine; its weights' files are in the page cache mostly."""
+        processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
-        engine.generate([PreparedPrompt(ids, [visual], "")], [one])
-        seconds.append(time.perf_counter() - started)
-    floor = None
-    if flops:
-        tokens = 2 * decoder_parameters(geometry) * (len(pads) + 32)
-        floor = (vision_flops(geometry, visual.grid_thw) + tokens) / flops
-    add("first token, 448x448 and 32 tokens", statistics.median(seconds[1:]), "s", floor)
+        self._engine = Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend)
+        self._engine.synchronize()
+        self.add("load", time.perf_counter() - started, "s")
 
-    plan = plan_memory(bundle, limits, None, "cuda")
-    add("GPU memory taken", (before - cuda.load().device_info().free_bytes) / 2**30, "GiB")
-    add("GPU memory planned", plan.total / 2**30, "GiB")
-    return figures
+    def everything(self) -> None:
+        """All figures of a model."""
+        before = cuda.load().device_info().free_bytes if self._backend == "cuda" else None
+        self.load()
+        for side in (448, 1008):
+            self.vision(side)
+        self.text()
+        self.text(temperature=0.8, top_p=0.95, seed=1)
+        self.first_token()
+        if before is not None:
+            self.add("GPU memory taken", (before - cuda.load().device_info().free_bytes) / 2**30, "GiB")
+        plan = plan_memory(self._bundle, self._limits, None, self._backend)
+        self.add("GPU memory planned", plan.total / 2**30, "GiB")
+
+    def vision(self, side: int) -> None:
+        """The vision tower alone, from float32 patches on the host to embeddings."""
+        visual = random_visual(self._geometry, side, side, self._rng)
+        bound = vision_flops(self._geometry, visual.grid_thw) / self._flops if self._flops else None
+
+        def call() -> None:
+            self._engine.encode([visual])
+            self._engine.synchronize()
+
+        self.add(f"vision {side}x{side}", _median(call), "s", bound)
+
+    def text(self, label: str = "", **sampling: Any) -> None:
+        """Prefill and decode, other tokens each time, or the cache would know them; the first warms up."""
+        options = GenerationOptions(max_new_tokens=ANSWER, ignore_eos=True, **sampling)
+        prefill, decode = [], []
+        for repeat in range(REPEATS + 1):
+            prompt = PreparedPrompt(random_tokens(self._geometry, PROMPT, self._rng), [], "")
+            (result,), _ = self._engine.generate([prompt], [options])
+            if repeat:
+                prefill.append(result.prefill_seconds)
+                decode.append((len(result.token_ids) - 1) / result.decode_seconds)
+        if not sampling and not label:
+            flops = 2 * decoder_parameters(self._geometry) * PROMPT
+            bound = flops / self._flops if self._flops else None
+            self.add(f"prefill of {PROMPT}", statistics.median(prefill), "s", bound)
+        bound = self._bandwidth / step_bytes(self._bundle) if self._bandwidth else None
+        how = label or (", sampled" if sampling else "")
+        self.add(f"decode after {PROMPT}{how}", statistics.median(decode), "tok/s", bound)
+
+    def first_token(self) -> None:
+        """From a 448x448 frame on the host and 32 tokens of text to the first token, pixels included."""
+        settings = PixelSettings.from_file(self._bundle.file("preprocessor_config.json"))
+        exact = VisualOptions(resized_height=448, resized_width=448)
+        one = GenerationOptions(max_new_tokens=1, ignore_eos=True)
+        pads = np.full(16 * 16, self._geometry.special_ids.image_pad, np.int32)
+        seconds = []
+        for _ in range(REPEATS + 1):
+            frame = self._rng.integers(0, 256, (448, 448, 3), np.uint8)
+            ids = np.concatenate([pads, random_tokens(self._geometry, 32, self._rng)])
+            started = time.perf_counter()
+            visual, _ = prepare_picture(frame, exact, settings, frames=self._engine.device_frames)
+            self._engine.generate([PreparedPrompt(ids, [visual], "")], [one])
+            seconds.append(time.perf_counter() - started)
+        floor = None
+        if self._flops:
+            tokens = 2 * decoder_parameters(self._geometry) * (len(pads) + 32)
+            floor = (vision_flops(self._geometry, visual.grid_thw) + tokens) / self._flops
+        self.add("first token, 448x448 and 32 tokens", statistics.median(seconds[1:]), "s", floor)
+
+    def variants(self) -> None:
+        """Decode with each way to run the engine."""
+        for calls, graphs, attention in VARIANTS:
+            os.environ |= {
+                "QWEN2VL_CUDA_CALLS": calls,
+                "QWEN2VL_CUDA_GRAPHS": graphs,
+                "QWEN2VL_CUDA_ATTENTION": attention,
+            }
+            self._engine = None
+            gc.collect()
+            self.load()
+            recorded = "recorded" if graphs == "1" else "launched one by one"
+            self.text(f", {'C API' if calls == 'c' else 'Python'}, {recorded}, {attention} attention")
 
 
-def _median(call) -> float:
+def step_bytes(bundle: Bundle) -> int:
+    """Bytes of weights that a decode step reads."""
+    tied = bundle.geometry.decoder.tied_embedding
+    return bundle.files[DECODER_WEIGHTS].size + (bundle.files[EMBEDDING].size if tied else 0)
+
+
+def _median(call: Callable[[], None]) -> float:
     call()
     seconds = []
     for _ in range(REPEATS):
@@ -200,75 +265,39 @@ def _median(call) -> float:
     return statistics.median(seconds)
 
 
-def peer(checkpoint: Path) -> dict[str, object]:
-    """transformers with a static cache and torch.compile on the same GPU, in a process of its own."""
-    script = Path(__file__).with_name("gpu_peer.py")
-    command = [sys.executable, str(script), str(checkpoint), str(PROMPT), str(ANSWER)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1:] or ["unknown"]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def table(report: dict[str, object]) -> str:
-    """The report as markdown."""
-    machine_, limits = report["machine"], report["limits"]
-    rate = limits["matrix_flops"]
-    lines = [
-        f"# {machine_['gpu']}",
-        "",
-        f"Driver {machine_['driver']}, ONNX Runtime {machine_['onnxruntime-gpu']}, random weights, medians "
-        f"of {REPEATS}. A copy moves {limits['copy_bytes_per_second'] / 1e9:.0f} GB/s (read and written); "
-        f"bfloat16 products run at {f'{rate / 1e12:.0f} TFLOP/s' if rate else 'an unmeasured rate'}.",
-        "",
-        "| model | | median | bound | share |",
-        "|---|---|---|---|---|",
-    ]
-    for run in report["runs"]:
-        for figure in run["figures"]:
-            bound = "" if figure["bound"] is None else f"{figure['bound']:.3g} {figure['unit']}"
-            share = "" if figure["share"] is None else f"{figure['share']:.0%}"
-            value = f"{figure['value']:.4g} {figure['unit']}"
-            lines.append(f"| {run['model']} | {figure['name']} | {value} | {bound} | {share} |")
-    for name, result in report["peers"].items():
-        shown = ", ".join(f"{key} {value}" for key, value in result.items())
-        lines += ["", f"transformers, static cache, torch.compile, {name}: {shown}."]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["2b"], choices=["2b", "7b"])
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "int4"])
-    parser.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are kept")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="without suffix: .json and .md are written"
-    )
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    what = parser.add_subparsers(dest="what", required=True)
+    model = what.add_parser("model", help="one bundle")
+    model.add_argument("size", choices=sorted(PUBLISHED))
+    model.add_argument("precision")
+    model.add_argument("--variants", action="store_true", help="decode, with each way to run the engine")
+    model.add_argument("--limits", type=Path, help="what `limits` wrote")
+    model.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
+    model.add_argument("--backend", default="cuda", choices=("cuda", "cpu"), help="cpu: to try this script")
+    for command in (model, what.add_parser("limits", help="the GPU's copy bandwidth and matrix rate")):
+        command.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    limits = {"copy_bytes_per_second": copy_bandwidth(), "matrix_flops": matrix_rate()}
-    report: dict[str, object] = {"machine": machine(), "limits": limits, "runs": [], "peers": {}}
-    for size in options.sizes:
-        for precision in options.precisions:
-            print(f"{size} {precision}", flush=True)
-            bundle = random_bundle(size, precision, options.work)
-            figures = measure(bundle, limits["copy_bytes_per_second"], limits["matrix_flops"])
-            rows = [asdict(figure) | {"share": figure.share} for figure in figures]
-            report["runs"].append({"model": f"{size} {precision}", "figures": rows})
-            _write(options.output, report)
-        if not options.no_peer:
-            report["peers"][f"{size} bf16"] = peer(options.work / f"{size}-checkpoint")
-    _write(options.output, report)
-    print(table(report))
+    if options.what == "limits":
+        rates = {"copy_bytes_per_second": copy_bandwidth(), "matrix_flops": matrix_rate()}
+        _write(options.output, {"machine": machine(), "limits": rates})
+        return
+    limits: dict[str, Any] = {}
+    if options.limits is not None and options.limits.exists():
+        limits = json.loads(options.limits.read_text())["limits"]
+    bundle = open_bundle(options.size, options.precision, options.work)
+    measurement = Measurement(bundle, limits, options.backend)
+    try:
+        measurement.variants() if options.variants else measurement.everything()
+    finally:  # what was measured before something failed is kept
+        figures = [asdict(figure) | {"share": figure.share} for figure in measurement.figures]
+        _write(options.output, {"figures": figures})
 
 
-def _write(output: Path, report: dict[str, object]) -> None:
-    """After every run: a machine that is taken away keeps what was measured."""
+def _write(output: Path, result: dict[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    output.with_suffix(".md").write_text(table(report))
+    output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

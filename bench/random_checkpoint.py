@@ -130,7 +130,13 @@ def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
 
 
 def write_random_checkpoint(
-    folder: Path, config: dict[str, Any], tokenizer: Path, *, seed: int = 0, sparse: bool = False
+    folder: Path,
+    config: dict[str, Any],
+    tokenizer: Path,
+    *,
+    seed: int = 0,
+    sparse: bool = False,
+    generation_config: dict[str, Any] = GENERATION_CONFIG,
 ) -> int:
     """Write the checkpoint and return the bytes of its weights (bfloat16).
 

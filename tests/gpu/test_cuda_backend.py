@@ -16,7 +16,7 @@ from qwen2vl_rt.executors.device_session import Provider
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
-from tests.support.random_model import IMAGE_PAD, VIDEO_PAD, random_model, save_checkpoint
+from tests.gpu.checkpoint import IMAGE_PAD, VIDEO_PAD, small_checkpoint
 
 LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
 
@@ -24,7 +24,7 @@ LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, pref
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("cuda-backend")
-    checkpoint = save_checkpoint(random_model(5, tied=True), folder / "checkpoint")
+    checkpoint = small_checkpoint(folder / "checkpoint")
     return {kind: export_checkpoint(checkpoint, folder / kind, kind) for kind in ("fp32", "bf16", "int4")}
 
 
@@ -163,12 +163,12 @@ def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
 def test_the_settings_come_from_the_environment(monkeypatch):
     from qwen2vl_rt.executors.cuda import CudaSettings
 
-    assert CudaSettings.from_environment() == CudaSettings(compiled=True, graphs=True)
+    assert CudaSettings.from_environment() == CudaSettings(compiled=True, graphs=True, grouped=True)
     monkeypatch.setenv("QWEN2VL_CUDA_CALLS", "python")
     monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "0")
-    assert CudaSettings.from_environment() == CudaSettings(compiled=False, graphs=False)
-    monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "off")
-    with pytest.raises(BackendError, match="QWEN2VL_CUDA_GRAPHS=off"):
+    assert CudaSettings.from_environment() == CudaSettings(compiled=False, graphs=False, grouped=True)
+    monkeypatch.setenv("QWEN2VL_CUDA_ATTENTION", "flash")
+    with pytest.raises(BackendError, match="QWEN2VL_CUDA_ATTENTION=flash: choose grouped or portable"):
         CudaSettings.from_environment()
 
 

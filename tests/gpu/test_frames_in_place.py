@@ -146,10 +146,10 @@ def test_the_vision_tower_reads_patches_where_they_are(tmp_path, device):
     from qwen2vl_export.export import export_checkpoint
     from qwen2vl_rt.executors.device_onnx import DeviceVision
     from qwen2vl_rt.vision import VisionTower
+    from tests.gpu.checkpoint import small_checkpoint
     from tests.gpu.test_cuda_backend import provider_of
-    from tests.support.random_model import random_model, save_checkpoint
 
-    bundle = export_checkpoint(save_checkpoint(random_model(5), tmp_path / "checkpoint"), tmp_path / "bundle")
+    bundle = export_checkpoint(small_checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle")
     vision = DeviceVision(bundle, device, "float32", provider_of(device))
 
     class OnHost:

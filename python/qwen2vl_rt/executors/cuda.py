@@ -18,6 +18,14 @@ from qwen2vl_rt.processing.device_frames import DeviceFrames
 OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
 
 
+# Environment variables, in the order of CudaSettings' fields, and their values, the default first.
+CHOICES = {
+    "QWEN2VL_CUDA_CALLS": ("c", "python"),
+    "QWEN2VL_CUDA_GRAPHS": ("1", "0"),
+    "QWEN2VL_CUDA_ATTENTION": ("grouped", "portable"),
+}
+
+
 @dataclass(frozen=True)
 class CudaSettings:
     """Choices whose cost depends on the machine: `make bench-gpu` measures each against the other."""
@@ -26,20 +34,23 @@ class CudaSettings:
     """ONNX Runtime is called through its C API; else through its Python binding."""
     graphs: bool = True
     """ONNX Runtime records decode steps as CUDA graphs and replays them."""
+    grouped: bool = True
+    """16-bit decoders use GroupQueryAttention; else the portable attention, which can't be recorded."""
 
     @classmethod
     def from_environment(cls) -> CudaSettings:
-        """The defaults, or what QWEN2VL_CUDA_CALLS=python and QWEN2VL_CUDA_GRAPHS=0 change in them.
+        """The defaults, and what CHOICES in the environment change in them.
 
         Raises:
             BackendError: another value.
         """
-        calls, graphs = os.environ.get("QWEN2VL_CUDA_CALLS", "c"), os.environ.get("QWEN2VL_CUDA_GRAPHS", "1")
-        if calls not in ("c", "python") or graphs not in ("0", "1"):
-            raise BackendError(
-                f"QWEN2VL_CUDA_CALLS={calls} QWEN2VL_CUDA_GRAPHS={graphs}: choose c or python, and 0 or 1"
-            )
-        return cls(calls == "c", graphs == "1")
+        chosen = []
+        for name, values in CHOICES.items():
+            value = os.environ.get(name, values[0])
+            if value not in values:
+                raise BackendError(f"{name}={value}: choose {' or '.join(values)}")
+            chosen.append(value == values[0])
+        return cls(*chosen)
 
 
 def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
@@ -58,5 +69,5 @@ def cuda_device(device: int = 0, settings: CudaSettings | None = None) -> tuple[
     options = OPTIONS | {"device_id": str(device), "user_compute_stream": str(stream.handle)}
     settings = settings or CudaSettings.from_environment()
     return module.CudaDevice(stream), Provider(
-        "CUDAExecutionProvider", "cuda", options, settings.graphs, settings.compiled
+        "CUDAExecutionProvider", "cuda", options, settings.graphs, settings.compiled, settings.grouped
     )

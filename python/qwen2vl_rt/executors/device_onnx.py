@@ -214,7 +214,7 @@ def device_decoder(
 ) -> tuple[_core.DeviceDecoder, _core.DeviceCache]:
     """The bundle's decoder on a device, with its engine, and the cache for its rows.
 
-    `grouped`: GroupQueryAttention; by default where its CUDA kernels exist, in 16 bit.
+    `grouped`: GroupQueryAttention; by default what the provider says, in 16 bit.
     """
     decoder, dtype = bundle.geometry.decoder, compute_dtype(bundle)
     cache = _core.DeviceCache(
@@ -225,7 +225,7 @@ def device_decoder(
     )
     rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
     steps = _core.DeviceDecoder(device, cache, table, rope, limits.prefill_chunk, dtype)
-    grouped = dtype != "float32" if grouped is None else grouped
+    grouped = provider.grouped and dtype != "float32" if grouped is None else grouped
     steps.set_engine(decoder_engine(bundle, steps, cache, dtype, provider, grouped))
     return steps, cache
 

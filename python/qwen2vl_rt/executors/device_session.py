@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ class Provider:
     """Decode steps are recorded by the provider (enable_cuda_graph) and replayed."""
     compiled: bool = False
     """Called through the C API, by `_cuda`; else through the Python binding."""
+    grouped: bool = True
+    """GroupQueryAttention where its kernels exist there: in 16 bit."""
 
 
 class Tensor(NamedTuple):
@@ -86,12 +88,7 @@ def open_session(
         BackendError: ONNX Runtime can't load it there.
     """
     if graphs:
-        provider = Provider(
-            provider.name,
-            provider.memory,
-            provider.options | {"enable_cuda_graph": "1"},
-            compiled=provider.compiled,
-        )
+        provider = replace(provider, options=provider.options | {"enable_cuda_graph": "1"})
     kind = CompiledSession if provider.compiled else PythonSession
     return kind(model, weights, folder, provider)
 

@@ -1,0 +1,156 @@
+"""Write a bundle of a published size with random weights in seconds, for measuring speed and memory.
+
+    python bench/random_bundle.py --size 72b --precision int4 --output DIR
+
+Every layer's weights are those of layer 0: the graph points there, and the rest of the file is a hole that
+takes no room on the disk. An engine loads as many bytes as from a real bundle. The manifest's hashes are
+zeros, because nobody verifies it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+from bench.random_checkpoint import GENERATION_CONFIG, PREPROCESSOR_CONFIG, PUBLISHED, published_config
+from qwen2vl_export.bundle_writer import BundleWriter
+from qwen2vl_export.decoder import decoder_graph, embedding_weights, prefill_graph
+from qwen2vl_export.graph import Weight
+from qwen2vl_export.vision import vision_graph
+from qwen2vl_export.weights import Places, layout
+from qwen2vl_rt import __version__
+from qwen2vl_rt.bundle import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    DECODER_GRAPH,
+    EMBEDDING,
+    PRECISIONS,
+    PREFILL_GRAPH,
+    TOKENIZER,
+    VISION_GRAPH,
+    Bundle,
+    FileEntry,
+)
+from qwen2vl_rt.bundle import (
+    GENERATION_CONFIG as GENERATION_FILE,
+)
+from qwen2vl_rt.bundle import (
+    PREPROCESSOR_CONFIG as PREPROCESSOR_FILE,
+)
+from qwen2vl_rt.geometry import Geometry
+
+TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny"
+POOL = 2**22  # random numbers, repeated
+LAYER = re.compile(r"^(layers|blocks)\.(\d+)\.")
+
+
+class RandomNumbers:
+    """Weights whose activations stay in a trained model's range, by element type."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._normal = rng.standard_normal(POOL, np.float32)
+        self._bytes = rng.integers(0, 256, POOL, np.uint8)
+        self._signed = rng.integers(-127, 128, POOL, np.int8)
+
+    def blocks(self, weight: Weight) -> Iterator[np.ndarray]:
+        """Yield `weight.nbytes` bytes."""
+        pool = self._pool(weight).view(np.uint8)
+        for begin in range(0, weight.nbytes, len(pool)):
+            yield pool[: weight.nbytes - begin]
+
+    def _pool(self, weight: Weight) -> np.ndarray:
+        spread = 1 / math.sqrt(weight.columns)
+        if weight.name.endswith(".zero_point"):
+            return np.full(POOL, 0x88 if weight.element_type == TensorProto.UINT4 else 128, np.uint8)
+        if weight.name.endswith(".scale"):  # of codes that are uniform: their deviation is 4.6 or 73
+            of_4_bits = weight.name.startswith("layers.") and len(weight.shape) == 2
+            return np.full(POOL, spread / (4.6 if of_4_bits else 73), np.float32)
+        if weight.element_type in (TensorProto.UINT4, TensorProto.UINT8):
+            return self._bytes
+        if weight.element_type == TensorProto.INT8:
+            return self._signed
+        if len(weight.shape) == 1:
+            center = 1.0 if "norm" in weight.name or "ln" in weight.name else 0.0
+            values = 0.02 * self._normal[: 2**20] + np.float32(center)
+        else:
+            values = self._normal * np.float32(spread)
+        number = {TensorProto.BFLOAT16: ml_dtypes.bfloat16, TensorProto.FLOAT16: np.float16}
+        return values.astype(number.get(weight.element_type, np.float32))
+
+
+def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) -> Bundle:
+    """Write the bundle of a model with this config.json into `folder`, which must be new or empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    geometry = Geometry.from_config(config, GENERATION_CONFIG)
+    graphs = {
+        VISION_GRAPH: vision_graph(geometry.vision, geometry.decoder.hidden_size, precision),
+        DECODER_GRAPH: decoder_graph(geometry.decoder, precision),
+    }
+    if (prefill := prefill_graph(geometry.decoder, precision)) is not None:
+        graphs[PREFILL_GRAPH] = prefill
+    files: dict[str, dict[str, Weight]] = {
+        EMBEDDING: {weight.name: weight for weight in embedding_weights(geometry.decoder, precision)}
+    }
+    for graph in graphs.values():
+        for weight in graph.weights:
+            files.setdefault(weight.file, {})[weight.name] = weight
+
+    numbers, writer, places = RandomNumbers(), BundleWriter(folder), {}
+    for file, weights in files.items():
+        places[file], size = layout(weights.values())
+        _write(folder / file, weights, places[file], size, numbers)
+        writer.files[file] = FileEntry(size, "0" * 64)
+    for file, graph in graphs.items():
+        where = {weight.name: _of_first_layer(weight.name, places[weight.file]) for weight in graph.weights}
+        writer.add(file, graph.model(where).SerializeToString())
+    writer.add(TOKENIZER, (TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
+    template = json.loads((TOKENIZER_FOLDER / "chat_template.json").read_text())
+    for file, value in (
+        (CHAT_TEMPLATE, template),
+        (CONFIG, config),
+        (PREPROCESSOR_FILE, PREPROCESSOR_CONFIG),
+        (GENERATION_FILE, GENERATION_CONFIG),
+    ):
+        writer.add_json(file, value)
+    writer.finish(folder.name, precision, geometry, __version__)
+    return Bundle.open(folder)
+
+
+def _of_first_layer(name: str, places: Places) -> tuple[int, int]:
+    return places[LAYER.sub(r"\1.0.", name)]
+
+
+def _write(file: Path, weights: dict[str, Weight], places: Places, size: int, numbers: RandomNumbers) -> None:
+    with open(file, "wb") as stream:
+        for name, weight in weights.items():
+            if _of_first_layer(name, places) == places[name]:
+                stream.seek(places[name][0])
+                for block in numbers.blocks(weight):
+                    stream.write(block)
+        stream.truncate(size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=sorted(PUBLISHED), required=True)
+    parser.add_argument("--precision", choices=PRECISIONS, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
+    options = parser.parse_args()
+    config = published_config(options.size, options.layers)
+    bundle = write_random_bundle(options.output, config, options.precision)
+    print(f"{options.output}: {sum(entry.size for entry in bundle.files.values()) / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
