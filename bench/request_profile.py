@@ -10,6 +10,7 @@ percent at one token a step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -35,14 +36,16 @@ FEW = 0.01  # of a stage: operators below are summed up
 
 
 class ProfiledOptions(ort.SessionOptions):
-    """Session options that switch the profiler on."""
+    """Session options that switch the profiler on; each writes a file of its own."""
 
     folder = ""
+    number = itertools.count()
 
     def __init__(self) -> None:
         super().__init__()
         self.enable_profiling = True
-        self.profile_file_prefix = os.path.join(ProfiledOptions.folder, "profile")
+        name = f"profile-{next(ProfiledOptions.number)}"
+        self.profile_file_prefix = os.path.join(ProfiledOptions.folder, name)
 
 
 class ProfiledSession(onnx_session.OnnxSession):
