@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.network import Network, parse_from_files
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
+from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
 from tests.support.graph_feeds import load
 from tests.support.shaped_graphs import shaped
 
@@ -225,12 +228,30 @@ def test_an_interrupted_build_leaves_nothing(tiny, edition, tmp_path, monkeypatc
             pass
 
         def update(self):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(builder, "progress_bar", lambda *arguments: Interrupted())
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build(tiny["bf16"], "sm86", tmp_path, edition)
     assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # this edition has the calls, and times nothing
+def test_timing_cache(edition, tmp_path):
+    made = trt.Builder(edition.logger)
+    file = tmp_path / "timing.cache"
+    first = made.create_builder_config()
+    use_timings(first, file)
+    keep_timings(first, file)
+    second = made.create_builder_config()
+    use_timings(second, file)
+    assert second.get_timing_cache() is not None and file.read_bytes()
+    file.write_bytes(b"damaged")
+    third = made.create_builder_config()
+    use_timings(third, file)
+    assert third.get_timing_cache() is not None
 
 
 def test_command(tiny, tmp_path, capsys):

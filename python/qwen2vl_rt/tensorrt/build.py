@@ -19,6 +19,7 @@ from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
+from qwen2vl_rt.tensorrt.timing import timing_file
 from qwen2vl_rt.weights import map_weights
 
 GRAPHS = ("vision", "prefill", "decoder")
@@ -165,7 +166,7 @@ def _build_graph(
         network.align_attention()
     partial = file.path.with_suffix(".partial")
     try:
-        figures = build_engine(network, target, profiles, graph, partial)
+        figures = build_engine(network, target, profiles, graph, partial, timing_file(folder, edition))
         inputs, outputs = network.tensors()
         description = {
             "graph": graph,

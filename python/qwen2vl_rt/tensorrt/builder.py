@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures, first_erro
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target, configure
+from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class Figures:
 
 
 def build_engine(
-    network: Network, target: Target, profiles: Sequence[Profile], title: str, file: Path
+    network: Network,
+    target: Target,
+    profiles: Sequence[Profile],
+    title: str,
+    file: Path,
+    timings: Path | None = None,
 ) -> Figures:
     """Build and write one engine.
 
@@ -42,6 +51,7 @@ def build_engine(
         profiles: ranges of the inputs' shapes.
         title: what the progress bar calls it.
         file: where the engine goes.
+        timings: the edition's timing cache (`timing.timing_file`).
 
     Raises:
         BackendError: TensorRT refuses, in its own words.
@@ -52,13 +62,16 @@ def build_engine(
     configure(config, target, edition)
     for profile in profiles:
         config.add_optimization_profile(_profile(network.builder, profile))
+    if timings:
+        use_timings(config, timings)
     edition.logger.take()
     memory.reset_peak()
     started = time.perf_counter()
     with progress_bar(title, 1) as bar:
         monitor = _monitor(trt, bar)
         config.progress_monitor = monitor
-        engine = network.builder.build_serialized_network(network.network, config)
+        with _stopped_by_ctrl_c(monitor):
+            engine = network.builder.build_serialized_network(network.network, config)
     messages = edition.logger.take()
     if monitor.interrupted:
         raise KeyboardInterrupt
@@ -66,6 +79,8 @@ def build_engine(
         problem = first_error(messages) or "TensorRT gives no reason"
         raise BackendError(f"{edition} cannot build {title} for {target.name}: {problem}")
     file.write_bytes(engine)
+    if timings:
+        keep_timings(config, timings)
     weights = figures(messages, WEIGHTS)
     return Figures(
         seconds=time.perf_counter() - started,
@@ -84,7 +99,7 @@ def _profile(builder: Any, profile: Profile) -> Any:
 
 
 def _monitor(trt: Any, bar: Any) -> Any:
-    """TensorRT's phases on one bar, whose end moves as they begin. Ctrl-C stops at the next step."""
+    """TensorRT's phases on one bar, whose end moves as they begin; `interrupted` stops the build."""
 
     class _Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -96,13 +111,27 @@ def _monitor(trt: Any, bar: Any) -> Any:
             bar.set_postfix_str(phase, refresh=False)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                bar.update()
-            except KeyboardInterrupt:
-                self.interrupted = True
+            bar.update()
             return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
             pass
 
     return _Monitor()
+
+
+@contextmanager
+def _stopped_by_ctrl_c(monitor: Any) -> Iterator[None]:
+    """Ctrl-C becomes a request to stop: an exception must not pass through TensorRT's own frames."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+
+    def stop(*_signal: object) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
