@@ -106,6 +106,24 @@ void register_device_class(py::module_& m) {
           py::arg("bytes"), "A zeroed SharedBlock.")
       .def("synchronize", &Device::synchronize, py::call_guard<py::gil_scoped_release>())
       .def(
+          "upload",
+          [](Device& device, uintptr_t to, const py::array& array) {
+            const size_t bytes = checked_bytes(array, 0, static_cast<size_t>(array.nbytes()));
+            device.upload(pointer<void>(to), array.data(), bytes);
+          },
+          py::arg("pointer"), py::arg("array"),
+          "Queues a copy of a C-contiguous array to a device address; the array may change afterwards.")
+      .def(
+          "download",
+          [](Device& device, py::array array, uintptr_t from) {
+            const size_t bytes = checked_bytes(array, 0, static_cast<size_t>(array.nbytes()));
+            void* const host = array.mutable_data();
+            const py::gil_scoped_release release;
+            device.download(host, pointer<const void>(from), bytes);
+          },
+          py::arg("array"), py::arg("pointer"),
+          "Copies from a device address into a writable C-contiguous array, and waits for it.")
+      .def(
           "rope_rows",
           [](Device& device, uintptr_t inv_freq, uintptr_t axis, int64_t width, uintptr_t positions,
              int64_t stride, int64_t tokens, const std::string& dtype, uintptr_t cos, uintptr_t sin) {

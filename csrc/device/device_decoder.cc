@@ -269,12 +269,11 @@ void DeviceDecoder::finish_step(int64_t slot) {
 
 void DeviceDecoder::launch() {
   const int64_t slot = launched_++ % 2;
-  const bool whole = engine_->recordable();
   const auto work = [&] {
-    if (whole) run_engine();
+    if (recordable_) run_engine();
     finish_step(slot);
   };
-  if (!whole) run_engine();
+  if (!recordable_) run_engine();
   const int64_t key = 2 * decode_rows_ + slot;
   if (!device_->replay(key)) {
     // The first run loads what has to be loaded, which can't be recorded.

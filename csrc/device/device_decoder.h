@@ -38,8 +38,12 @@ class DeviceDecoder : public Decoder {
   DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
                 const EmbeddingTable& table, const RopeTable& rope, int64_t prefill_chunk, FloatType type);
 
-  // The engine takes the buffers' addresses, so that it comes after them.
-  void set_engine(std::shared_ptr<DeviceEngine> engine) { engine_ = std::move(engine); }
+  // The engine takes the buffers' addresses, so that it comes after them. It is asked here whether it can be
+  // recorded: a step that is replayed doesn't call it at all.
+  void set_engine(std::shared_ptr<DeviceEngine> engine) {
+    engine_ = std::move(engine);
+    recordable_ = engine_->recordable();
+  }
   const Buffers& buffers() const { return buffers_; }
   const std::shared_ptr<DeviceCache>& cache() const { return cache_; }
   FloatType type() const { return type_; }
@@ -78,6 +82,7 @@ class DeviceDecoder : public Decoder {
   std::shared_ptr<Device> device_;
   std::shared_ptr<DeviceCache> cache_;
   std::shared_ptr<DeviceEngine> engine_;
+  bool recordable_ = false;
   FloatType type_;
   int64_t rows_, prefill_chunk_, rope_width_;
 
