@@ -61,7 +61,8 @@ class Engine:
         self._device: _core.Device | None = None
         # The largest graph first: while a quantized one loads, its weights are in memory twice.
         if backend == "cuda":
-            from qwen2vl_rt.executors.cuda import cuda_device, cuda_frames
+            from qwen2vl_rt.executors.cuda import cuda_device
+            from qwen2vl_rt.executors.cuda_frames import cuda_frames
             from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
 
             self._device, provider = cuda_device()

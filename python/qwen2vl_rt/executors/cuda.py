@@ -11,7 +11,6 @@ from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.cuda_libraries import load_cuda_libraries
 from qwen2vl_rt.executors.device_session import Provider
-from qwen2vl_rt.processing.device_frames import DeviceFrames
 
 # Memory grows by what is asked for, not by doubling: the plan counts bytes. float32 products stay float32:
 # tf32, the default, keeps ten bits of the mantissa.
@@ -51,13 +50,6 @@ class CudaSettings:
                 raise BackendError(f"{name}={value}: choose {' or '.join(values)}")
             chosen.append(value == values[0])
         return cls(*chosen)
-
-
-def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
-    """What prepares frames on the GPU, on a stream of its own: the session's may be recording."""
-    module = cuda.load()
-    stream = module.Stream(device)
-    return DeviceFrames(module.CudaDevice(stream), dtype, stream.handle)
 
 
 def cuda_device(device: int = 0, settings: CudaSettings | None = None) -> tuple[_core.Device, Provider]:

@@ -6,7 +6,7 @@ runs on a machine without a GPU, which is how it is tested there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,65 +14,20 @@ import onnx
 from onnx import TensorProto, helper
 
 from qwen2vl_rt import _core, cuda
-from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.executors.device_session import (
     CompiledSession,
     DeviceSession,
     Provider,
-    Tensor,
     open_session,
 )
-from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
+from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
+from qwen2vl_rt.executors.device_vision import DeviceVisionTower
+from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.plan import SessionLimits
-from qwen2vl_rt.processing.device_frames import DevicePatches
-from qwen2vl_rt.weights import embedding_dtype, map_weights
+from qwen2vl_rt.weights import map_weights
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
-
-
-class StepTensors:
-    """What a decoder step reads and writes: the fixed buffers of a `_core.DeviceDecoder` and its cache.
-
-    Args:
-        bundle: the model.
-        decoder: whose buffers are bound.
-        cache: the keys and values, updated in place.
-        dtype: "float32", "bfloat16" or "float16", the cache's and the buffers'.
-    """
-
-    def __init__(
-        self, bundle: Bundle, decoder: _core.DeviceDecoder, cache: _core.DeviceCache, dtype: str
-    ) -> None:
-        self._buffers = decoder.buffers
-        self._cache = cache
-        self._geometry = bundle.geometry.decoder
-        self._item = 4 if dtype == "float32" else 2
-
-    def of(
-        self, session: DeviceSession, first_row: int, rows: int, tokens: int, longest: int
-    ) -> list[Tensor]:
-        """Of a step with B = `rows` and T = `tokens`; `longest`: the host address of the longest length."""
-        decoder, at, cache = self._geometry, self._buffers, self._cache
-        half = decoder.head_dim // 2
-        inputs = [
-            Tensor("inputs_embeds", (rows, tokens, decoder.hidden_size), at["inputs_embeds"]),
-            Tensor("cos", (rows, tokens, half), at["cos"]),
-            Tensor("sin", (rows, tokens, half), at["sin"]),
-            Tensor("past_length", (rows,), at["past_length"]),
-            Tensor("logit_rows", (rows, 1), at["logit_rows"]),
-            Tensor(LAST, (rows,), at["last_position"]),
-            Tensor(PRESENT_LENGTH, (rows,), at["present_length"]),
-            Tensor(LONGEST, (), longest, on_host=True),
-        ]
-        tensors = [tensor for tensor in inputs if session.has(tensor.name)]
-        tensors.append(Tensor("logits", (rows, 1, decoder.vocab_size), at["logits"], output=True))
-        shape = (rows, decoder.kv_heads, cache.capacity, decoder.head_dim)
-        skip = first_row * decoder.kv_heads * cache.capacity * decoder.head_dim * self._item
-        for layer in range(decoder.layers):
-            for part, pointer in (("k", cache.keys(layer)), ("v", cache.values(layer))):
-                tensors.append(Tensor(f"past_{part}.{layer}", shape, pointer + skip))
-                tensors.append(Tensor(f"present_{part}.{layer}", shape, pointer + skip, output=True))
-        return tensors
 
 
 class DeviceDecoderEngine(_core.DeviceEngine):
@@ -135,27 +90,8 @@ def decoder_engine(
     return cuda.load().OnnxEngine(answer.session, prompt.session, step, recorded)
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceEmbeddings:
-    """Visual embeddings of pictures of one size, float32 [count, tokens, width], in a device's memory."""
-
-    block: _core.DeviceBlock
-    shape: tuple[int, int, int]
-
-    def visual(self, begin: int, end: int) -> _core.DeviceVisual:
-        """Pictures (or frame pairs of one video) `begin` to `end`, as a request takes them."""
-        _, tokens, width = self.shape
-        return _core.DeviceVisual(self.block, begin * tokens * width * 4, (end - begin) * tokens, width)
-
-    def numpy(self) -> np.ndarray:
-        """A copy on the host; waits."""
-        embeddings = np.empty(self.shape, np.float32)
-        self.block.download(embeddings)
-        return embeddings
-
-
-class DeviceVision:
-    """Runs the vision tower on a device: see `executors.cpu.CpuVision`.
+class DeviceVision(DeviceVisionTower):
+    """The vision tower in ONNX Runtime.
 
     Args:
         bundle: the model.
@@ -165,44 +101,15 @@ class DeviceVision:
     """
 
     def __init__(self, bundle: Bundle, device: _core.Device, dtype: str, provider: Provider) -> None:
+        super().__init__(device, bundle.geometry, helper.tensor_dtype_to_np_dtype(FLOAT_TYPES[dtype]))
         model = onnx.load(bundle.file(VISION_GRAPH), load_external_data=False)
         weights = map_weights(model, bundle.path)
         lower_vision(model, weights, bundle.geometry, narrow=_narrow(bundle, dtype))
         self._session = open_session(model, weights, bundle.path, provider)
-        self._device = device
-        self._dtype = helper.tensor_dtype_to_np_dtype(FLOAT_TYPES[dtype])
-        self._merged_patches = bundle.geometry.vision.merge_size**2
-        self._hidden_size = bundle.geometry.decoder.hidden_size
-        self._inputs: dict[str, _core.DeviceBlock] = {}  # kept from call to call, and grown
 
-    def encode(
-        self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray
-    ) -> DeviceEmbeddings:
-        """Encode N equal-size pictures or frame pairs: patches [N, P, values], tables [P, head_dim / 2].
-
-        Patches that are on the device already stay there; the embeddings do, too. Returns when the work is
-        queued: what is queued behind it may read them.
-        """
-        n, count, _ = patches.shape
-        tensors = []
-        if isinstance(patches, DevicePatches):
-            tensors.append(Tensor("patches", patches.shape, patches.block.pointer))
-        else:
-            tensors.append(self._upload("patches", patches))
-        for name, table in (("cos", cos), ("sin", sin)):
-            tensors.append(self._upload(name, np.broadcast_to(table, (n, *table.shape))))
-        shape = (n, count // self._merged_patches, self._hidden_size)
-        embeddings = self._device.allocate(4 * n * shape[1] * shape[2])
-        tensors.append(Tensor("visual_embeddings", shape, embeddings.pointer, output=True))
+    def enqueue(self, tensors: Sequence[Tensor]) -> None:
+        """Queue a run: see `DeviceVisionTower`."""
         self._session.run(self._session.bind(tensors))
-        return DeviceEmbeddings(embeddings, shape)
-
-    def _upload(self, name: str, array: np.ndarray) -> Tensor:
-        array = np.ascontiguousarray(array, self._dtype)
-        if name not in self._inputs or self._inputs[name].bytes < array.nbytes:
-            self._inputs[name] = self._device.allocate(array.nbytes)
-        self._inputs[name].upload(array.reshape(-1).view(np.uint8))
-        return Tensor(name, array.shape, self._inputs[name].pointer)
 
 
 def device_decoder(
@@ -216,15 +123,8 @@ def device_decoder(
 
     `grouped`: GroupQueryAttention; by default what the provider says, in 16 bit.
     """
-    decoder, dtype = bundle.geometry.decoder, compute_dtype(bundle)
-    cache = _core.DeviceCache(
-        device, decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim, dtype
-    )
-    table = _core.EmbeddingTable(
-        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
-    rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
-    steps = _core.DeviceDecoder(device, cache, table, rope, limits.prefill_chunk, dtype)
+    dtype = compute_dtype(bundle)
+    steps, cache = device_steps(bundle, limits, device, dtype)
     grouped = provider.grouped and dtype != "float32" if grouped is None else grouped
     steps.set_engine(decoder_engine(bundle, steps, cache, dtype, provider, grouped))
     return steps, cache

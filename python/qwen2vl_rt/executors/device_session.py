@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt import cuda
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.executors.device_steps import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,6 @@ class Provider:
     """Called through the C API, by `_cuda`; else through the Python binding."""
     grouped: bool = True
     """GroupQueryAttention where its kernels exist there: in 16 bit."""
-
-
-class Tensor(NamedTuple):
-    """Memory that a graph reads or writes as its input or output `name`."""
-
-    name: str
-    shape: tuple[int, ...]
-    pointer: int
-    output: bool = False
-    on_host: bool = False
 
 
 class DeviceSession:

@@ -1,0 +1,13 @@
+"""Frames prepared on the GPU, whichever engine reads them."""
+
+from __future__ import annotations
+
+from qwen2vl_rt import cuda
+from qwen2vl_rt.processing.device_frames import DeviceFrames
+
+
+def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
+    """What prepares frames on the GPU, on a stream of its own: the session's may be recording."""
+    module = cuda.load()
+    stream = module.Stream(device)
+    return DeviceFrames(module.CudaDevice(stream), dtype, stream.handle)

@@ -1,0 +1,93 @@
+"""What every engine on a device is given for a decoder step, and the decoder and cache around it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.weights import embedding_dtype
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Tensor(NamedTuple):
+    """Memory that a graph reads or writes as its input or output `name`."""
+
+    name: str
+    shape: tuple[int, ...]
+    pointer: int
+    output: bool = False
+    on_host: bool = False
+
+
+class NamedTensors(Protocol):
+    """Whatever has inputs and outputs with names."""
+
+    def has(self, name: str) -> bool:
+        """Whether the graph has an input or output of this name."""
+
+
+class StepTensors:
+    """What a decoder step reads and writes: the fixed buffers of a `_core.DeviceDecoder` and its cache.
+
+    Args:
+        bundle: the model.
+        decoder: whose buffers are bound.
+        cache: the keys and values, updated in place.
+        dtype: "float32", "bfloat16" or "float16", the cache's and the buffers'.
+    """
+
+    def __init__(
+        self, bundle: Bundle, decoder: _core.DeviceDecoder, cache: _core.DeviceCache, dtype: str
+    ) -> None:
+        self._buffers = decoder.buffers
+        self._cache = cache
+        self._geometry = bundle.geometry.decoder
+        self._item = ITEM_BYTES[dtype]
+
+    def of(
+        self, session: NamedTensors, first_row: int, rows: int, tokens: int, longest: int = 0
+    ) -> list[Tensor]:
+        """Of a step with B = `rows` and T = `tokens`; `longest`: the host address of the longest length."""
+        decoder, at, cache = self._geometry, self._buffers, self._cache
+        half = decoder.head_dim // 2
+        inputs = [
+            Tensor("inputs_embeds", (rows, tokens, decoder.hidden_size), at["inputs_embeds"]),
+            Tensor("cos", (rows, tokens, half), at["cos"]),
+            Tensor("sin", (rows, tokens, half), at["sin"]),
+            Tensor("past_length", (rows,), at["past_length"]),
+            Tensor("logit_rows", (rows, 1), at["logit_rows"]),
+            Tensor(LAST, (rows,), at["last_position"]),
+            Tensor(PRESENT_LENGTH, (rows,), at["present_length"]),
+            Tensor(LONGEST, (), longest, on_host=True),
+        ]
+        tensors = [tensor for tensor in inputs if session.has(tensor.name)]
+        tensors.append(Tensor("logits", (rows, 1, decoder.vocab_size), at["logits"], output=True))
+        shape = (rows, decoder.kv_heads, cache.capacity, decoder.head_dim)
+        skip = first_row * decoder.kv_heads * cache.capacity * decoder.head_dim * self._item
+        for layer in range(decoder.layers):
+            for part, pointer in (("k", cache.keys(layer)), ("v", cache.values(layer))):
+                tensors.append(Tensor(f"past_{part}.{layer}", shape, pointer + skip))
+                tensors.append(Tensor(f"present_{part}.{layer}", shape, pointer + skip, output=True))
+        return tensors
+
+
+def device_steps(
+    bundle: Bundle, limits: SessionLimits, device: _core.Device, dtype: str
+) -> tuple[_core.DeviceDecoder, _core.DeviceCache]:
+    """The bundle's decoder on a device, still without its engine, and the cache for its rows.
+
+    `dtype`: "float32", "bfloat16" or "float16", of cache, embeddings, cos and sin.
+    """
+    decoder = bundle.geometry.decoder
+    cache = _core.DeviceCache(
+        device, decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim, dtype
+    )
+    table = _core.EmbeddingTable(
+        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
+    )
+    rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+    return _core.DeviceDecoder(device, cache, table, rope, limits.prefill_chunk, dtype), cache

@@ -1,0 +1,83 @@
+"""The vision tower on a device, whichever engine runs it: inputs go up, embeddings stay."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.executors.device_steps import Tensor
+from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.processing.device_frames import DevicePatches
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceEmbeddings:
+    """Visual embeddings of pictures of one size, float32 [count, tokens, width], in a device's memory."""
+
+    block: _core.DeviceBlock
+    shape: tuple[int, int, int]
+
+    def visual(self, begin: int, end: int) -> _core.DeviceVisual:
+        """Pictures (or frame pairs of one video) `begin` to `end`, as a request takes them."""
+        _, tokens, width = self.shape
+        return _core.DeviceVisual(self.block, begin * tokens * width * 4, (end - begin) * tokens, width)
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host; waits."""
+        embeddings = np.empty(self.shape, np.float32)
+        self.block.download(embeddings)
+        return embeddings
+
+
+class DeviceVisionTower(ABC):
+    """Runs the vision tower on a device: see `executors.cpu.CpuVision`.
+
+    Args:
+        device: whose memory holds patches and embeddings.
+        geometry: the model's.
+        dtype: of patches and tables.
+    """
+
+    def __init__(self, device: _core.Device, geometry: Geometry, dtype: np.dtype) -> None:
+        self._device = device
+        self._dtype = np.dtype(dtype)
+        self._merged_patches = geometry.vision.merge_size**2
+        self._hidden_size = geometry.decoder.hidden_size
+        self._inputs: dict[str, _core.DeviceBlock] = {}  # kept from call to call, and grown
+
+    @abstractmethod
+    def enqueue(self, tensors: Sequence[Tensor]) -> None:
+        """Queue a run over `patches`, `cos`, `sin` and `visual_embeddings` (float32), each [N, ...]."""
+
+    def encode(
+        self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray
+    ) -> DeviceEmbeddings:
+        """Encode N equal-size pictures or frame pairs: patches [N, P, values], tables [P, head_dim / 2].
+
+        Patches that are on the device already stay there; the embeddings do, too. Returns when the work is
+        queued: what is queued behind it may read them.
+        """
+        n, count, _ = patches.shape
+        tensors = []
+        if isinstance(patches, DevicePatches):
+            tensors.append(Tensor("patches", patches.shape, patches.block.pointer))
+        else:
+            tensors.append(self._upload("patches", patches))
+        for name, table in (("cos", cos), ("sin", sin)):
+            tensors.append(self._upload(name, np.broadcast_to(table, (n, *table.shape))))
+        shape = (n, count // self._merged_patches, self._hidden_size)
+        embeddings = self._device.allocate(4 * n * shape[1] * shape[2])
+        tensors.append(Tensor("visual_embeddings", shape, embeddings.pointer, output=True))
+        self.enqueue(tensors)
+        return DeviceEmbeddings(embeddings, shape)
+
+    def _upload(self, name: str, array: np.ndarray) -> Tensor:
+        array = np.ascontiguousarray(array, self._dtype)
+        if name not in self._inputs or self._inputs[name].bytes < array.nbytes:
+            self._inputs[name] = self._device.allocate(array.nbytes)
+        self._inputs[name].upload(array.reshape(-1).view(np.uint8))
+        return Tensor(name, array.shape, self._inputs[name].pointer)
