@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundle
-from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
@@ -19,6 +19,10 @@ from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.vision import VisionExecutor, VisionTower
 from qwen2vl_rt.weights import embedding_dtype
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.executors.tensorrt import Engines
+    from qwen2vl_rt.tensorrt.find import EngineSet
 
 # Called with a prompt's index and the text that its newest token completed.
 OnText = Callable[[int, str], None]
@@ -32,7 +36,8 @@ class Engine:
         limits: what cache and buffers are made for.
         tokenizer: the bundle's, for the bytes behind each token id.
         threads: threads of one operator; 0 takes all cores.
-        backend: "cpu" or "cuda".
+        backend: "cpu", "cuda" or "tensorrt".
+        engines: for tensorrt, the bundle's engines that fit the limits: see `tensorrt.find.find_engines`.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Engine:
         tokenizer: Tokenizer,
         threads: int,
         backend: str = "cpu",
+        engines: Sequence[EngineSet] = (),
     ) -> None:
         self._geometry = geometry = bundle.geometry
         self._defaults = json.loads(bundle.file(GENERATION_CONFIG).read_text())
@@ -59,6 +65,7 @@ class Engine:
         # What prepares pictures that are in the GPU's memory; None on the CPU.
         self.device_frames: DeviceFrames | None = None
         self._device: _core.Device | None = None
+        self._opened: Engines | None = None  # with tensorrt
         # The largest graph first: while a quantized one loads, its weights are in memory twice.
         if backend == "cuda":
             from qwen2vl_rt.executors.cuda import cuda_device
@@ -70,7 +77,21 @@ class Engine:
             vision: VisionExecutor = DeviceVision(bundle, self._device, compute_dtype(bundle), provider)
             self._generator = _core.Generator(steps, device_cache, text, **settings)
             self.device_frames = cuda_frames(compute_dtype(bundle))
+        elif backend == "tensorrt":
+            from qwen2vl_rt.executors.cuda_frames import cuda_frames
+            from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
+            from qwen2vl_rt.tensorrt.load import load_engines
+
+            opened = load_engines(bundle, engines, threads)
+            self._device = opened.device
+            steps, device_cache, _ = tensorrt_decoder(bundle, limits, opened)
+            vision = TensorRTVision(bundle, opened)
+            self._generator = _core.Generator(steps, device_cache, text, **settings)
+            self.device_frames = cuda_frames(opened.dtype)
+            self._opened = opened
         else:
+            from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+
             cache = _core.KVCache(
                 decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
             )
@@ -90,6 +111,11 @@ class Engine:
                 **settings,
             )
         self._vision = VisionTower(vision, geometry.vision)
+
+    def close(self) -> None:
+        """What is worth keeping for the next session goes to disk; the memory is freed with the object."""
+        if self._opened is not None:
+            self._opened.keep_kernels()
 
     def generate(
         self,

@@ -38,3 +38,7 @@ class MemoryLimitError(Qwen2VLError):
 
 class BackendError(Qwen2VLError):
     """An inference engine that is missing, or that failed."""
+
+
+class EngineRefusedError(BackendError):
+    """A TensorRT engine whose numbers are not the model's: its self-check says what differed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen2vl_rt.bundle import (
     DECODER_WEIGHTS,
@@ -17,6 +18,10 @@ from qwen2vl_rt.bundle import (
 from qwen2vl_rt.errors import InputError, MemoryLimitError
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.processing.pixels import PixelSettings
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.executors import Backend
+    from qwen2vl_rt.tensorrt.find import Asked
 
 DEFAULT_MAX_LENGTH = 8192
 PREFILL_CHUNK = 512
@@ -54,7 +59,7 @@ class MemoryPlan:
     limit: int
     """What the session may use: `memory_limit`, else what the machine had available."""
     backend: str = "cpu"
-    """Whose memory is planned: "cpu" the process', "cuda" the GPU's."""
+    """Whose memory is planned: "cpu" the process', "cuda" and "tensorrt" the GPU's."""
     measured: int | None = field(default=None)
     """Memory in use when the plan was asked for (the process's resident memory, or the GPU's); None before
     loading."""
@@ -137,6 +142,26 @@ def plan_memory(
     return MemoryPlan(limits, parts, available_memory() if memory_limit is None else memory_limit)
 
 
+def plan_session(
+    bundle: Bundle, backend: Backend, usual: SessionLimits, asked: Asked, memory_limit: int | None
+) -> MemoryPlan:
+    """Plan a session on a chosen backend; its limits are the plan's.
+
+    Args:
+        bundle: the model.
+        backend: what was selected, with the engines if it is tensorrt.
+        usual: limits with the defaults filled in.
+        asked: what the caller insists on.
+        memory_limit: bytes that it may use; what is free if None.
+    """
+    if not backend.engines:
+        return plan_memory(bundle, usual, memory_limit, backend.name)
+    from qwen2vl_rt.tensorrt.plan import plan_engines
+
+    limits = backend.engines[0].session_limits(asked, usual)
+    return plan_engines(bundle, backend.engines[0], limits, memory_limit)
+
+
 def _float_weights(bundle: Bundle) -> dict[str, int]:
     """Weights read where they lie, or widened: the CPU multiplies neither bfloat16 nor float16."""
     widening = 1 if bundle.precision == "fp32" else 2
@@ -180,6 +205,10 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
     """
     if plan.total <= plan.limit:
         return
+    if plan.backend == "tensorrt":
+        from qwen2vl_rt.tensorrt.plan import refuse
+
+        refuse(bundle, plan)
 
     def fits(**changes: int) -> bool:
         return (
@@ -250,7 +279,7 @@ def resident_memory() -> int:
 
 def measured_memory(backend: str) -> int:
     """Bytes in use now where `backend` keeps a session: see MemoryPlan.measured."""
-    if backend == "cuda":
+    if backend != "cpu":
         from qwen2vl_rt.cuda.plan import used_device_memory
 
         return used_device_memory()

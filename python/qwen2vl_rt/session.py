@@ -13,20 +13,22 @@ from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine, OnText
-from qwen2vl_rt.errors import InputError, PromptTooLongError, Qwen2VLError
+from qwen2vl_rt.errors import EngineRefusedError, InputError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
 from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
 from qwen2vl_rt.plan import (
     PREFILL_CHUNK,
     MemoryPlan,
+    SessionLimits,
     check_plan,
     measured_memory,
-    plan_memory,
+    plan_session,
     session_limits,
 )
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.stream import AnswerStream
+from qwen2vl_rt.tensorrt.find import Asked
 
 
 class Session:
@@ -41,8 +43,9 @@ class Session:
 
     Args:
         bundle: folder that `qwen2vl-export` wrote.
-        backend: `"auto"`, `"cpu"` or `"cuda"`.
-        max_length: positions a cache row holds (prompt, visual tokens, answer); 8192 if None.
+        backend: `"auto"`, `"cpu"`, `"cuda"` or `"tensorrt"` (on engines that `qwen2vl build` made).
+        max_length: positions a cache row holds (prompt, visual tokens, answer); 8192 if None. With
+            tensorrt it is what the engines were built for, and this at most that.
         max_batch: answers that `generate_batch` generates side by side.
         memory_limit: bytes the session may use; the machine's available memory if None.
         threads: threads of one operator and of picture preparation; 0 takes all cores.
@@ -51,7 +54,7 @@ class Session:
 
     Raises:
         BundleError: the bundle is incomplete or damaged.
-        BackendError: the backend is unknown or not installed.
+        BackendError: the backend is unknown or not installed, or the bundle has no TensorRT engines for it.
         MemoryLimitError: the plan exceeds the limit; nothing was loaded.
     """
 
@@ -68,19 +71,35 @@ class Session:
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self._bundle = Bundle.open(bundle)
-        self._backend = select_backend(backend)
-        limits = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
-        self._plan = plan_memory(self._bundle, limits, memory_limit, self._backend.name)
-        check_plan(self._bundle, self._plan)
+        usual = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
+        asked = Asked(max_length, max_batch, max_pixels)
+        self._backend = select_backend(backend, self._bundle, asked)
+        try:
+            self._load(usual, asked, memory_limit, threads)
+        except EngineRefusedError as error:
+            if backend != "auto":
+                raise
+            self._backend = select_backend(backend, self._bundle, asked, refused=str(error))
+            self._load(usual, asked, memory_limit, threads)
+        self._turn = FairLock()
 
+    def _load(self, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int) -> None:
+        """Plan, then load, the chosen backend."""
+        self._plan = plan_session(self._bundle, self._backend, usual, asked, memory_limit)
+        check_plan(self._bundle, self._plan)
+        limits = self._plan.limits
         _core.set_threads(threads)
         self._processor = Processor(self._bundle.path, self._bundle.geometry)
         self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
         self._engine: Engine | None = Engine(
-            self._bundle, limits, self._processor.tokenizer, threads, self._backend.name
+            self._bundle,
+            limits,
+            self._processor.tokenizer,
+            threads,
+            self._backend.name,
+            self._backend.engines,
         )
         self._processor.device_frames = self._engine.device_frames
-        self._turn = FairLock()
 
     # --- answers ------------------------------------------------------------------------------------------
 
@@ -174,6 +193,8 @@ class Session:
     def close(self) -> None:
         """Free the engine, the cache and the mapped weights, after the calls in the queue. Idempotent."""
         with self._turn:
+            if self._engine is not None:
+                self._engine.close()
             self._engine = None
 
     def __enter__(self) -> Session:

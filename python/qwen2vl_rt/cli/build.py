@@ -49,6 +49,11 @@ def add_parser(commands: Any) -> None:
         choices=("lengths", "mask", "primitives"),
         help="how the decoder's attention is told what to see (docs/tensorrt.md)",
     )
+    parser.add_argument(
+        "--expected",
+        action="store_true",
+        help="build nothing: compute the self-check's values on the CPU, for a machine without ONNX Runtime",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the engines (BUNDLE/engines)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(execute=execute)
@@ -56,14 +61,21 @@ def add_parser(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Build and print what was built."""
-    from qwen2vl_rt.tensorrt.build import build_engines
+    from qwen2vl_rt.tensorrt.build import build_engines, choose_format
+    from qwen2vl_rt.tensorrt.check_files import keep_expected
     from qwen2vl_rt.tensorrt.edition import find_edition
-    from qwen2vl_rt.tensorrt.target import choose_target
+    from qwen2vl_rt.tensorrt.engines import FOLDER
+    from qwen2vl_rt.tensorrt.target import choose_target, named_target
 
     bundle = Bundle.open(options.bundle)
     limits = session_limits(
         bundle, options.max_length, options.max_batch, options.max_pixels, options.prefill_chunk
     )
+    if options.expected:
+        folder = options.output or bundle.path / FOLDER
+        number_format = choose_format(bundle, named_target(options.gpu or "this"), options.arithmetic)
+        keep_expected(bundle, limits, number_format, folder)
+        return 0
     edition = find_edition(options.edition)
     target = choose_target(options.gpu or "this", edition)
     if not options.json:

@@ -14,10 +14,11 @@ from qwen2vl_rt import __version__, cuda
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors import select_backend
-from qwen2vl_rt.plan import MIB, plan_memory
+from qwen2vl_rt.executors import Backend, select_backend
+from qwen2vl_rt.plan import MIB, plan_session
 from qwen2vl_rt.progress import progress_bar
 from qwen2vl_rt.session import session_limits
+from qwen2vl_rt.tensorrt.find import Asked
 
 
 def add_parser(commands: Any) -> None:
@@ -33,16 +34,17 @@ def add_parser(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print the report."""
-    report: dict[str, Any] = {"runtime": _runtime(options.backend)}
-    if options.bundle is not None:
-        bundle = Bundle.open(options.bundle)
+    bundle = None if options.bundle is None else Bundle.open(options.bundle)
+    asked = Asked(options.max_length, options.max_batch, options.max_pixels)
+    runtime, backend = _runtime(options.backend, bundle, asked)
+    report: dict[str, Any] = {"runtime": runtime}
+    if bundle is not None:
         if options.verify:
             total = sum(entry.size for entry in bundle.files.values())
             with progress_bar("verify", total, unit="B") as bar:
                 bundle.verify(bar.update)
         limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels)
-        backend = report["runtime"]["backend"]["name"] or "cpu"
-        plan = plan_memory(bundle, limits, options.memory_limit, backend)
+        plan = plan_session(bundle, backend or Backend("cpu", ""), limits, asked, options.memory_limit)
         report["bundle"] = {
             "path": str(bundle.path),
             "name": bundle.name,
@@ -55,11 +57,12 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        _print(report, str(plan) if options.bundle is not None else None)
+        _print(report, str(plan) if bundle is not None else None)
     return 0
 
 
-def _runtime(backend: str) -> dict[str, Any]:
+def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, Any], Backend | None]:
+    """What is installed, and the backend that a session would have."""
     report = {
         "qwen2vl_rt": __version__,
         "python": platform.python_version(),
@@ -70,13 +73,14 @@ def _runtime(backend: str) -> dict[str, Any]:
             report[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             report[package] = None
+    chosen = None
     try:
-        chosen = select_backend(backend)
+        chosen = select_backend(name, bundle, asked)
         report["backend"] = {"name": chosen.name, "reason": chosen.reason}
     except BackendError as error:
         report["backend"] = {"name": None, "reason": str(error)}
     report["cuda"] = vars(cuda.status())
-    return report
+    return report, chosen
 
 
 def _print(report: dict[str, Any], plan: str | None) -> None:

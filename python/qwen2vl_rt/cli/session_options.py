@@ -20,7 +20,7 @@ def size(text: str) -> int:
 def add_session_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `Session` takes."""
     group = parser.add_argument_group("session")
-    group.add_argument("--backend", default="auto", help="auto (default), cpu or cuda")
+    group.add_argument("--backend", default="auto", help="auto (default), cpu, cuda or tensorrt")
     group.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache")
     group.add_argument("--max-batch", type=int, default=1, metavar="N", help="answers generated side by side")
     group.add_argument("--memory-limit", type=size, metavar="SIZE", help="refuse to use more, such as 6.5G")

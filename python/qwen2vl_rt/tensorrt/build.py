@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +127,15 @@ def check_fp8(bundle: Bundle, target: Target, fp8: bool) -> None:
 
 
 def choose_attention(edition: Edition, wanted: str | None = None) -> str:
-    """The form of the decoder's attention: "mask", or "primitives" where the edition knows no newer ones.
-
-    Not "lengths", though it reads less: what that form computes is TensorRT's alone to say, and has not been
-    compared with the portable graph on a GPU.
+    """The form of the decoder's attention: "lengths" where the edition can be told them, which reads least
+    and is checked where it first runs (`tensorrt.check`); else "mask"; "primitives" where it knows no newer
+    operators.
 
     Raises:
         BackendError: the edition cannot take `wanted`.
     """
     if edition.has_cache_operators:
-        possible = ("mask", "primitives", "lengths") if edition.aligns_attention else ("mask", "primitives")
+        possible = ("lengths", "mask", "primitives") if edition.aligns_attention else ("mask", "primitives")
     else:
         possible = ("primitives",)
     if wanted is not None and wanted not in possible:
@@ -153,16 +152,18 @@ def _build_graph(
     form: Form,
     folder: Path,
 ) -> Built:
+    if graph == "vision" and form.attention == "lengths":
+        form = replace(form, attention="mask")  # it has neither: one engine serves both
     model = onnx.load(bundle.file(f"{graph}.onnx"), load_external_data=False)
     weights = map_weights(model, bundle.path)
     profiles = _lower(bundle, graph, model, weights, limits, form)
-    key = engine_key(bundle, model, edition, target, form, profiles)
+    key = engine_key(bundle, graph, model, edition, target, form, profiles)
     file = engine_file(folder, graph, target, key)
     if file.exists:
         return Built(graph, file, file.describe(), reused=True)
 
     network = Network(edition, model, weights)
-    if graph != "vision" and form.attention == "lengths":
+    if form.attention == "lengths":
         network.align_attention()
     partial = file.path.with_suffix(".partial")
     try:

@@ -34,6 +34,11 @@ class Edition:
         return self.module_name == "tensorrt_rtx"
 
     @property
+    def compiles_at_run_time(self) -> bool:
+        """Whether kernels are compiled where the engine runs, and can be kept: TensorRT for RTX's are."""
+        return hasattr(self.module, "IRuntimeCache")
+
+    @property
     def has_cache_operators(self) -> bool:
         """Whether it knows Attention, RotaryEmbedding and TensorScatter: TensorRT before 10.14 does not."""
         return hasattr(self.module.INetworkDefinition, "add_kv_cache_update")
@@ -76,3 +81,14 @@ def find_edition(name: str | None = None) -> Edition:
         return _loaded[candidate]
     wanted = MODULES.get(name, "TensorRT")
     raise BackendError(f"{wanted} is not installed: {INSTALL}.")
+
+
+def installed_editions() -> list[Edition]:
+    """Every TensorRT that is installed and loads; NVIDIA's full one first."""
+    found = []
+    for name in MODULES:
+        try:
+            found.append(find_edition(name))
+        except BackendError:
+            continue
+    return found

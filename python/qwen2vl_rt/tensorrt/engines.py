@@ -73,6 +73,7 @@ class EngineFile:
 
 def engine_key(
     bundle: Bundle,
+    graph: str,
     model: ModelProto,
     edition: Edition,
     target: Target,
@@ -82,14 +83,15 @@ def engine_key(
     """What an engine depends on; a build whose key has the same digest may be reused.
 
     Args:
-        bundle: whose manifest names the weights' hashes.
+        bundle: whose manifest names the hashes of graphs and weights.
+        graph: "decoder", "prefill" or "vision".
         model: the lowered graph.
         edition: what builds it.
         target: what it is built for.
         form: what the graph was lowered to.
         profiles: the shapes it takes.
     """
-    files = {
+    files = {f"{graph}.onnx"} | {
         entry.value
         for tensor in model.graph.initializer
         if tensor.data_location == TensorProto.EXTERNAL
@@ -98,7 +100,7 @@ def engine_key(
     }
     return {
         "graph": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
-        "weights": {name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
+        "sources": {name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
         "edition": edition.module_name,
         "version": edition.version,
         "target": target.name,

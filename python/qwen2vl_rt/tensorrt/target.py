@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.edition import INSTALL, Edition, installed_editions
 from qwen2vl_rt.tensorrt.gpu import compute_capability
 
 PORTABLE = "portable"  # SM 8.0 and later
@@ -37,26 +37,48 @@ class Target:
 
 
 def choose_target(text: str, edition: Edition) -> Target:
-    """Parse "sm89" (also "8.9" or "89"), "portable" or "this", and check that the edition builds for it.
+    """`named_target`, and check that the edition builds for it.
 
     Raises:
         BackendError: not a target, or one that this edition does not build for on this machine.
     """
+    target = named_target(text)
+    _check(target, edition, compute_capability())
+    return target
+
+
+def named_target(text: str) -> Target:
+    """Parse "sm89" (also "8.9" or "89"), "portable" or "this".
+
+    Raises:
+        BackendError: not a target, or there is no GPU here for "this".
+    """
     here = compute_capability()
     if text == PORTABLE:
-        target = Target(None, is_this=False)
-    elif text == THIS:
+        return Target(None, is_this=False)
+    if text == THIS:
         if here is None:
             raise BackendError("There is no NVIDIA GPU here to build for: name one with --gpu or --portable.")
-        target = Target(here, is_this=True)
-    else:
-        match = re.fullmatch(r"(?:sm)?_?(\d{1,2})\.?(\d)", text.lower())
-        if match is None:
-            raise BackendError(f"{text!r} is not a GPU target: write sm89 (or 8.9), portable or this.")
-        capability = int(match[1]), int(match[2])
-        target = Target(capability, is_this=capability == here)
-    _check(target, edition, here)
-    return target
+        return Target(here, is_this=True)
+    match = re.fullmatch(r"(?:sm)?_?(\d{1,2})\.?(\d)", text.lower())
+    if match is None:
+        raise BackendError(f"{text!r} is not a GPU target: write sm89 (or 8.9), portable or this.")
+    capability = int(match[1]), int(match[2])
+    return Target(capability, is_this=capability == here)
+
+
+def edition_problem(here: tuple[int, int] | None) -> str:
+    """Why no installed TensorRT runs engines on the GPU with compute capability `here`; "" if one does."""
+    if here is None:
+        return "the driver finds no NVIDIA GPU"
+    problems = []
+    for edition in installed_editions():
+        try:
+            _check(Target(here, is_this=True), edition, here)
+            return ""
+        except BackendError as error:
+            problems.append(str(error))
+    return "; ".join(problems) or f"TensorRT is not installed: {INSTALL}"
 
 
 def _check(target: Target, edition: Edition, here: tuple[int, int] | None) -> None:
@@ -82,8 +104,12 @@ def _known(edition: Edition) -> list[str]:
 
 
 def configure(config: Any, target: Target, edition: Edition) -> None:
-    """Set the target in a builder's configuration."""
+    """Set the target, and what the executor asks of every engine, in a builder's configuration."""
     trt = edition.module
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 stays float32
+    # Scratch memory comes from the executor: without this flag a step may not be recordable as a CUDA graph.
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if edition.builds_for_others:
         if target.capability is not None:  # left unset, the engine runs on all from SM 8.0 on
             config.num_compute_capabilities = 1

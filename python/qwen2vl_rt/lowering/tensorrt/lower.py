@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.lowering.narrow import widen_output
 from qwen2vl_rt.lowering.tensorrt.causal_mask import drop_softmax_precision, mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
@@ -56,6 +57,7 @@ def lower_vision(model: ModelProto, weights: Weights, geometry: Geometry, form: 
     _lower_numbers(model, weights, form)
     if form.attention == "primitives":
         to_primitives(model, vision.heads, vision.heads, vision.head_dim, form.number_format)
+    widen_output(model, "visual_embeddings")  # the decoder's inputs are gathered from float32
 
 
 def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:

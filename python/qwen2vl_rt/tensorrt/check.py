@@ -1,0 +1,199 @@
+"""The self-check of an engine on the machine that it runs on: its numbers beside the cpu backend's.
+
+An engine can't be run where it is built. So its first session compares, on inputs from a seed, vision
+features and the logits of a prefill, of its second chunk, of a decode step against a warm cache and of one
+over rows of different lengths; what came of it lies beside the engine, and an engine that differs is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BackendError, EngineRefusedError
+from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, numpy_dtype, tensorrt_decoder
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.check_files import (
+    CheckResult,
+    keep_expected,
+    result_file,
+    store_result,
+    stored_result,
+)
+from qwen2vl_rt.tensorrt.check_inputs import VISION, check_steps, pictures, step_inputs
+from qwen2vl_rt.tensorrt.find import EngineSet
+
+# The error that a format's rounding explains, by what the engine computes in; more where activations are
+# rounded to 8 bit besides. A wrong position, length or mask is beyond all (tests/tensorrt/test_check.py).
+ALLOWED = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.15}
+ALLOWED_INT8, ALLOWED_FP8 = 0.25, 0.35
+
+RUBBISH = 8.0  # behind the filled part of every row: read once, it shows
+
+
+def error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest relative error of a row: |a - e| / |e| of the rows' deviations from their means.
+
+    What all values of a row share changes no choice of a token, and would hide what differs. NaN and infinity
+    give infinity.
+    """
+    actual, expected = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (actual, expected))
+    if not np.isfinite(actual).all():
+        return float("inf")
+    actual, expected = (array - array.mean(-1, keepdims=True) for array in (actual, expected))
+    norms = np.linalg.norm(expected, axis=-1)
+    return float((np.linalg.norm(actual - expected, axis=-1) / np.maximum(norms, 1e-30)).max())
+
+
+def run_check(
+    bundle: Bundle,
+    chosen: EngineSet,
+    engines: Engines,
+    machine: str,
+    expected: dict[str, list[np.ndarray]],
+) -> CheckResult:
+    """Run the engines on the check's inputs and compare.
+
+    Args:
+        bundle: the model.
+        chosen: the engines' files.
+        engines: opened; nothing else runs on their device meanwhile.
+        machine: for the result.
+        expected: see `expected_for`.
+    """
+    actual = _actual_values(bundle, check_limits(chosen), engines)
+    figures = {
+        name: max(error(*pair) for pair in zip(actual[name], values, strict=True))
+        for name, values in expected.items()
+    }
+    files = [chosen.files[graph].path.name for graph in sorted(chosen.files)]
+    return CheckResult(machine, files, _allowed(bundle, chosen, engines.dtype), figures)
+
+
+def check_limits(chosen: EngineSet) -> SessionLimits:
+    """What the check's steps are made for: all that the engines hold, of four rows at most."""
+    return replace(chosen.limits, max_batch=min(chosen.limits.max_batch, 4))
+
+
+def _allowed(bundle: Bundle, chosen: EngineSet, dtype: str) -> float:
+    if chosen.decoder["form"]["fp8"]:
+        return ALLOWED_FP8
+    return ALLOWED_INT8 if bundle.quantized else ALLOWED[dtype]  # an int4 bundle's vision tower is int8
+
+
+def _actual_values(bundle: Bundle, limits: SessionLimits, engines: Engines) -> dict[str, list[np.ndarray]]:
+    """What the engines make of the inputs, as `expected_values`."""
+    number_format = numpy_dtype(engines.dtype)
+    vision = TensorRTVision(bundle, engines)
+    actual = {VISION: [vision.encode(*one).numpy() for one in pictures(bundle, limits, number_format)]}
+    device, geometry = engines.device, bundle.geometry.decoder
+    decoder, cache, engine = tensorrt_decoder(bundle, limits, engines)
+    rubbish = np.random.default_rng(0).standard_normal(
+        (cache.rows, geometry.kv_heads, cache.capacity, geometry.head_dim), dtype=np.float32
+    )
+    rubbish = _words(rubbish * RUBBISH, number_format)
+    for layer in range(geometry.layers):
+        device.upload(cache.keys(layer), rubbish)
+        device.upload(cache.values(layer), rubbish)
+    buffers, steps = decoder.buffers, check_steps(limits)
+    for step, inputs in zip(steps, step_inputs(bundle, steps, number_format), strict=True):
+        for name in ("inputs_embeds", "cos", "sin"):
+            device.upload(buffers[name], _words(getattr(inputs, name), number_format))
+        for name in ("past_length", "logit_rows"):
+            device.upload(buffers[name], getattr(inputs, name))
+        longest = step.past[0] + step.tokens if step.prompt else cache.capacity
+        engine.enqueue(step.first_row, step.rows, step.tokens, longest, step.prompt)
+        logits = np.empty((step.rows, geometry.vocab_size), np.float32)
+        device.download(logits, buffers["logits"])
+        actual.setdefault(step.name, []).append(logits)
+    return actual
+
+
+def _words(array: np.ndarray, number_format: np.dtype) -> np.ndarray:
+    """The bytes of an array in a number format."""
+    return np.ascontiguousarray(array.astype(number_format)).reshape(-1).view(np.uint8)
+
+
+def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[str, list[np.ndarray]]:
+    """The cpu backend's values for these engines: from the file beside them, or computed and written there.
+
+    Raises:
+        BackendError: they have to be computed, and ONNX Runtime is not installed.
+    """
+    key = chosen.decoder
+    try:
+        return keep_expected(
+            bundle,
+            check_limits(chosen),
+            key["form"]["number_format"],
+            chosen.files["decoder"].path.parent,
+            threads,
+        )
+    except ImportError as error_:
+        raise BackendError(
+            f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, and ONNX "
+            f"Runtime is not installed here ({error_}). Run `qwen2vl build BUNDLE --gpu {key['target']} "
+            "--expected` with the same limits where it is, and copy what it writes beside the engines."
+        ) from error_
+
+
+def refusal(chosen: EngineSet, result: CheckResult) -> EngineRefusedError:
+    """What a failed check is reported as."""
+    differing = ", ".join(f"{name} by {value:.3g}" for name, value in result.differing.items())
+    return EngineRefusedError(
+        f"The engine {chosen.files['decoder'].path} (attention {chosen.attention!r}) does not compute what "
+        f"the model does on {result.machine}. Off from the cpu backend: {differing}, where "
+        f"{result.allowed:g} is rounding. It is not used. Build another form with --attention, or delete "
+        f"{result_file(chosen)} to check it again"
+    )
+
+
+def checked(
+    bundle: Bundle,
+    candidates: Sequence[EngineSet],
+    machine: str,
+    open_engines: Callable[[EngineSet], Engines],
+    build_masked: Callable[[EngineSet], EngineSet],
+    threads: int = 0,
+) -> tuple[EngineSet, Engines]:
+    """The first of a bundle's engine sets whose numbers are right on this machine, opened.
+
+    Where attention aligned on the parsed network ("lengths") is wrong, the form with its mask in the graph is
+    tried: one of the candidates, or else built.
+
+    Args:
+        bundle: the model.
+        candidates: `find.find_engines`.
+        machine: the GPU and driver, as results name them.
+        open_engines: opens a set on the device.
+        build_masked: builds the decoders of a set again, in the form with a mask.
+        threads: of the cpu backend.
+
+    Raises:
+        EngineRefusedError: all of them are wrong: what differed in the first.
+        BackendError: one can't be opened, checked or built.
+    """
+    refused: EngineRefusedError | None = None
+    candidates = list(candidates)
+    built = False
+    while candidates:
+        chosen = candidates.pop(0)
+        result = stored_result(chosen, machine)
+        engines = None
+        if result is None:
+            expected = expected_for(bundle, chosen, threads)  # before the engines take memory
+            engines = open_engines(chosen)
+            result = run_check(bundle, chosen, engines, machine, expected)
+            store_result(chosen, result)
+        if result.passed:
+            return chosen, engines or open_engines(chosen)
+        refused = refused or refusal(chosen, result)
+        masked = any(other.attention != "lengths" for other in candidates)
+        if chosen.attention == "lengths" and not masked and not built:
+            del engines
+            candidates.insert(0, build_masked(chosen))
+            built = True
+    raise refused or EngineRefusedError(f"{bundle.path} has no engines to check.")

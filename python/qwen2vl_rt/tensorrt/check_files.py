@@ -1,0 +1,114 @@
+"""What a self-check keeps beside the engines: the cpu backend's values, and what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.executors.tensorrt import numpy_dtype
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
+from qwen2vl_rt.tensorrt.find import EngineSet
+
+VERSION = 1
+"""Of the check: its inputs, and what is compared how."""
+
+FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a self-check found."""
+
+    machine: str
+    """The GPU and driver that it ran on."""
+    engines: list[str]
+    """Names of the files, in the order of their graphs' names."""
+    allowed: float
+    figures: dict[str, float]
+    """By comparison: the largest error of a row of logits or of a visual embedding, see `error`."""
+    version: int = VERSION
+
+    @property
+    def differing(self) -> dict[str, float]:
+        """The comparisons that failed."""
+        return {name: value for name, value in self.figures.items() if not value <= self.allowed}
+
+    @property
+    def passed(self) -> bool:
+        """Whether all comparisons are within what is allowed."""
+        return not self.differing
+
+    def __str__(self) -> str:
+        lines = [f"{name} {value:.3g}" for name, value in self.figures.items()]
+        return f"{', '.join(lines)} (allowed: {self.allowed:g})"
+
+
+def keep_expected(
+    bundle: Bundle, limits: SessionLimits, number_format: str, folder: Path, threads: int = 0
+) -> dict[str, list[np.ndarray]]:
+    """The cpu backend's values for engines of these limits and this arithmetic ("fp32", "bf16", "fp16").
+
+    They are read from `folder`, or computed and written there. Raises ImportError without ONNX Runtime.
+    """
+    path = folder / _expected_name(bundle, limits, number_format)
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(path) as stored:
+        names = json.loads(str(stored["names"]))
+        return {name: [stored[f"{name}.{index}"] for index in range(count)] for name, count in names.items()}
+    expected = expected_values(bundle, limits, numpy_dtype(FORMATS[number_format]), threads)
+    arrays = {f"{name}.{i}": array for name, values in expected.items() for i, array in enumerate(values)}
+    names = json.dumps({name: len(values) for name, values in expected.items()})
+    with contextlib.suppress(OSError):  # a read-only folder: computed again next time
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.savez(file, names=np.array(names), **arrays)
+        os.replace(partial, path)
+    return expected
+
+
+def _expected_name(bundle: Bundle, limits: SessionLimits, number_format: str) -> str:
+    """It depends on the bundle, the steps and pictures, and the inputs' number format."""
+    vision = bundle.geometry.vision
+    parts = [
+        VERSION,
+        {name: entry.sha256 for name, entry in bundle.files.items()},
+        number_format,
+        [asdict(step) for step in check_steps(limits)],
+        picture_sizes(limits, vision.patch_size, vision.merge_size),
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"expected.{digest[:16]}.npz"
+
+
+def result_file(chosen: EngineSet) -> Path:
+    """Where the result of a check lies."""
+    return chosen.files["decoder"].path.with_suffix(".check.json")
+
+
+def stored_result(chosen: EngineSet, machine: str) -> CheckResult | None:
+    """What a check of these engines on this machine found earlier; None if there was none."""
+    try:
+        result = CheckResult(**json.loads(result_file(chosen).read_text()))
+        if result.version != VERSION or result.machine != machine:
+            return None
+        files = [chosen.files[graph].path.name for graph in sorted(chosen.files)]
+        return result if result.engines == files and isinstance(result.figures, dict) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def store_result(chosen: EngineSet, result: CheckResult) -> None:
+    """Write a result beside the decoder's engine; where that can't be, the next session checks again."""
+    with contextlib.suppress(OSError):
+        file = result_file(chosen)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
+        os.replace(partial, file)

@@ -1,0 +1,175 @@
+"""The self-check's inputs, computed from a seed, and what the cpu backend makes of them.
+
+Steps of the decoder over a cache of several rows, and pictures for the vision tower. They are such that a
+position too many or too few shows: some rows are a few tokens long, so that one position is much of what they
+see, and the executor fills the cache behind every row's end with large numbers before it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.weights import embedding_dtype
+
+SEED = 20
+VISION, PREFILL, CHUNK, DECODE, BATCH = (
+    "vision features",
+    "prefill",
+    "chunked prefill",
+    "decode against a warm cache",
+    "batch of different lengths",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the decoder; its logits are those of the last token of each row."""
+
+    name: str
+    first_row: int
+    past: tuple[int, ...]
+    """Positions that each row holds before it."""
+    tokens: int
+    prompt: bool
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.past)
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """A step's inputs, float32 arrays whose values the engine's number format holds exactly."""
+
+    inputs_embeds: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+    past_length: np.ndarray
+    logit_rows: np.ndarray
+
+
+def check_steps(limits: SessionLimits) -> list[Step]:
+    """A prompt in two chunks and a token after it, short, then long; other rows; a token for all rows.
+
+    `limits`: a row's length, rows and chunk of the engines; long prompts are cut to what they hold.
+    """
+    steps = []
+    for first, second in ((2, 2), (150, 41)):
+        first = max(1, min(first, limits.prefill_chunk, limits.max_length // 2 - 1))
+        second = max(1, min(second, limits.prefill_chunk, limits.max_length - first - 2))
+        length = first + second
+        steps += [
+            Step(PREFILL, 0, (0,), first, True),
+            Step(CHUNK, 0, (first,), second, True),
+            Step(DECODE, 0, (length,), 1, False),
+        ]
+    others = [1, min(18, first), min(67, first)][: limits.max_batch - 1]
+    steps += [Step(PREFILL, row, (0,), tokens, True) for row, tokens in enumerate(others, 1)]
+    if others:
+        steps.append(Step(BATCH, 0, (length + 1, *others), 1, False))
+    return steps
+
+
+def picture_sizes(limits: SessionLimits, patch_size: int, merge: int) -> list[tuple[int, int, int]]:
+    """Pictures for the vision tower: how many, height and width in patches. One, then two smaller."""
+    most = limits.max_pixels // patch_size**2 // merge**2  # merged patches
+    high = max(1, min(6, int(most**0.5)))
+    wide = max(1, min(9, most // high))
+    return [(1, high * merge, wide * merge), (2, max(1, high // 2) * merge, max(1, wide // 2) * merge)]
+
+
+def step_inputs(bundle: Bundle, steps: list[Step], number_format: np.dtype) -> Iterator[StepInputs]:
+    """Inputs of each step: rows of the embedding table, and positions that differ on the three axes."""
+    decoder, rng = bundle.geometry.decoder, np.random.default_rng(SEED)
+    table = _core.EmbeddingTable(
+        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
+    )
+
+    def rounded(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array.astype(number_format).astype(np.float32))
+
+    for step in steps:
+        shape = (step.rows, step.tokens)
+        ids = rng.integers(0, decoder.vocab_size, shape)
+        embeddings = np.stack([table.gather(row) for row in ids])
+        order = np.array(step.past)[:, None] + np.arange(step.tokens)  # [B, T]
+        positions = np.stack([order, order + order % 3, order + order % 5])  # [3, B, T]
+        tables = [
+            _core.rope_table(positions[:, row], decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+            for row in range(step.rows)
+        ]
+        yield StepInputs(
+            rounded(embeddings),
+            *(rounded(np.stack(part)) for part in zip(*tables, strict=True)),
+            np.array(step.past, np.int64),
+            np.full((step.rows, 1), step.tokens - 1, np.int64),
+        )
+
+
+def pictures(
+    bundle: Bundle, limits: SessionLimits, number_format: np.dtype
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Patches [N, P, values], cos and sin [P, head_dim / 2] of the vision tower, float32."""
+    vision, rng = bundle.geometry.vision, np.random.default_rng(SEED)
+    for count, high, wide in picture_sizes(limits, vision.patch_size, vision.merge_size):
+        patches = rng.standard_normal((count, high * wide, vision.patch_values), dtype=np.float32)
+        tables = _core.vision_rope_table(high, wide, vision.head_dim, vision.merge_size, vision.rope_theta)
+        yield tuple(array.astype(number_format).astype(np.float32) for array in (patches, *tables))
+
+
+@dataclass
+class _CpuStep:
+    """A step as `executors.cpu.CpuDecoder` takes it, over buffers that keep their addresses."""
+
+    first_row: int
+    rows: int
+    tokens: int
+    prompt: bool
+    inputs_embeds: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+    past_length: np.ndarray
+    logit_rows: np.ndarray
+    logits: np.ndarray
+    logit_row_count: int = 1
+
+
+def expected_values(
+    bundle: Bundle, limits: SessionLimits, number_format: np.dtype, threads: int
+) -> dict[str, list[np.ndarray]]:
+    """What the cpu backend computes, by comparison: logits [B, vocab] of each step, features [N, P', hidden].
+
+    The model is loaded for it and let go.
+    """
+    from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+
+    vision = CpuVision(bundle, threads)
+    expected = {VISION: [vision.encode(*one) for one in pictures(bundle, limits, number_format)]}
+    del vision
+    decoder, steps = bundle.geometry.decoder, check_steps(limits)
+    rows = max(step.rows for step in steps)
+    length = max(max(step.past) + step.tokens for step in steps)
+    cache = _core.KVCache(decoder.layers, rows, decoder.kv_heads, length, decoder.head_dim)
+    executor = CpuDecoder(bundle, cache, threads)
+    arrays = [
+        vars(inputs) | {"logits": np.zeros((step.rows, 1, decoder.vocab_size), np.float32)}
+        for step, inputs in zip(steps, step_inputs(bundle, steps, number_format), strict=True)
+    ]
+    buffers = {
+        name: np.empty(max(one[name].size for one in arrays), array.dtype)
+        for name, array in arrays[0].items()
+    }
+    for step, one in zip(steps, arrays, strict=True):
+        views = {name: buffers[name][: array.size].reshape(array.shape) for name, array in one.items()}
+        for name, array in one.items():
+            views[name][...] = array
+        executor.run(_CpuStep(step.first_row, step.rows, step.tokens, step.prompt, **views))
+        expected.setdefault(step.name, []).append(views["logits"][:, 0].copy())
+    return expected

@@ -1,0 +1,193 @@
+"""Which of a bundle's engines this machine can run, for what a session asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
+from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile
+from qwen2vl_rt.tensorrt.target import PORTABLE, Target
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a session's caller insists on; None where anything will do."""
+
+    max_length: int | None = None
+    max_batch: int = 1
+    max_pixels: int | None = None
+
+    def arguments(self) -> str:
+        """The same as options of `qwen2vl build`."""
+        options = {"--max-length": self.max_length, "--max-pixels": self.max_pixels}
+        options |= {"--max-batch": self.max_batch} if self.max_batch > 1 else {}
+        return "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of one bundle that go together: same target, edition, arithmetic."""
+
+    edition: Edition
+    files: dict[str, EngineFile]
+    """By graph: "vision", "decoder", and "prefill" where the bundle has it."""
+    descriptions: dict[str, dict[str, Any]]
+    patch_size: int
+
+    @staticmethod
+    def of(bundle: Bundle, edition: Edition, files: dict[str, EngineFile]) -> EngineSet:
+        """A set of these files."""
+        described = {graph: file.describe() for graph, file in files.items()}
+        return EngineSet(edition, files, described, bundle.geometry.vision.patch_size)
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """What the decoder was made from: see `engines.engine_key`."""
+        return self.descriptions["decoder"]["key"]
+
+    @property
+    def attention(self) -> str:
+        """How the decoder's attention knows its positions: see `lowering.tensorrt.Form`."""
+        return self.decoder["form"]["attention"]
+
+    @property
+    def limits(self) -> SessionLimits:
+        """The most that a session on these engines can have; its max_length is exactly this."""
+        prompt = self.descriptions.get("prefill", self.descriptions["decoder"])["key"]
+        decode = self.decoder["profiles"]["decode"]
+        patches = self.descriptions["vision"]["key"]["profiles"]["picture"]["patches"][2][1]
+        return SessionLimits(
+            max_length=decode["past_k.0"][2][2],
+            max_batch=decode["inputs_embeds"][2][0],
+            max_pixels=patches * self.patch_size**2,
+            prefill_chunk=prompt["profiles"]["prefill"]["inputs_embeds"][2][1],
+        )
+
+    def session_limits(self, asked: Asked, usual: SessionLimits) -> SessionLimits:
+        """The limits of a session that asks so; `usual`: with the defaults filled in."""
+        most = self.limits
+        return SessionLimits(
+            max_length=most.max_length,
+            max_batch=asked.max_batch,
+            max_pixels=min(usual.max_pixels, most.max_pixels),
+            prefill_chunk=min(usual.prefill_chunk, most.prefill_chunk),
+        )
+
+
+def build_command(bundle: Bundle, asked: Asked | None = None) -> str:
+    """What to run for engines of this machine's GPU."""
+    return f"qwen2vl build {bundle.path} --this" + (asked.arguments() if asked else "")
+
+
+def find_engines(
+    bundle: Bundle,
+    here: tuple[int, int],
+    asked: Asked,
+    editions: Callable[[str], Edition] = find_edition,
+    folder: Path | None = None,
+) -> list[EngineSet]:
+    """The bundle's engines that run on the GPU here and hold what is asked: the best, then others with
+    the same limits.
+
+    Args:
+        bundle: the model.
+        here: compute capability of the GPU.
+        asked: what the session needs.
+        editions: gives an installed TensorRT by its module's name, or raises BackendError.
+        folder: where they are; `engines` in the bundle if None.
+
+    Raises:
+        BackendError: there are none: why, and how to build them.
+    """
+    found: dict[str, list[tuple[EngineFile, dict[str, Any]]]] = {"vision": [], "prefill": [], "decoder": []}
+    reasons: list[str] = []
+    for path in sorted((folder or bundle.path / FOLDER).glob("*.engine")):
+        file = EngineFile(path)
+        try:
+            description = file.describe()
+            edition = editions(description["key"]["edition"])
+        except BackendError as error:
+            reasons.append(str(error))
+            continue
+        if reason := _why_not(description, bundle, edition, here):
+            reasons.append(f"{path.name} is {reason}")
+        else:
+            found[description["graph"]].append((file, description))
+    sets = []
+    for decoder in found["decoder"]:
+        parts = {"decoder": decoder}
+        for graph in ("prefill", "vision") if PREFILL_GRAPH in bundle.files else ("vision",):
+            parts[graph] = next((other for other in found[graph] if _go_together(decoder[1], other[1])), None)
+        if None in parts.values():
+            reasons.append(f"{decoder[0].path.name} has no {_missing(parts)} beside it")
+            continue
+        edition = editions(decoder[1]["key"]["edition"])
+        chosen = EngineSet.of(bundle, edition, {graph: file for graph, (file, _) in parts.items()})
+        if reason := _too_small(chosen.limits, asked):
+            reasons.append(f"{decoder[0].path.name} is {reason}")
+        else:
+            sets.append(chosen)
+    if not sets:
+        why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+        raise BackendError(
+            f"{bundle.path} has no TensorRT engines for this session{why}. Build them: "
+            f"{build_command(bundle, asked)}"
+        )
+    # Made for this very GPU before made for many; the form that reads less before the one with a mask; the
+    # smallest cache that will do.
+    forms = ("lengths", "mask", "primitives")
+
+    def rank(one: EngineSet) -> tuple[bool, int, int]:
+        return one.decoder["target"] == PORTABLE, forms.index(one.attention), one.limits.max_length
+
+    best = min(sets, key=rank)
+    return sorted((one for one in sets if one.limits == best.limits), key=rank)
+
+
+def _why_not(
+    description: dict[str, Any], bundle: Bundle, edition: Edition, here: tuple[int, int]
+) -> str | None:
+    """Why an engine is not for this bundle, TensorRT or GPU; None if it is."""
+    key = description["key"]
+    hashes = {name: entry.sha256 for name, entry in bundle.files.items()}
+    if any(hashes.get(name) != sha256 for name, sha256 in key["sources"].items()):
+        return "made from another export of this bundle"
+    if key["version"] != edition.version:
+        return f"made by {MODULES[key['edition']]} {key['version']}, and {edition.version} is installed"
+    this = Target(here, is_this=True).name
+    if key["target"] != this and not (key["target"] == PORTABLE and here >= (8, 0)):
+        return f"for {key['target']}, and the GPU here is {this}"
+    return None
+
+
+def _go_together(decoder: dict[str, Any], other: dict[str, Any]) -> bool:
+    ours, theirs = decoder["key"], other["key"]
+    same = ("edition", "target")
+    if any(ours[name] != theirs[name] for name in same):
+        return False
+    if ours["form"]["number_format"] != theirs["form"]["number_format"] or (
+        ours["form"]["fp8"] != theirs["form"]["fp8"]
+    ):
+        return False
+    if other["graph"] == "vision":
+        return True
+    caches = ours["profiles"]["decode"]["past_k.0"][2], theirs["profiles"]["prefill"]["past_k.0"][2]
+    return caches[0][1:] == caches[1][1:] and ours["form"]["attention"] == theirs["form"]["attention"]
+
+
+def _missing(parts: dict[str, Any]) -> str:
+    return " and no ".join(f"{graph} engine" for graph, part in parts.items() if part is None)
+
+
+def _too_small(most: SessionLimits, asked: Asked) -> str | None:
+    for name in ("max_length", "max_batch", "max_pixels"):
+        wanted, has = getattr(asked, name), getattr(most, name)
+        if wanted is not None and wanted > has:
+            return f"built for {name}={has}, and {wanted} is asked for"
+    return None

@@ -1,0 +1,68 @@
+"""A bundle's engines on this machine: found, opened on a GPU of its own stream, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qwen2vl_rt import cuda
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.executors.tensorrt import Engines
+from qwen2vl_rt.tensorrt.build import build_engines
+from qwen2vl_rt.tensorrt.check import checked
+from qwen2vl_rt.tensorrt.engines import EngineFile
+from qwen2vl_rt.tensorrt.find import EngineSet
+from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
+from qwen2vl_rt.tensorrt.target import PORTABLE, Target, choose_target
+
+
+def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int, device: int = 0) -> Engines:
+    """The best engines whose numbers are right here, on a stream of their own.
+
+    Raises:
+        EngineRefusedError: the self-check fails on all of them.
+        BackendError: TensorRT doesn't open them.
+    """
+    module = cuda.load()
+    stream = module.Stream(device)
+    target = module.CudaDevice(stream)
+
+    def open_engines(chosen: EngineSet) -> Engines:
+        def open_engine(file: EngineFile) -> TensorRTEngine:
+            return TensorRTEngine(chosen.edition, file, stream.handle)
+
+        return Engines.open(chosen, target, open_engine)
+
+    build = build_masked(bundle)
+    _, engines = checked(bundle, candidates, machine_name(device), open_engines, build, threads)
+    engines.keep_kernels()
+    return engines
+
+
+def build_masked(bundle: Bundle) -> Callable[[EngineSet], EngineSet]:
+    """A function that builds the decoders of an engine set again, with a mask in the graph."""
+
+    def build(chosen: EngineSet) -> EngineSet:
+        key, edition = chosen.decoder, chosen.edition
+        folder: Path = chosen.files["decoder"].path.parent
+        name = key["target"]
+        target = Target(None, is_this=False) if name == PORTABLE else choose_target(name, edition)
+        built = build_engines(
+            bundle,
+            edition,
+            target,
+            chosen.limits,
+            attention="mask",
+            number_format=key["form"]["number_format"],
+            fp8=key["form"]["fp8"],
+            output=folder,
+        )
+        return EngineSet.of(bundle, edition, {one.graph: one.file for one in built})
+
+    return build
+
+
+def machine_name(device: int = 0) -> str:
+    """The GPU and the driver: a check holds for both."""
+    info = cuda.load().device_info(device)
+    return f"{info.name}, CUDA driver {info.driver_version}"

@@ -1,0 +1,55 @@
+"""How much of a GPU's memory a session on engines will need: their own figures, and what goes around them."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory
+from qwen2vl_rt.errors import MemoryLimitError
+from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits
+from qwen2vl_rt.tensorrt.find import EngineSet, build_command
+
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def plan_engines(
+    bundle: Bundle, engines: EngineSet, limits: SessionLimits, memory_limit: int | None
+) -> MemoryPlan:
+    """Plan a session on these engines; the token table stays in pinned host memory."""
+    decoder, vision = bundle.geometry.decoder, bundle.geometry.vision
+    item = ITEM_BYTES[engines.decoder["form"]["number_format"]]
+    names = {"decoder": "decoder engine", "prefill": "prompt engine", "vision": "vision engine"}
+    figures = {graph: one["figures"] for graph, one in engines.descriptions.items()}
+    parts = {"CUDA context": CONTEXT_BYTES}
+    parts |= {names[graph]: one["weights_bytes"] or one["engine_bytes"] for graph, one in figures.items()}
+    kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
+    tokens = max(limits.prefill_chunk, limits.max_batch)
+    buffers = tokens * (decoder.hidden_size + decoder.head_dim) * item
+    if not engines.descriptions["decoder"]["shared"]:  # new keys and values, before they are in the cache
+        buffers += tokens * kv
+    sampling = limits.max_batch * decoder.vocab_size * (4 + 4 + 4 + 1)
+    patches = limits.max_pixels // vision.patch_size**2
+    patch_bytes = (vision.patch_values + vision.head_dim) * item
+    feature_bytes = 4 * decoder.hidden_size // vision.merge_size**2  # a patch's share, float32
+    parts |= {
+        "KV cache": limits.max_batch * limits.max_length * kv,
+        "scratch": max((size for one in figures.values() for size in one["activation_bytes"]), default=0),
+        "inputs, logits and sampling": buffers + sampling,
+        "a picture's patches and features": patches * (patch_bytes + feature_bytes),
+    }
+    limit = free_device_memory() if memory_limit is None else memory_limit
+    return MemoryPlan(limits, parts, limit, "tensorrt")
+
+
+def refuse(bundle: Bundle, plan: MemoryPlan) -> NoReturn:
+    """What is said of a plan over its limit: what engines take is decided where they are built.
+
+    Raises:
+        MemoryLimitError: with the plan, and how to build smaller ones.
+    """
+    smaller = f"--max-length {plan.limits.max_length // 2} --max-pixels {plan.limits.max_pixels // 2}"
+    raise MemoryLimitError(
+        f"These engines need {plan.total / GIB:.2f} GiB and may use {plan.limit / GIB:.2f} GiB. Build "
+        f"smaller ones, such as {build_command(bundle)} {smaller}, or export in a lower precision.\n{plan}"
+    )

@@ -1,0 +1,241 @@
+"""Engines as TensorRT's, computed by ONNX Runtime on the CPU as a device, and a build that only describes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.executors.device_steps import Tensor
+from qwen2vl_rt.executors.tensorrt import Engines
+from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt import build
+from qwen2vl_rt.tensorrt.builder import Figures
+from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.engines import EngineFile
+from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
+from qwen2vl_rt.tensorrt.target import Target
+from qwen2vl_rt.weights import map_weights
+from tests.support.graph_feeds import with_weights
+
+TYPES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.INT64: "int64"}
+NUMPY = {"float": np.float32, "half": np.float16, "int64": np.int64}
+HERE = (8, 9)
+
+# Called with a step's profile, the shape of its embeddings [B, T, hidden] and its rows' past lengths; gives
+# others that the logits are computed with, or None.
+Misread = Callable[[str, tuple[int, ...], np.ndarray], "np.ndarray | None"]
+
+
+def stand_in_edition(version: str = "1.0") -> Edition:
+    """An edition that has everything and does nothing."""
+    module = SimpleNamespace(
+        __version__=version,
+        INetworkDefinition=SimpleNamespace(add_kv_cache_update=None),
+        CausalMaskKind=None,
+        ComputeCapability=SimpleNamespace(SM86=86, SM89=89, SM120=120),
+    )
+    return Edition("tensorrt_rtx", module, None)
+
+
+class _Network:
+    """Stands in for `tensorrt.network.Network`: knows the graph's inputs and outputs."""
+
+    def __init__(self, edition: Edition, model: ModelProto, weights: dict) -> None:
+        self.edition, self._model = edition, model
+        self.aligned = False
+
+    def align_attention(self) -> None:
+        self.aligned = True
+
+    def tensors(self) -> tuple[list[dict], list[dict]]:
+        graph = self._model.graph
+        return tuple([self._described(value) for value in part] for part in (graph.input, graph.output))
+
+    @staticmethod
+    def _described(value: onnx.ValueInfoProto) -> dict:
+        kind = value.type.tensor_type
+        shape = [dimension.dim_value or -1 for dimension in kind.shape.dim]
+        return {"name": value.name, "type": TYPES[kind.elem_type], "shape": shape}
+
+
+def build_stand_ins(
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Bundle,
+    limits: SessionLimits,
+    folder: Path | None = None,
+    attention: str | None = None,
+    target: Target | None = None,
+    version: str = "1.0",
+) -> None:
+    """What `qwen2vl build` leaves behind, with engines that hold nothing."""
+    patch_build(monkeypatch)
+    build.build_engines(
+        bundle,
+        stand_in_edition(version),
+        target or Target(HERE, is_this=True),
+        limits,
+        attention=attention,
+        output=folder,
+    )
+
+
+def patch_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, builds write engines that hold nothing."""
+
+    def build_engine(network, target, profiles, title, file, timings=None) -> Figures:
+        file.write_bytes(b"stand-in")
+        return Figures(0.0, 0, 8, 1000, tuple(100 for _ in profiles))
+
+    monkeypatch.setattr(build, "Network", _Network)
+    monkeypatch.setattr(build, "build_engine", build_engine)
+
+
+def found(bundle: Bundle, folder: Path | None = None, asked: Asked | None = None) -> list[EngineSet]:
+    """The stand-ins that a session would be offered."""
+    edition = stand_in_edition()
+    return find_engines(bundle, HERE, asked or Asked(), lambda _name: edition, folder)
+
+
+class StandInEngine:
+    """An engine of the lowered graph in ONNX Runtime, as strict about its bindings as TensorRT."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        file: EngineFile,
+        *,
+        misread: Misread | None = None,
+        spoil_vision: bool = False,
+        upper_left: bool = False,
+    ) -> None:
+        self.description = file.describe()
+        self.scratch_bytes = 4096
+        self.misread, self.spoil_vision = misread, spoil_vision
+        self.kept = 0
+        self.executions: list[StandInExecution] = []
+        graph, key = self.description["graph"], self.description["key"]
+        model = onnx.load(bundle.file(f"{graph}.onnx"), load_external_data=False)
+        weights = map_weights(model, bundle.path)
+        form = Form(**key["form"])
+        if graph == "vision":
+            lower_vision(model, weights, bundle.geometry, form)
+        else:
+            capacity = next(iter(key["profiles"].values()))["past_k.0"][0][2]
+            lower_decoder(model, weights, bundle.geometry, form, capacity)
+        if upper_left and form.attention == "lengths":  # what TensorRT's parser makes of it
+            for node in model.graph.node:
+                if node.op_type == "Attention":
+                    del node.input[3:]
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = ort.InferenceSession(
+            with_weights(model, weights).SerializeToString(), options, ["CPUExecutionProvider"]
+        )
+        parts = [self.description[part] for part in ("inputs", "outputs")]
+        self.inputs, self.outputs = ({one["name"]: NUMPY[one["type"]] for one in part} for part in parts)
+
+    def execution(self, profile: str, scratch: tuple[int, int], *, fixed: bool) -> StandInExecution:
+        if scratch[0] == 0 or scratch[1] < self.scratch_bytes:
+            raise BackendError("too little scratch memory")
+        self.executions.append(
+            StandInExecution(self, profile, self.description["key"]["profiles"][profile], fixed)
+        )
+        return self.executions[-1]
+
+    def has(self, name: str) -> bool:
+        return name in self.inputs or name in self.outputs
+
+    def keep_kernels(self) -> None:
+        self.kept += 1
+
+
+class StandInExecution:
+    def __init__(self, engine: StandInEngine, profile: str, ranges: dict, fixed: bool) -> None:
+        self.engine, self.profile, self.ranges, self.fixed = engine, profile, ranges, fixed
+        self.bound: dict[str, tuple[tuple[int, ...], int]] = {}
+        self.runs = 0
+
+    def bind(self, tensors: Sequence[Tensor]) -> None:
+        if self.fixed and self.bound:
+            raise BackendError("bound a second time: a recording of it would be void")
+        names = {*self.engine.inputs, *self.engine.outputs}
+        self.bound = {one.name: (one.shape, one.pointer) for one in tensors if one.name in names}
+        wrong = [
+            one for one in tensors if one.name in names and one.output != (one.name in self.engine.outputs)
+        ]
+        if wrong:
+            raise BackendError(f"{wrong} are bound the wrong way round")
+        if missing := names - set(self.bound):
+            raise BackendError(f"nothing is bound to {missing}")
+        for name, (smallest, _, largest) in self.ranges.items():
+            shape = self.bound[name][0]
+            inside = zip(smallest, shape, largest, strict=True)
+            if not all(low <= size <= high for low, size, high in inside):
+                raise BackendError(f"{name} {shape} is outside {smallest} to {largest}")
+        for output, name in self.engine.description["shared"].items():
+            if self.bound[output] != self.bound[name]:
+                raise BackendError(f"{output} does not share {name}'s memory")
+
+    def enqueue(self) -> None:
+        self.runs += 1
+        wrong = logits = None
+        if self.engine.misread and "past_length" in self.bound:
+            wrong = self.engine.misread(
+                self.profile, self.bound["inputs_embeds"][0], self._array("past_length")
+            )
+        if wrong is not None:
+            logits = self._logits_with(np.asarray(wrong, np.int64))
+        self._run({})
+        if logits is not None:
+            self._array("logits")[...] = logits
+        if self.engine.spoil_vision and "visual_embeddings" in self.bound:
+            self._array("visual_embeddings")[-1, -1] = 0
+
+    def capturable(self) -> bool:
+        return True
+
+    def _logits_with(self, past: np.ndarray) -> np.ndarray:
+        """The logits over a copy of the cache, each row's past taken for another."""
+        copies = {name: self._array(name).copy() for name in self.bound if name.startswith("past_k")}
+        copies |= {name: self._array(name).copy() for name in self.bound if name.startswith("past_v")}
+        shared = self.engine.description["shared"]
+        copies |= {output: copies[name] for output, name in shared.items()}
+        copies |= {
+            name: np.empty_like(self._array(name)) for name in self.engine.outputs if name not in copies
+        }
+        self._run(copies | {"past_length": past})
+        return copies["logits"]
+
+    def _run(self, others: dict[str, np.ndarray]) -> None:
+        binding = self.engine.session.io_binding()
+        for name in (*self.engine.inputs, *self.engine.outputs):
+            array = others[name] if name in others else self._array(name)
+            call = binding.bind_input if name in self.engine.inputs else binding.bind_output
+            call(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.engine.session.run_with_iobinding(binding)
+
+    def _array(self, name: str) -> np.ndarray:
+        """The bound memory."""
+        shape, pointer = self.bound[name]
+        dtype = np.dtype({**self.engine.inputs, **self.engine.outputs}[name])
+        count = int(np.prod(shape))
+        memory = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(pointer)
+        return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def open_stand_ins(bundle: Bundle, chosen: EngineSet, **faults) -> Engines:
+    """A set of engines on the CPU as a device; `faults`: see StandInEngine."""
+    return Engines.open(chosen, _core.HostDevice(), lambda file: StandInEngine(bundle, file, **faults))

@@ -1,0 +1,244 @@
+"""Which engines a session is given, what it says where there are none, and whole sessions on stand-ins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import qwen2vl_rt
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cuda import CudaStatus
+from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
+from qwen2vl_rt.executors import select_backend
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt import edition as edition_module
+from qwen2vl_rt.tensorrt import gpu, load
+from qwen2vl_rt.tensorrt.find import Asked, find_engines
+from qwen2vl_rt.tensorrt.target import Target
+from tests.support.random_model import random_model, save_checkpoint
+from tests.support.tensorrt_stand_in import (
+    HERE,
+    StandInEngine,
+    build_stand_ins,
+    found,
+    patch_build,
+    stand_in_edition,
+)
+from tests.tensorrt.test_build import TINY
+
+LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=112 * 112, prefill_chunk=64)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return export_checkpoint(TINY, tmp_path_factory.mktemp("source") / "bundle", "fp32").path
+
+
+@pytest.fixture
+def bundle(source, tmp_path) -> Bundle:
+    """The tiny bundle in a folder of its own, without engines."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for file in source.iterdir():
+        os.link(file, folder / file.name)
+    return Bundle.open(folder)
+
+
+def test_the_best_engines_come_first(bundle, monkeypatch):
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="mask")
+    build_stand_ins(monkeypatch, bundle, LIMITS, target=Target(None, is_this=False))
+    assert [(one.decoder["target"], one.attention) for one in found(bundle)] == [
+        ("sm89", "mask"),
+        ("portable", "lengths"),
+    ]
+    build_stand_ins(monkeypatch, bundle, replace(LIMITS, max_length=300), attention="lengths")
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="lengths")
+    best, *others = found(bundle)
+    assert (best.attention, best.limits.max_length) == ("lengths", 300)
+    assert [one.limits.max_length for one in others] == []
+    best, *others = found(bundle, asked=Asked(max_length=301))
+    assert best.attention == "lengths" and best.limits == replace(LIMITS, max_length=512)
+    assert [one.attention for one in others] == ["mask", "lengths"]
+    assert others[1].decoder["target"] == "portable"
+
+
+def test_limits_are_the_engines(bundle, monkeypatch):
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    (chosen,) = found(bundle)
+    usual = SessionLimits(8192, 1, 1 << 20, 512)
+    assert chosen.session_limits(Asked(), usual) == SessionLimits(512, 1, 112 * 112, 64)
+    asked = Asked(max_batch=2, max_pixels=56 * 56)
+    usual = SessionLimits(8192, 2, 56 * 56, 16)
+    assert chosen.session_limits(asked, usual) == SessionLimits(512, 2, 56 * 56, 16)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (Asked(max_length=513), "built for max_length=512, and 513 is asked for"),
+        (Asked(max_batch=3), "built for max_batch=2, and 3 is asked for"),
+        (Asked(max_pixels=1 << 20), "built for max_pixels=12544, and 1048576 is asked for"),
+    ],
+)
+def test_engines_that_hold_too_little(bundle, monkeypatch, asked, reason):
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    with pytest.raises(BackendError, match=reason) as error:
+        found(bundle, asked=asked)
+    command = str(error.value).split("Build them: ")[1]
+    assert command.startswith(f"qwen2vl build {bundle.path} --this --max-")
+
+
+def test_engines_that_are_for_something_else(bundle, monkeypatch, tmp_path):
+    with pytest.raises(BackendError, match=rf"no TensorRT engines .*qwen2vl build {bundle.path} --this$"):
+        found(bundle)
+    build_stand_ins(monkeypatch, bundle, LIMITS, target=Target((8, 6), is_this=False))
+    with pytest.raises(BackendError, match="is for sm86, and the GPU here is sm89"):
+        found(bundle)
+    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path / "older", version="0.9")
+    with pytest.raises(BackendError, match=r"made by TensorRT for RTX 0\.9, and 1\.0 is installed"):
+        found(bundle, tmp_path / "older")
+    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path / "gone")
+
+    def not_installed(name):
+        raise BackendError("TensorRT for RTX is not installed")
+
+    with pytest.raises(BackendError, match="TensorRT for RTX is not installed"):
+        find_engines(bundle, HERE, Asked(), not_installed, tmp_path / "gone")
+    next((tmp_path / "gone").glob("vision.*.engine")).unlink()
+    with pytest.raises(BackendError, match="has no vision engine beside it"):
+        found(bundle, tmp_path / "gone")
+
+
+def test_engines_of_another_export(bundle, monkeypatch, tmp_path):
+    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path / "engines")
+    other = export_checkpoint(
+        save_checkpoint(random_model(1), tmp_path / "checkpoint"), tmp_path / "other", "fp32"
+    )
+    with pytest.raises(BackendError, match="made from another export of this bundle"):
+        found(other, tmp_path / "engines")
+
+
+# --- whole sessions ---------------------------------------------------------------------------------------
+
+
+class _Stream:
+    handle = 7
+
+    def __init__(self, device=0):
+        pass
+
+
+class _Machine:
+    """A machine whose GPU is the CPU and whose TensorRT is the stand-in."""
+
+    def __init__(self, monkeypatch):
+        self.patch = monkeypatch.setattr
+        self.opened: list[StandInEngine] = []
+        self.faults: dict = {}
+        self.capability = HERE
+        self.free = 8 << 30
+        self.edition = stand_in_edition()
+        module = SimpleNamespace(
+            Stream=_Stream,
+            CudaDevice=lambda stream: _core.HostDevice(),
+            device_info=lambda device=0: SimpleNamespace(
+                name="stand-in", driver_version=13000, free_bytes=self.free, total_bytes=16 << 30
+            ),
+        )
+        self.patch(cuda, "load", lambda: module)
+        self.patch(cuda, "status", lambda: CudaStatus(True, "13.0", (89,), 1, ""))
+        self.patch(gpu, "compute_capability", lambda: self.capability)
+        self.patch(edition_module, "_loaded", {"tensorrt_rtx": self.edition})
+        self.patch(edition_module, "MODULES", {"tensorrt_rtx": "TensorRT for RTX"})
+        self.patch(load, "TensorRTEngine", self._open)
+        patch_build(monkeypatch)
+
+    def _open(self, edition, file, stream):
+        assert edition is self.edition and stream == _Stream.handle
+        self.opened.append(StandInEngine(self.bundle, file, **self.faults))
+        return self.opened[-1]
+
+
+@pytest.fixture
+def machine(monkeypatch, bundle):
+    made = _Machine(monkeypatch)
+    made.bundle = bundle
+    return made
+
+
+QUESTIONS = [
+    {"prompt": "What colour is the circle?", "images": [np.full((56, 84, 3), 90, np.uint8)]},
+    {"prompt": "Describe the picture.", "images": [np.zeros((84, 56, 3), np.uint8)]},
+    {"prompt": "Hello."},
+]
+
+
+def answers(session) -> list[list[int]]:
+    return [answer.token_ids for answer in session.generate_batch(QUESTIONS, max_new_tokens=12)]
+
+
+@pytest.mark.parametrize("name", ["auto", "tensorrt"])
+def test_a_session_answers_as_on_the_cpu(bundle, machine, monkeypatch, name):
+    """Found, planned, checked at its first run only, and used for text and pictures."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    with qwen2vl_rt.Session(bundle.path, backend="cpu", max_batch=2, max_pixels=112 * 112) as session:
+        expected = answers(session)
+    for _ in range(2):
+        machine.opened.clear()
+        with qwen2vl_rt.Session(bundle.path, backend=name, max_batch=2) as session:
+            assert session.backend.name == "tensorrt"
+            plan = session.plan()
+            assert (plan.backend, plan.limits) == ("tensorrt", LIMITS)
+            assert plan.parts["scratch"] == 100 and plan.parts["decoder engine"] == 1000
+            decoder = bundle.geometry.decoder
+            assert (
+                plan.parts["KV cache"]
+                == 2 * 512 * 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 4
+            )
+            assert answers(session) == expected
+        assert len(machine.opened) == 2 and all(engine.kept == 2 for engine in machine.opened)
+    assert len(list((bundle.path / "engines").glob("*.check.json"))) == 1
+
+
+def test_without_engines(bundle, machine):
+    with pytest.raises(BackendError, match=rf"no TensorRT engines .*qwen2vl build {bundle.path} --this"):
+        qwen2vl_rt.Session(bundle.path, backend="tensorrt")
+    chosen = select_backend("auto", bundle)
+    assert chosen.name == "cpu" and "not tensorrt:" in chosen.reason and "qwen2vl build" in chosen.reason
+
+
+def test_a_gpu_that_the_edition_does_not_support(bundle, machine, monkeypatch):
+    """An H200: the project's own message, and `auto` moves on to cuda."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    machine.capability = (9, 0)
+    with pytest.raises(BackendError, match=r"TensorRT for RTX 1\.0 does not build for sm90.*use the cuda"):
+        qwen2vl_rt.Session(bundle.path, backend="tensorrt")
+    monkeypatch.setattr("qwen2vl_rt.executors.select._missing_for_cuda", lambda: "")
+    chosen = select_backend("auto", bundle)
+    assert chosen.name == "cuda" and "not tensorrt:" in chosen.reason and "sm90" in chosen.reason
+
+
+def test_wrong_engines_are_refused(bundle, machine, monkeypatch):
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="mask")
+    machine.faults = {"misread": lambda profile, shape, past: past + 1 if profile == "decode" else None}
+    for _ in range(2):  # found out, then remembered
+        with pytest.raises(EngineRefusedError, match="decode against a warm cache"):
+            qwen2vl_rt.Session(bundle.path, backend="tensorrt")
+    assert len(machine.opened) == 2
+    with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
+        assert session.backend.name == "cpu"
+        assert "decode against a warm cache" in session.backend.reason
+
+
+def test_memory_is_planned_before_anything_is_opened(bundle, machine, monkeypatch):
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    machine.free = 1 << 20
+    with pytest.raises(MemoryLimitError, match=r"smaller ones, such as qwen2vl build .* --max-length 256"):
+        qwen2vl_rt.Session(bundle.path, backend="tensorrt")
+    assert not machine.opened
