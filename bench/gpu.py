@@ -1,4 +1,4 @@
-"""Measure the cuda backend on one model, or the GPU's own limits. `make bench-gpu` runs these as stages.
+"""Measure a GPU backend on one model, or the GPU's own limits. `make bench-gpu` runs these as stages.
 
     python bench/gpu.py limits --output limits.json
     python bench/gpu.py model 2b bf16 --limits limits.json --output 2b-bf16.json
@@ -35,12 +35,18 @@ from qwen2vl_rt.benchmark.inputs import random_tokens, random_visual
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, Bundle
 from qwen2vl_rt.engine import Engine
+from qwen2vl_rt.executors import Backend
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import plan_memory, session_limits
+from qwen2vl_rt.plan import plan_session, session_limits
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import prepare_picture
+from qwen2vl_rt.tensorrt.build import build_engines
+from qwen2vl_rt.tensorrt.edition import find_edition
+from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
+from qwen2vl_rt.tensorrt.gpu import compute_capability
+from qwen2vl_rt.tensorrt.target import choose_target
 
 REPEATS = 5
 PROMPT, ANSWER = 512, 128  # tokens
@@ -113,7 +119,8 @@ def machine() -> dict[str, object]:
     """What ran: GPU, driver, versions."""
     info = cuda.load().device_info()
     versions = {}
-    for package in ("qwen2vl_rt", "onnxruntime-gpu", "torch", "transformers", "numpy"):
+    packages = ("onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "transformers", "numpy")
+    for package in ("qwen2vl_rt", *packages):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -157,6 +164,7 @@ class Measurement:
         self._rng = np.random.default_rng(0)
         self._limits = session_limits(bundle, max_length=CONTEXT, max_pixels=1008 * 1008)
         self._engine: Engine | None = None
+        self._engines: list[EngineSet] = []  # with tensorrt
 
     def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
         """Keep and print a figure."""
@@ -167,13 +175,17 @@ class Measurement:
         """Open the engine; its weights' files are in the page cache mostly."""
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
-        self._engine = Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend)
+        self._engine = Engine(
+            self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines
+        )
         self._engine.synchronize()
         self.add("load", time.perf_counter() - started, "s")
 
     def everything(self) -> None:
         """All figures of a model."""
-        before = cuda.load().device_info().free_bytes if self._backend == "cuda" else None
+        before = cuda.load().device_info().free_bytes if self._backend != "cpu" else None
+        if self._backend == "tensorrt":
+            self.build_and_check()
         self.load()
         for side in (448, 1008):
             self.vision(side)
@@ -182,8 +194,22 @@ class Measurement:
         self.first_token()
         if before is not None:
             self.add("GPU memory taken", (before - cuda.load().device_info().free_bytes) / 2**30, "GiB")
-        plan = plan_memory(self._bundle, self._limits, None, self._backend)
+        backend = Backend(self._backend, "", self._engines)
+        plan = plan_session(self._bundle, backend, self._limits, Asked(CONTEXT), None)
         self.add("GPU memory planned", plan.total / 2**30, "GiB")
+
+    def build_and_check(self) -> None:
+        """TensorRT engines for this GPU, and their first load, which compares them with the CPU."""
+        edition = find_edition()
+        started = time.perf_counter()
+        build_engines(self._bundle, edition, choose_target("this", edition), self._limits)
+        self.add("build of the engines", time.perf_counter() - started, "s")
+        self._engines = find_engines(self._bundle, compute_capability(), Asked(CONTEXT))
+        processor = Processor(self._bundle.path, self._geometry)
+        started = time.perf_counter()
+        Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines).close()
+        gc.collect()
+        self.add("first load, with the self-check", time.perf_counter() - started, "s")
 
     def vision(self, side: int) -> None:
         """The vision tower alone, from float32 patches on the host to embeddings."""
@@ -275,7 +301,7 @@ def main() -> None:
     model.add_argument("--variants", action="store_true", help="decode, with each way to run the engine")
     model.add_argument("--limits", type=Path, help="what `limits` wrote")
     model.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
-    model.add_argument("--backend", default="cuda", choices=("cuda", "cpu"), help="cpu: to try this script")
+    model.add_argument("--backend", default="cuda", choices=("cuda", "tensorrt", "cpu"))
     for command in (model, what.add_parser("limits", help="the GPU's copy bandwidth and matrix rate")):
         command.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
