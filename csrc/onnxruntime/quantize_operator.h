@@ -1,19 +1,13 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
 
 #include "common/scratch.h"
 #include "integer/quantize.h"
 #include "onnxruntime/operator.h"
+#include "onnxruntime/shapes.h"
 
 namespace qwen2vl::ort {
-
-// Rows of [.., K]: all dimensions but the last.
-inline int64_t rows_of(const std::vector<int64_t>& shape) {
-  return std::accumulate(shape.begin(), shape.end() - 1, int64_t{1}, std::multiplies<>());
-}
 
 // x float32 [.., K] -> codes uint8 [.., K] with zero point 128, scale float32 [.., 1]: integer/quantize.h.
 // Optional inputs, in this order: x's scale [.., 1], bias [K], other [.., K], other's scale [.., 1].

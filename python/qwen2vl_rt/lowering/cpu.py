@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.lowering.block_linear import to_block_linear
 from qwen2vl_rt.lowering.cpu_attention import fits, to_cached_attention, to_picture_attention
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
@@ -41,3 +43,5 @@ def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     to_matmul_nbits(model, weights)
     to_matmul_integer_to_float(model)
     to_quantize_tokens(model)
+    if _core.has_block_linear():
+        to_block_linear(model)

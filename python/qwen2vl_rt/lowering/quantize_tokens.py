@@ -21,13 +21,15 @@ def to_quantize_tokens(model: ModelProto) -> None:
     border of two codes may take the other one.
     """
     graph = model.graph
-    quantizers = _Quantizers(model)
+    activations = Activations(model)
     replacements = {}
     for cast in graph.node:
-        divide = quantizers.chain(cast)
+        divide = activations.chain(cast)
         if divide is None:
             continue
-        inputs, slope = quantizers.inputs(divide.input[0])
+        inputs, slope = activations.inputs(divide.input[0])
+        while not inputs[-1]:
+            inputs.pop()
         node = helper.make_node(
             "QuantizeTokens",
             inputs,
@@ -37,14 +39,16 @@ def to_quantize_tokens(model: ModelProto) -> None:
             slope=slope,
         )
         # In the place of the scale's own node: products before the codes may read it already.
-        replacements |= {cast.name: [], quantizers.made_by[divide.input[1]].name: [node]}
+        replacements |= {cast.name: [], activations.made_by[divide.input[1]].name: [node]}
     if replacements:
         replace_nodes(graph, replacements)
         drop_unread(graph)
         use_own_operators(model)
 
 
-class _Quantizers:
+class Activations:
+    """What leads to the tensors of a graph: products' scales and biases, sigmoids, gates."""
+
     def __init__(self, model: ModelProto) -> None:
         self.made_by = producers(model.graph)
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -60,7 +64,8 @@ class _Quantizers:
         return last if cast.attribute[0].i == TensorProto.UINT8 and scale is not None else None
 
     def inputs(self, x: str) -> tuple[list[str], float]:
-        """QuantizeTokens' inputs and slope for codes of x."""
+        """What x is made of: the inputs (x; its scale, bias; other, its scale) and the slope of
+        integer/quantize.h's activation, with "" for what is not there."""
         node = self.made_by.get(x)
         if node is not None and node.op_type == "Mul":
             for gated, other in (node.input, reversed(node.input)):
@@ -73,8 +78,8 @@ class _Quantizers:
         sigmoid = self._sigmoid(x)
         if sigmoid is not None:
             a, slope = sigmoid
-            return [*self._scaled(a)], slope
-        return [x], 0.0
+            return [*self._scaled(a), "", ""], slope
+        return [x, "", "", "", ""], 0.0
 
     def _sigmoid(self, y: str) -> tuple[str, float] | None:
         """a and s of y = a * sigmoid(s * a)."""

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <numeric>
+#include <vector>
+
+namespace qwen2vl::ort {
+
+// Rows of [.., K]: all dimensions but the last.
+inline int64_t rows_of(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end() - 1, int64_t{1}, std::multiplies<>());
+}
+
+}  // namespace qwen2vl::ort

@@ -1,0 +1,78 @@
+"""4-bit products by the project's own kernel, against the same integers in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.lowering.block_linear import to_block_linear
+from tests.lowering.test_quantized_products import BlockedProduct, activations, run
+
+if not _core.has_block_linear():
+    pytest.skip("BlockLinear needs x86-64 with AVX-512 VNNI", allow_module_level=True)
+
+BLOCK = 128
+
+
+def expected(product: BlockedProduct, x: np.ndarray) -> np.ndarray:
+    """x @ W^T + bias in float64, for x rounded to 8 bits by blocks."""
+    *rows, k = x.shape
+    padding = -k % BLOCK
+    blocks = np.pad(x.reshape(-1, k), ((0, 0), (0, padding))).reshape(-1, (k + padding) // BLOCK, BLOCK)
+    step = np.maximum(np.abs(blocks).max(-1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 127)
+    rounded = (np.rint(blocks / step) * step.astype(np.float64)).reshape(-1, k + padding)[:, :k]
+    scale, zero_point = (
+        np.repeat(part, BLOCK, axis=1)[:, :k].astype(np.float64)
+        for part in (product.scale, product.zero_point)
+    )
+    y = rounded @ ((product.codes - zero_point) * scale).T
+    return y.reshape(*rows, -1)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 21])
+@pytest.mark.parametrize(("n", "k"), [(48, 256), (33, 384), (5, 200), (64, 130), (320, 2048)])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_product(tokens, n, k, symmetric, bias):
+    product = BlockedProduct(n, k, 4, symmetric=symmetric, bias=bias)
+    model, weights = product.lowered()
+    to_block_linear(model)
+    assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
+    x = activations(product.rank, tokens, k)
+    x[..., : BLOCK // 2] *= 100  # blocks of different steps
+    x[:, -1] *= 0  # a token of zeros
+    y = expected(product, x) + (product.bias if bias else 0)
+    actual = run(model, weights, x)
+    np.testing.assert_allclose(actual, y, rtol=0, atol=2e-6 * max(1, np.abs(y).max()))
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_a_gate_before_it(tokens):
+    """silu(x) * x, as a decoder's MLP has it, is part of the operator."""
+    product = BlockedProduct(40, 640, 4, symmetric=False)
+    model, weights = product.lowered()
+    (layer,) = model.graph.node
+    layer.input[0] = "gated"
+    gate = [
+        helper.make_node("Sigmoid", ["x"], ["sigmoid"], "sigmoid"),
+        helper.make_node("Mul", ["x", "sigmoid"], ["silu"], "silu"),
+        helper.make_node("Mul", ["silu", "x"], ["gated"], "gated"),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend([*gate, layer])
+    to_block_linear(model)
+    assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
+    x = activations(product.rank, tokens, 640)
+    y = expected(product, (x * x / (1 + np.exp(-x))).astype(np.float32))
+    # A number on the border of two codes may take the other one.
+    actual = run(model, weights, x)
+    assert np.linalg.norm(actual - y) < 5e-4 * np.linalg.norm(y)
+
+
+def test_other_products_stay():
+    product = BlockedProduct(48, 256, 8, gemm=True)
+    model, _weights = product.lowered()
+    to_block_linear(model)
+    assert [node.op_type for node in model.graph.node] == ["MatMulNBits"]
