@@ -91,7 +91,11 @@ class RandomNumbers:
 def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) -> Bundle:
     """Write the bundle of a model with this config.json into `folder`, which must be new or empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    geometry = Geometry.from_config(config, GENERATION_CONFIG)
+    config, generation = (
+        value | _tokenizer_ids(file)
+        for value, file in ((config, "config.json"), (GENERATION_CONFIG, "generation_config.json"))
+    )
+    geometry = Geometry.from_config(config, generation)
     graphs = {
         VISION_GRAPH: vision_graph(geometry.vision, geometry.decoder.hidden_size, precision),
         DECODER_GRAPH: decoder_graph(geometry.decoder, precision),
@@ -119,11 +123,17 @@ def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) ->
         (CHAT_TEMPLATE, template),
         (CONFIG, config),
         (PREPROCESSOR_FILE, PREPROCESSOR_CONFIG),
-        (GENERATION_FILE, GENERATION_CONFIG),
+        (GENERATION_FILE, generation),
     ):
         writer.add_json(file, value)
     writer.finish(folder.name, precision, geometry, __version__)
     return Bundle.open(folder)
+
+
+def _tokenizer_ids(file: str) -> dict[str, Any]:
+    """The special token ids that go with the tokenizer."""
+    value = json.loads((TOKENIZER_FOLDER / file).read_text())
+    return {name: ids for name, ids in value.items() if name.endswith("token_id")}
 
 
 def _of_first_layer(name: str, places: Places) -> tuple[int, int]:
