@@ -154,8 +154,9 @@ def open_bundle(size: str, precision: str, work: Path) -> Bundle:
 class Measurement:
     """Figures of one bundle on one backend."""
 
-    def __init__(self, bundle: Bundle, limits: dict[str, Any], backend: str) -> None:
-        self.figures: list[Figure] = []
+    def __init__(self, bundle: Bundle, limits: dict[str, Any], backend: str, output: Path) -> None:
+        self._figures: list[Figure] = []
+        self._output = output
         self._bundle = bundle
         self._geometry = bundle.geometry
         self._backend = backend
@@ -167,8 +168,9 @@ class Measurement:
         self._engines: list[EngineSet] = []  # with tensorrt
 
     def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
-        """Keep and print a figure."""
-        self.figures.append(Figure(name, value, unit, bound))
+        """Print a figure and write all so far: what was measured before something went wrong is kept."""
+        self._figures.append(Figure(name, value, unit, bound))
+        _write(self._output, {"figures": [asdict(f) | {"share": f.share} for f in self._figures]})
         print(f"  {name}: {value:.4g} {unit}", flush=True)
 
     def load(self) -> None:
@@ -313,12 +315,11 @@ def main() -> None:
     if options.limits is not None and options.limits.exists():
         limits = json.loads(options.limits.read_text())["limits"]
     bundle = open_bundle(options.size, options.precision, options.work)
-    measurement = Measurement(bundle, limits, options.backend)
-    try:
-        measurement.variants() if options.variants else measurement.everything()
-    finally:  # what was measured before something failed is kept
-        figures = [asdict(figure) | {"share": figure.share} for figure in measurement.figures]
-        _write(options.output, {"figures": figures})
+    measurement = Measurement(bundle, limits, options.backend, options.output)
+    if options.variants:
+        measurement.variants()
+    else:
+        measurement.everything()
 
 
 def _write(output: Path, result: dict[str, Any]) -> None:

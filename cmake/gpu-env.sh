@@ -19,7 +19,7 @@ if ls "$wheels"/*.whl > /dev/null 2>&1; then
 fi
 
 # Kernels for the GPU that is here, 9.0 without one to ask; ARCHITECTURES="80;90" builds for others.
-architectures=${ARCHITECTURES:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')}
+architectures=${ARCHITECTURES:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ')}
 architectures=${architectures:-90}
 PYTHONPATH="$site" "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --upgrade \
   --target "$site" . -C cmake.define.QWEN2VL_CUDA=ON -C cmake.define.QWEN2VL_CUDA_ARCHITECTURES="$architectures" \
