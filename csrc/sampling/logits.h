@@ -6,7 +6,12 @@
 #include "common/host_device.h"
 
 // Scans over one row of logits [vocab] (float32). The plain loops are written for the compiler to vectorise.
+// Most of the work of choosing among 150,000 tokens is to read their logits. The first scan notes the largest
+// of every block, and the later ones read only the blocks that matter to them.
 namespace qwen2vl {
+
+constexpr int64_t kLogitBlock = 256;
+inline int64_t logit_blocks(int64_t vocab) { return (vocab + kLogitBlock - 1) / kLogitBlock; }
 
 struct TokenLogit {
   float logit;
@@ -24,9 +29,11 @@ struct Peak {
   bool usable;
 };
 
-Peak find_peak(const float* logits, int64_t vocab);
+// Writes the largest logit of every block, NaN ignored, to block_maxima [logit_blocks(vocab)].
+Peak find_peak(const float* logits, int64_t vocab, float* block_maxima);
 
 // The `count` first tokens in order of preference, sorted; fewer when vocab is smaller. `selected` is reused.
-void select_best(const float* logits, int64_t vocab, int64_t count, std::vector<TokenLogit>* selected);
+void select_best(const float* logits, const float* block_maxima, int64_t vocab, int64_t count,
+                 std::vector<TokenLogit>* selected);
 
 }  // namespace qwen2vl

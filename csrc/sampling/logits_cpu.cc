@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "common/avx2_clone.h"
 #include "sampling/logits.h"
 
 namespace qwen2vl {
@@ -9,10 +10,10 @@ namespace qwen2vl {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kBlock = 256;  // logits scanned between two decisions; a multiple of kLanes
+static_assert(kLogitBlock % kLanes == 0);
 
 // The largest of `count` logits, NaN ignored; clears *usable on NaN or +infinity.
-float block_maximum(const float* logits, int64_t count, bool* usable) {
+QWEN2VL_AVX2_CLONE float block_maximum(const float* logits, int64_t count, bool* usable) {
   float lane_maximum[kLanes];
   int32_t lane_bad[kLanes] = {};
   std::fill_n(lane_maximum, kLanes, -INFINITY);
@@ -40,11 +41,12 @@ float block_maximum(const float* logits, int64_t count, bool* usable) {
 
 }  // namespace
 
-Peak find_peak(const float* logits, int64_t vocab) {
+Peak find_peak(const float* logits, int64_t vocab, float* block_maxima) {
   Peak peak{{-INFINITY, 0}, true};
   int64_t best_block = 0;
-  for (int64_t begin = 0; begin < vocab; begin += kBlock) {
-    const float maximum = block_maximum(logits + begin, std::min(kBlock, vocab - begin), &peak.usable);
+  for (int64_t begin = 0; begin < vocab; begin += kLogitBlock) {
+    const float maximum = block_maximum(logits + begin, std::min(kLogitBlock, vocab - begin), &peak.usable);
+    block_maxima[begin / kLogitBlock] = maximum;
     if (maximum > peak.best.logit) {
       peak.best.logit = maximum;
       best_block = begin;
@@ -57,17 +59,17 @@ Peak find_peak(const float* logits, int64_t vocab) {
   return peak;
 }
 
-void select_best(const float* logits, int64_t vocab, int64_t count, std::vector<TokenLogit>* selected) {
+void select_best(const float* logits, const float* block_maxima, int64_t vocab, int64_t count,
+                 std::vector<TokenLogit>* selected) {
   selected->clear();
   count = std::min(count, vocab);
   if (count <= 0) return;
   // A heap of the best so far, the least of them on top. Ids come in rising order, so that a logit equal to
   // the least never replaces it, and most blocks are passed over by their maximum alone.
-  for (int64_t begin = 0; begin < vocab; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, vocab);
-    bool usable = true;
+  for (int64_t begin = 0; begin < vocab; begin += kLogitBlock) {
+    const int64_t end = std::min(begin + kLogitBlock, vocab);
     const bool full = static_cast<int64_t>(selected->size()) == count;
-    if (full && !(block_maximum(logits + begin, end - begin, &usable) > selected->front().logit)) continue;
+    if (full && !(block_maxima[begin / kLogitBlock] > selected->front().logit)) continue;
     for (int64_t id = begin; id < end; ++id) {
       if (static_cast<int64_t>(selected->size()) == count) {
         if (!(logits[id] > selected->front().logit)) continue;

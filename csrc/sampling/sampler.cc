@@ -13,8 +13,9 @@ namespace {
 
 constexpr Cutoff kKeepAll{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
 
-Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, bool after_penalties) {
-  const Peak peak = find_peak(logits, vocab);
+Peak usable_peak(const float* logits, int64_t vocab, uint64_t step, bool after_penalties,
+                 float* block_maxima) {
+  const Peak peak = find_peak(logits, vocab, block_maxima);
   if (peak.usable) return peak;
   const bool has_nan = std::any_of(logits, logits + vocab, [](float logit) { return std::isnan(logit); });
   const bool has_infinity =
@@ -34,7 +35,11 @@ std::string unusable_logits_message(uint64_t step, bool after_penalties, bool ha
 }
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens)
-    : options_(options), vocab_(vocab), block_sums_((vocab + kSoftmaxBlock - 1) / kSoftmaxBlock) {
+    : options_(options),
+      vocab_(vocab),
+      block_maxima_(logit_blocks(vocab)),
+      model_maxima_(options.penalizes() ? logit_blocks(vocab) : 0),
+      block_sums_(logit_blocks(vocab)) {
   options.validate();
   if (vocab < 1 || vocab > std::numeric_limits<int32_t>::max()) {
     throw InputError("the vocabulary cannot have " + std::to_string(vocab) + " tokens");
@@ -54,38 +59,41 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* p
 
 SampledToken Sampler::sample(const float* logits) {
   SampledToken token;
-  Peak peak = usable_peak(logits, vocab_, step_, false);
+  float* const model_maxima = penalties_ ? model_maxima_.data() : block_maxima_.data();
+  Peak peak = usable_peak(logits, vocab_, step_, false, model_maxima);
   const float model_peak = peak.best.logit;
   const float* chosen_from = logits;
   if (penalties_) {
     std::copy_n(logits, vocab_, penalized_.begin());
     penalties_->apply(penalized_.data());
     chosen_from = penalized_.data();
-    peak = usable_peak(chosen_from, vocab_, step_, true);
+    peak = usable_peak(chosen_from, vocab_, step_, true, block_maxima_.data());
   }
   if (options_.greedy()) {
     token.id = peak.best.id;
   } else {
     const float best = peak.best.logit;
     const auto inverse_temperature = static_cast<float>(1.0 / options_.temperature);
-    const Cutoff cutoff = filter_->cutoff(chosen_from, best, options_);
-    const double total =
-        softmax_sum(chosen_from, vocab_, best, inverse_temperature, cutoff, block_sums_.data());
+    const Cutoff cutoff = filter_->cutoff(chosen_from, block_maxima_.data(), best, options_);
+    const double total = softmax_sum(chosen_from, block_maxima_.data(), vocab_, best, inverse_temperature,
+                                     cutoff, block_sums_.data());
     const double target = uniform_draw(options_.seed, step_) * total;
     token.id =
         softmax_find(chosen_from, vocab_, best, inverse_temperature, cutoff, block_sums_.data(), target);
   }
-  if (options_.logprobs >= 0) report_logprobs(logits, model_peak, &token);
+  if (options_.logprobs >= 0) report_logprobs(logits, model_maxima, model_peak, &token);
   if (penalties_) penalties_->count(token.id);
   ++step_;
   return token;
 }
 
-void Sampler::report_logprobs(const float* logits, float peak, SampledToken* token) {
-  const double log_sum = std::log(softmax_sum(logits, vocab_, peak, 1.0f, kKeepAll, block_sums_.data()));
+void Sampler::report_logprobs(const float* logits, const float* block_maxima, float peak,
+                              SampledToken* token) {
+  const double log_sum =
+      std::log(softmax_sum(logits, block_maxima, vocab_, peak, 1.0f, kKeepAll, block_sums_.data()));
   const auto logprob = [&](float logit) { return static_cast<float>(logit - double{peak} - log_sum); };
   token->logprob = logprob(logits[token->id]);
-  select_best(logits, vocab_, options_.logprobs, &scratch_);
+  select_best(logits, block_maxima, vocab_, options_.logprobs, &scratch_);
   for (const TokenLogit& candidate : scratch_)
     token->alternatives.push_back({candidate.id, logprob(candidate.logit)});
 }

@@ -50,7 +50,7 @@ class Sampler {
   const SamplingOptions& options() const { return options_; }
 
  private:
-  void report_logprobs(const float* logits, float peak, SampledToken* token);
+  void report_logprobs(const float* logits, const float* block_maxima, float peak, SampledToken* token);
 
   SamplingOptions options_;
   int64_t vocab_;
@@ -58,6 +58,8 @@ class Sampler {
   std::optional<Penalties> penalties_;
   std::optional<TokenFilter> filter_;
   std::vector<float> penalized_;     // [vocab] when penalties are on
+  std::vector<float> block_maxima_;  // of the logits chosen from
+  std::vector<float> model_maxima_;  // of the model's own logits, where penalties make others of them
   std::vector<double> block_sums_;   // of the softmax
   std::vector<TokenLogit> scratch_;  // alternatives
 };

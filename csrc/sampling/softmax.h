@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/host_device.h"
+#include "sampling/logits.h"
 
 namespace qwen2vl {
 
@@ -35,10 +36,10 @@ struct Cutoff {
 };
 
 // The weight exp((logit - peak) * inverse_temperature) of every token above the cutoff summed, in order of
-// ids. block_sums gets the partial sums of kSoftmaxBlock tokens each (ceil(vocab / kSoftmaxBlock) of them).
-constexpr int64_t kSoftmaxBlock = 256;
-double softmax_sum(const float* logits, int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
-                   double* block_sums);
+// ids. block_maxima as find_peak wrote them; block_sums gets the partial sums of kSoftmaxBlock tokens each.
+constexpr int64_t kSoftmaxBlock = kLogitBlock;
+double softmax_sum(const float* logits, const float* block_maxima, int64_t vocab, float peak,
+                   float inverse_temperature, Cutoff cutoff, double* block_sums);
 
 // The token at which the running sum of weights (same order) first exceeds `target`, which is in [0, total).
 // block_sums as softmax_sum wrote them.

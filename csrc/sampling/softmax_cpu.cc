@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/avx2_clone.h"
 #include "sampling/softmax.h"
 
 namespace qwen2vl {
@@ -12,15 +13,14 @@ bool kept(float logit, int64_t id, Cutoff cutoff) {
 
 }  // namespace
 
-double softmax_sum(const float* logits, int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
-                   double* block_sums) {
+QWEN2VL_AVX2_CLONE double softmax_sum(const float* logits, const float* block_maxima, int64_t vocab,
+                                      float peak, float inverse_temperature, Cutoff cutoff,
+                                      double* block_sums) {
   constexpr int64_t kLanes = 16;
   double total = 0;
   for (int64_t begin = 0, block = 0; begin < vocab; begin += kSoftmaxBlock, ++block) {
     const int64_t end = std::min(begin + kSoftmaxBlock, vocab);
-    bool any_kept = false;
-    for (int64_t id = begin; id < end; ++id) any_kept |= logits[id] >= cutoff.logit;
-    if (!any_kept) {  // most blocks when a filter is on
+    if (!(block_maxima[block] >= cutoff.logit)) {  // most blocks when a filter is on
       block_sums[block] = 0;
       continue;
     }

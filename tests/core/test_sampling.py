@@ -197,6 +197,31 @@ def test_top_p_of_flat_and_steep_distributions(vocab, scale, top_p):
         assert abs(cumulative[token_id] - cumulative[expected]) <= 2e-5 * cumulative[-1]
 
 
+@pytest.mark.parametrize("temperature", [0.7, 3.0])
+@pytest.mark.parametrize("top_k", [0, 9000])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1 - 1e-12])
+def test_top_p_cuts_among_equals_by_id(temperature, top_k, top_p):
+    """Thousands of tokens a level, so that the nucleus ends inside one; a third is masked."""
+    vocab = 30_000
+    logits = np.round(random_logits(11, vocab, 1.0) * 4) / 4
+    logits[random_logits(12, vocab) > 1] = -np.inf
+    order = np.argsort(-logits, kind="stable")
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    if top_k:
+        weights[logits < logits[order[top_k - 1]]] = 0
+    probabilities = weights / weights.sum()
+    size = int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1
+    kept = np.zeros(vocab, bool)
+    kept[order[:size]] = True
+    cumulative = np.cumsum(np.where(kept, probabilities, 0))
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    for step, token_id in enumerate(draw(logits, steps=60, **options)):
+        assert probabilities[token_id] > 0
+        assert kept[token_id] or token_id == order[size]  # the rounding of 30,000 float32 weights
+        uniform = _core.uniform_draw(0, step) * cumulative[-1]
+        assert cumulative[token_id] - probabilities[token_id] - 2e-5 <= uniform <= cumulative[token_id] + 2e-5
+
+
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 1e6, 1e300])
 def test_extreme_temperatures(temperature):
     logits = random_logits(4)
