@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import (
     DECODER_WEIGHTS,
     EMBEDDING,
@@ -246,7 +247,9 @@ def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
     # Gate, up and their product, plus the residual stream, q, k, v and norms; float32.
     activations = tokens * (3 * decoder.mlp_size + 8 * decoder.hidden_size) * 4
-    logits = 2 * limits.max_batch * decoder.vocab_size * 4
+    # A step's, or those of the longest draft; and each row's behind the penalties.
+    rows = max(limits.max_batch, _core.LONGEST_DRAFT + 1) + limits.max_batch
+    logits = rows * decoder.vocab_size * 4
     return activations + logits
 
 
