@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core, cuda, vision
@@ -14,7 +16,7 @@ from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.executors import device_onnx, select_backend
 from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
 from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
-from qwen2vl_rt.executors.device_session import Provider
+from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
@@ -126,6 +128,37 @@ def test_float32_vision_equals_the_cpu_backends(bundles, device, compiled):
     for part in (slice(0, 1), slice(None)):  # the buffers grow
         actual = tower.encode(patches[part], *tables).numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(not cuda.status().built, reason=cuda.status().reason)
+def test_the_c_api_says_what_went_wrong():
+    """ONNX Runtime's own words, and the session stays usable."""
+    provider = Provider("CPUExecutionProvider", "cpu", compiled=True)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["c"])],
+        "sum",
+        [value(name, TensorProto.FLOAT, [None, 3]) for name in "ab"],
+        [value("c", TensorProto.FLOAT, [None, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = open_session(model, {}, Path("."), provider)
+    a, b, c = (np.full((2, 3), number, np.float32) for number in (1, 2, 0))
+
+    def tensors():
+        return [
+            Tensor("a", (2, 3), a.ctypes.data),
+            Tensor("b", (2, 3), b.ctypes.data),
+            Tensor("c", (2, 3), c.ctypes.data, output=True),
+        ]
+
+    with pytest.raises(BackendError, match="failed at a run: Got invalid dimensions for input: a"):
+        session.run(session.bind([tensors()[0]._replace(shape=(2, 2)), *tensors()[1:]]))
+    session.run(session.bind(tensors()))
+    np.testing.assert_array_equal(c, np.full((2, 3), 3, np.float32))
+    model.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(BackendError, match=r"loading a graph: .*NoSuchOperator"):
+        open_session(model, {}, Path("."), provider)
 
 
 def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
