@@ -53,7 +53,7 @@ class Workload:
     @staticmethod
     def growth(decode_tokens: int = 32) -> Workload:
         """From small to the largest: 256 to 16,384 patches, 128 to 16,384 tokens."""
-        sides = [14 * patches for patches in (16, 32, 64, 96, 128)]
+        sides = [14 * patches for patches in (16, 32, 64, 128)]
         lengths = (128, 512, 2048, 8192, 16384)
         return Workload([(side, side) for side in sides], lengths, (1,), decode_tokens, first_token=False)
 
