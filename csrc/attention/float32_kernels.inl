@@ -11,9 +11,7 @@ TARGET inline Vector multiply_add(Vector sum, const float* one, const float* man
   return sum + *reinterpret_cast<const Loose*>(many) * *one;
 }
 
-TARGET inline void convert(const float* from, int64_t count, float* to) {
-  if (from != to) std::memcpy(to, from, count * sizeof(float));
-}
+TARGET inline void store_elements(float* to, Vector value) { store(to, value); }
 
 TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim, float* to) {
   for (int64_t i = 0; i < kLanes; ++i) {
@@ -62,8 +60,9 @@ TARGET void attend_rows(const AttentionPart& part, float* scratch) {
     for (int64_t r = 0; r < R; ++r) {
       int64_t visible = part.visible[r] - first;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
+      float* row = scores + r * kBlockKeys;
       const float shrink =
-          weigh(scores + r * kBlockKeys, visible, rounded_up(count, kLanes), part.peaks[r], part.weights[r]);
+          weigh(row, visible, rounded_up(count, kLanes), row, part.peaks[r], part.weights[r]);
       for (int64_t d = 0; d < part.dim; ++d) part.sums[r * part.dim + d] *= shrink;
     }
     add_values<R, (kDimVectors == 6 ? 4 : 2)>(scores, part.values + first * part.dim, part.dim, count,

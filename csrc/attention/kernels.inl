@@ -7,7 +7,7 @@
 //   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
 //   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]
-//   convert(from, count, to)       float32 numbers to Elements; count is a multiple of 16
+//   store_elements(to, vector)     float32 numbers as Elements
 //   pack_key_vector(rows, stride, count, dim, to)   `count` (1 .. kLanes) rows to [dim /
 //   kPair][kLanes][kPair] pack_value_pair(rows, stride, count, dim, to)   `count` (1 .. kPair) rows to [dim
 //   padded to 16][kPair]
@@ -90,7 +90,8 @@ TARGET inline void add_values(const Element* weights, const Element* values, int
 
 // A row's scores [padded], of which it sees the first `visible`, become weights 2^(score - peak). Updates the
 // row's peak and sum of weights; returns the factor by which what was summed up before shrinks.
-TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float& peak, float& sum) {
+TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, Element* weights, float& peak,
+                          float& sum) {
   for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
   Vector largest = load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) {
@@ -103,7 +104,7 @@ TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float&
   for (int64_t i = 0; i < padded; i += kLanes) {
     const Vector weight = exp2(load(scores + i) - new_peak);
     total += weight;
-    store(scores + i, weight);
+    store_elements(weights + i, weight);
   }
   const float shrink = exp2(Vector{} + (peak - new_peak))[0];
   sum = sum * shrink + sum_of(total);
@@ -126,7 +127,7 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
     float scaled[kMostAttentionDim] = {};
     for (int64_t d = 0; r < block.rows && d < dim; ++d)
       scaled[d] = block.queries[r][d] * (block.scale * kLog2E);
-    convert(scaled, width, queries + r * width);
+    for (int64_t d = 0; d < width; d += kLanes) store_elements(queries + r * width + d, load(scaled + d));
     for (int64_t d = 0; d < width; ++d) sums[r * width + d] = 0;
     peaks[r] = kUnseen;
     totals[r] = 0;
@@ -146,8 +147,8 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
     for (int64_t r = 0; r < value_rows; ++r) {
       int64_t visible = r < block.rows ? block.visible[r] - first : count;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
-      const float shrink = weigh(scores + r * kBlockKeys, visible, padded, peaks[r], totals[r]);
-      convert(scores + r * kBlockKeys, padded, weights + r * kBlockKeys);
+      const float shrink =
+          weigh(scores + r * kBlockKeys, visible, padded, weights + r * kBlockKeys, peaks[r], totals[r]);
       if (shrink != 1) {
         for (int64_t v = 0; v < vectors; ++v) {
           float* sum = sums + r * width + v * kLanes;

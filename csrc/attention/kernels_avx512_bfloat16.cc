@@ -39,10 +39,9 @@ TARGET inline __m256i rounded(const float* from, int64_t count) {
   return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from)));
 }
 
-TARGET inline void convert(const float* from, int64_t count, uint16_t* to) {
-  for (int64_t i = 0; i < count; i += 16) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), rounded(from + i, 16));
-  }
+TARGET inline void store_elements(uint16_t* to, Vector value) {
+  const auto rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(rounded));
 }
 
 // In place: a[i] takes element i of every vector.

@@ -5,6 +5,7 @@
 #include "onnxruntime/attention_operators.h"
 #include "onnxruntime/block_linear_operator.h"
 #include "onnxruntime/quantize_operator.h"
+#include "onnxruntime/scale_operator.h"
 
 // Operators of our own inside ONNX Runtime's graphs. The engine opens this module as a library of operators
 // and calls RegisterCustomOps.
@@ -45,7 +46,8 @@ extern "C" __attribute__((visibility("default"))) qwen2vl::ort::Status* Register
     }
     for (const CustomOp* op :
          {&Operator<PictureAttentionOperator>::definition(), &Operator<CachedAttentionOperator>::definition(),
-          &Operator<QuantizeTokensOperator>::definition(), &Operator<BlockLinearOperator>::definition()}) {
+          &Operator<QuantizeTokensOperator>::definition(), &Operator<BlockLinearOperator>::definition(),
+          &Operator<ScaleTokensOperator>::definition()}) {
       const auto add = api->at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
       if (Status* status = add(made, op)) return status;
     }

@@ -26,7 +26,12 @@ constexpr int64_t kBlock = BlockLinear::kBlock, kPanel = BlockLinear::kPanel;
 constexpr int64_t kGroups = kBlock / 4;
 constexpr int64_t kCodeBytes = kBlock * kPanel / 2, kScaleBytes = kPanel * sizeof(float);
 
-uint8_t nibble(const uint8_t* packed, int64_t index) { return packed[index / 2] >> (index % 2 * 4) & 15; }
+// Four codes, two in a byte, as the low halves of four bytes.
+uint32_t spread(const uint8_t* packed) {
+  uint32_t word = packed[0] | packed[1] << 8;
+  word = (word | word << 8) & 0x00FF00FF;
+  return (word | word << 4) & 0x0F0F0F0F;
+}
 
 }  // namespace
 
@@ -37,21 +42,29 @@ BlockLinear::BlockLinear(const uint8_t* codes, const float* scales, const uint8_
       zero_points_(zero_points != nullptr),
       record_(kCodeBytes + kScaleBytes + (zero_points == nullptr ? 0 : 64)),  // a whole line
       packed_(panels() * panel_bytes()) {
-  std::memset(packed_.data(), 0, packed_.size());
-  for (int64_t output = 0; output < n; ++output) {
-    const int64_t in_panel = output % kPanel, half = in_panel / 16;
-    uint8_t* record = packed_.data() + output / kPanel * panel_bytes();
-    for (int64_t block = 0; block < blocks(); ++block, record += record_) {
-      const uint8_t* from = codes + (output * blocks() + block) * (kBlock / 2);
-      uint8_t* to = record + in_panel % 16 * 4;
-      for (int64_t input = 0; input < kBlock; ++input) {
-        to[input / 4 * 64 + input % 4] |= nibble(from, input) << (4 * half);
+  const int64_t row = blocks() * (kBlock / 2), zero_row = (blocks() + 1) / 2;
+  const std::vector<uint8_t> missing(kBlock / 2);
+  for (int64_t panel = 0; panel < panels(); ++panel) {
+    for (int64_t block = 0; block < blocks(); ++block) {
+      uint8_t* record = packed_.data() + panel * panel_bytes() + block * record_;
+      const auto source = [&](int64_t output) {
+        return output < n ? codes + output * row + block * (kBlock / 2) : missing.data();
+      };
+      for (int64_t i = 0; i < 16; ++i) {
+        const uint8_t *low = source(panel * kPanel + i), *high = source(panel * kPanel + 16 + i);
+        for (int64_t group = 0; group < kGroups; ++group) {
+          const uint32_t word = spread(low + 2 * group) | spread(high + 2 * group) << 4;
+          std::memcpy(record + group * 64 + i * 4, &word, sizeof(word));
+        }
       }
-      std::memcpy(record + kCodeBytes + in_panel * sizeof(float), scales + output * blocks() + block,
-                  sizeof(float));
-      if (zero_points_) {
-        record[kCodeBytes + kScaleBytes + in_panel] =
-            nibble(zero_points + output * ((blocks() + 1) / 2), block);
+      for (int64_t i = 0; i < kPanel; ++i) {
+        const int64_t output = panel * kPanel + i;
+        const float scale = output < n ? scales[output * blocks() + block] : 0;
+        std::memcpy(record + kCodeBytes + i * sizeof(float), &scale, sizeof(scale));
+        if (zero_points_) {
+          const uint8_t both = output < n ? zero_points[output * zero_row + block / 2] : 0;
+          record[kCodeBytes + kScaleBytes + i] = both >> (block % 2 * 4) & 15;
+        }
       }
     }
   }

@@ -4,8 +4,8 @@
 
 namespace qwen2vl {
 
-// What becomes of a token's numbers before they are rounded:
-//   a = x * scale + bias;   y = a, or a * sigmoid(slope * a), or a * sigmoid(slope * a) * other * other_scale
+// What becomes of a token's numbers, after a product or before they are rounded for one:
+//   a = x * scale + bias;   y = (a or a * sigmoid(slope * a)) * other * other_scale + added
 struct Activation {
   const float* x;
   float scale = 1;
@@ -13,6 +13,7 @@ struct Activation {
   float slope = 0;               // 0: no sigmoid. silu: 1, quick gelu: 1.702
   const float* other = nullptr;  // [k] or null
   float other_scale = 1;
+  const float* added = nullptr;  // [k] or null
 };
 
 // Activations as 8-bit codes, on one instruction set.

@@ -29,6 +29,7 @@ TARGET void activate(const Activation& activation, int64_t k, float* y) {
       a /= exp2(power) + 1.0f;
     }
     if (activation.other != nullptr) a *= load_part(activation.other, i, k) * activation.other_scale;
+    if (activation.added != nullptr) a += load_part(activation.added, i, k);
     store_part(y, i, k, a);
   }
 }

@@ -58,7 +58,6 @@ class BlockLinearOperator {
   }
 
  private:
-  static constexpr int64_t kNumbersATask = 32768;
   static constexpr int64_t kBytesATask = 192 << 10;  // some microseconds at the memory's speed
 
   static BlockLinear pack(const Api& api, const KernelInfo* info) {

@@ -51,8 +51,6 @@ class QuantizeTokensOperator {
   }
 
  private:
-  static constexpr int64_t kNumbersATask = 32768;  // some microseconds: less is not worth waking a thread
-
   const QuantizeKernels& kernels_;
   const float slope_;
 };

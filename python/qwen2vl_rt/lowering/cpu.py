@@ -14,6 +14,7 @@ from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.quantize_tokens import to_quantize_tokens
+from qwen2vl_rt.lowering.scale_tokens import to_scale_tokens
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
@@ -43,5 +44,6 @@ def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     to_matmul_nbits(model, weights)
     to_matmul_integer_to_float(model)
     to_quantize_tokens(model)
+    to_scale_tokens(model)
     if _core.has_block_linear():
         to_block_linear(model)
