@@ -13,7 +13,7 @@ from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine, OnText
-from qwen2vl_rt.errors import EngineRefusedError, InputError, PromptTooLongError, Qwen2VLError
+from qwen2vl_rt.errors import BackendError, InputError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
 from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
@@ -76,8 +76,8 @@ class Session:
         self._backend = select_backend(backend, self._bundle, asked)
         try:
             self._load(usual, asked, memory_limit, threads)
-        except EngineRefusedError as error:
-            if backend != "auto":
+        except BackendError as error:  # engines that don't open here, or whose numbers are wrong
+            if backend != "auto" or self._backend.name != "tensorrt":
                 raise
             self._backend = select_backend(backend, self._bundle, asked, refused=str(error))
             self._load(usual, asked, memory_limit, threads)

@@ -10,7 +10,7 @@ import pytest
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.tensorrt.edition import Edition, find_edition
-from qwen2vl_rt.tensorrt.engines import EngineFile
+from qwen2vl_rt.tensorrt.engines import DESCRIPTION_VERSION, EngineFile
 from qwen2vl_rt.tensorrt.gpu import compute_capability
 from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
 
@@ -116,7 +116,7 @@ def file(tmp_path) -> EngineFile:
         "outputs": [{"name": "logits"}, {"name": "present_k.0"}],
     }
     text = {
-        "description_version": 1,
+        "description_version": DESCRIPTION_VERSION,
         "figures": {"engine_bytes": 6},
         "key": {"profiles": PROFILES},
         **tensors,

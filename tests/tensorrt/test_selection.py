@@ -236,6 +236,19 @@ def test_wrong_engines_are_refused(bundle, machine, monkeypatch):
         assert "decode against a warm cache" in session.backend.reason
 
 
+def test_engines_that_do_not_open(bundle, machine, monkeypatch):
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+
+    def fail(*_):
+        raise BackendError("the driver is too old")
+
+    monkeypatch.setattr(load, "TensorRTEngine", fail)
+    with pytest.raises(BackendError, match="the driver is too old"):
+        qwen2vl_rt.Session(bundle.path, backend="tensorrt")
+    with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
+        assert session.backend.name == "cpu" and "the driver is too old" in session.backend.reason
+
+
 def test_memory_is_planned_before_anything_is_opened(bundle, machine, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     machine.free = 1 << 20

@@ -24,7 +24,7 @@ from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target
 
 FOLDER = "engines"  # of a bundle
-DESCRIPTION_VERSION = 1
+DESCRIPTION_VERSION = 2
 
 
 @dataclass(frozen=True)
