@@ -2,7 +2,7 @@
 
     python bench/export_memory.py --checkpoint DIR --scratch DIR [--precision bf16] [--keep DIR] --label 2b
 
-Quantized precisions are calibrated on the package's own set.
+Quantized precisions are calibrated on the package's own set, or rounded to nearest with `--nearest`.
 
 Adds to bench/results/export-memory.json and writes the table in bench/results/export-memory.md from it. Peak
 memory is the process's largest resident set, Python and its libraries included.
@@ -32,28 +32,32 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-export_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], calibration=SHIPPED)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": time.perf_counter() - start, "idle_mib": idle / 1024, "peak_mib": peak / 1024}))
+calibration = SHIPPED if sys.argv[4] == "calibrated" else None
+export_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], calibration=calibration)
+seconds, usage = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+cpu = usage.ru_utime + usage.ru_stime
+found = {"seconds": seconds, "cpu_seconds": cpu, "idle_mib": idle / 1024, "peak_mib": usage.ru_maxrss / 1024}
+print(json.dumps(found))
 """
 
 
 def measure(
-    checkpoint: Path, precision: str, scratch: Path, keep: Path | None, label: str
+    checkpoint: Path, precision: str, nearest: bool, scratch: Path, keep: Path | None, label: str
 ) -> dict[str, object]:
     """Export once; returns the row of the table."""
     source = Checkpoint.open(checkpoint)
     largest = max(source.tensors.values(), key=lambda tensor: math.prod(tensor.shape))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         bundle = Path(folder) / "bundle"
-        command = [sys.executable, "-c", RUN, str(checkpoint), str(bundle), precision]
+        calibration = "none" if nearest else "calibrated"
+        command = [sys.executable, "-c", RUN, str(checkpoint), str(bundle), precision, calibration]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         size = sum(file.stat().st_size for file in bundle.iterdir())
         if keep:
             shutil.move(bundle, keep)
     row = {
         "label": label,
-        "precision": precision,
+        "precision": f"{precision}, to nearest" if nearest else precision,
         "decoder_layers": source.geometry.decoder.layers,
         "checkpoint_gb": sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9,
         "bundle_gb": size / 1e9,
@@ -80,15 +84,16 @@ def write_table(rows: list[dict[str, object]]) -> None:
         "",
         "Peak memory is the exporting process's largest resident set; `idle` is what Python and libraries",
         "take before the export starts. Random or all-zero weights. Times include writing to the disk, on a",
-        "machine shared with other work: take them as rough ones.",
+        "machine shared with other work: take them as rough ones. `CPU, s` is all cores' time.",
         "",
-        "| model | layers | precision | checkpoint, GB | bundle, GB | idle, MiB | **peak, MiB** | time, s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | layers | precision | read, GB | written, GB | idle, MiB | **peak, MiB** | s | CPU, s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [row["label"], row["decoder_layers"], row["precision"]]
         cells += [f"{row['checkpoint_gb']:.1f}", f"{row['bundle_gb']:.1f}", f"{row['idle_mib']:.0f}"]
         cells += [f"**{row['peak_mib']:.0f}**", f"{row['seconds']:.0f}"]
+        cells += [f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     machines = sorted({str(row["machine"]) for row in rows})
     lines += ["", *(f"Machine: {name}." for name in machines), ""]
@@ -98,12 +103,15 @@ def write_table(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--nearest", action="store_true", help="round to nearest, without calibration")
     parser.add_argument("--scratch", type=Path, required=True, help="folder with room for the bundle")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--keep", type=Path, help="move the bundle here instead of deleting it")
     parser.add_argument("--label", required=True, help="the model's name in the table")
     options = parser.parse_args()
-    row = measure(options.checkpoint, options.precision, options.scratch, options.keep, options.label)
+    row = measure(
+        options.checkpoint, options.precision, options.nearest, options.scratch, options.keep, options.label
+    )
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "export-memory.json"
     rows = json.loads(file.read_text()) if file.exists() else []
