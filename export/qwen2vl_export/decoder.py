@@ -11,6 +11,8 @@ alone, never from positions.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from onnx import TensorProto
 
 from qwen2vl_export.graph import Graph, Weight
@@ -21,11 +23,25 @@ from qwen2vl_rt.geometry import DecoderGeometry
 
 EMBEDDING_SOURCE, LM_HEAD_SOURCE = "model.embed_tokens.weight", "lm_head.weight"
 LM_HEAD = "lm_head"
+EIGHT_BIT_LAYERS = 2  # in int4: what rounding does to the last layers reaches the logits as it is
 
 
-def decoder_graph(geometry: DecoderGeometry, precision: str) -> Graph:
-    """Return the decoder's graph, its weights declared; docs/bundle-format.md lists inputs and outputs."""
-    return _build(Graph("decoder", precision, DECODER_WEIGHTS, FORMS[precision].decoder), geometry)
+def decoder_graph(
+    geometry: DecoderGeometry, precision: str, four_bits: Container[str] = frozenset()
+) -> Graph:
+    """Return the decoder's graph, its weights declared; docs/bundle-format.md lists inputs and outputs.
+
+    In int4 the last EIGHT_BIT_LAYERS (at most half of all) have 8 bit, but for the checkpoint's matrices in
+    `four_bits`.
+    """
+    first = geometry.layers - min(EIGHT_BIT_LAYERS, geometry.layers // 2)
+    wide = tuple(f"model.layers.{i}." for i in range(first, geometry.layers))
+
+    def eight_bits(source: str) -> bool:
+        return source.startswith(wide) and source not in four_bits
+
+    graph = Graph("decoder", precision, DECODER_WEIGHTS, FORMS[precision].decoder, eight_bits)
+    return _build(graph, geometry)
 
 
 def prefill_graph(geometry: DecoderGeometry, precision: str) -> Graph | None:

@@ -14,6 +14,7 @@ from qwen2vl_export.errors import ExportError
 from qwen2vl_export.graph import Graph, Weight
 from qwen2vl_export.precisions import FORMS
 from qwen2vl_export.quantize.calibrated import CalibratedSource
+from qwen2vl_export.quantize.forms import is_kept
 from qwen2vl_export.quantize.nearest import NearestSource
 from qwen2vl_export.sources import CheckpointSource, Source
 from qwen2vl_export.vision import vision_graph
@@ -66,7 +67,7 @@ def export_checkpoint(
 
     graphs = {
         VISION_GRAPH: vision_graph(geometry.vision, geometry.decoder.hidden_size, precision),
-        DECODER_GRAPH: decoder_graph(geometry.decoder, precision),
+        DECODER_GRAPH: decoder_graph(geometry.decoder, precision, _four_bits(source)),
     }
     if (prefill := prefill_graph(geometry.decoder, precision)) is not None:
         graphs[PREFILL_GRAPH] = prefill
@@ -107,6 +108,11 @@ def _by_file(embedding: list[Weight], graphs: Iterable[Graph]) -> dict[str, list
         for weight in graph.weights:
             files.setdefault(weight.file, {})[weight.name] = weight
     return {file: list(weights.values()) for file, weights in files.items()}
+
+
+def _four_bits(checkpoint: Checkpoint) -> set[str]:
+    """Return the weights that an int4 bundle takes from the checkpoint code for code."""
+    return {source for source, layer in checkpoint.packed.items() if is_kept(layer)}
 
 
 def _numbers(

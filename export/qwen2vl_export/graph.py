@@ -8,7 +8,7 @@ checkpoint's tensor that it comes from. `weights.py` writes the bytes later, one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -65,15 +65,24 @@ class Graph:
     """Collects nodes, constants, weights, inputs and outputs; `model()` makes the ONNX model of them.
 
     `precision` is the bundle's; `linear_form` and `table_form` say what its matrices look like (`Forms`).
-    Floating-point values have the number format that goes with it unless said otherwise.
+    Floating-point values have the number format that goes with it unless said otherwise. In an int4 graph
+    the matrices whose `source` passes `eight_bits` have 8-bit codes.
     """
 
-    def __init__(self, name: str, precision: str, weights_file: str, linear_form: str):
+    def __init__(
+        self,
+        name: str,
+        precision: str,
+        weights_file: str,
+        linear_form: str,
+        eight_bits: Callable[[str], bool] = lambda source: False,
+    ):
         self.name = name
         self.weights_file = weights_file
         self.number_format = FORMS[precision].number
         self.element_type = ELEMENT_TYPES[self.number_format]
         self.linear_form = linear_form
+        self.eight_bits = eight_bits
         self.table_form = FORMS[precision].table
         self.weights: list[Weight] = []
         self._nodes: list[onnx.NodeProto] = []

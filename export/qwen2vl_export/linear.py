@@ -39,7 +39,8 @@ def _float(graph: Graph, name: str, product: str, x: str, source: str, inputs: i
 
 def _int4(graph: Graph, name: str, product: str, x: str, source: str, inputs: int, outputs: int) -> None:
     """Weights in blocks along K, [N, K]; activations stay as they are."""
-    weight = graph.blocks(f"{name}.weight", source, outputs, inputs, TensorProto.UINT4)  # [N, K]
+    codes = TensorProto.UINT8 if graph.eight_bits(source) else TensorProto.UINT4
+    weight = graph.blocks(f"{name}.weight", source, outputs, inputs, codes)  # [N, K]
     transposed = graph.op("Transpose", f"{name}.weight.transposed", weight, perm=[1, 0])  # [K, N]
     graph.op("MatMul", product, x, transposed)
 

@@ -17,9 +17,9 @@ class Forms:
 
     `number` is the format of everything that is not quantized and of the graphs' inputs and outputs.
     `decoder`, `prefill` and `vision` name the form of a graph's linear layers: "float" (in `number`), "int4"
-    (weights in blocks) or "int8" (weights by output, activations by token). Without `prefill` the decoder's
-    graph takes the prompt too. `table` is the form of the embedding table and of lm_head: "float" or "int8"
-    (in blocks).
+    (weights in blocks; the last layers' have 8 bit) or "int8" (weights by output, activations by token).
+    Without `prefill` the decoder's graph takes the prompt too. `table` is the form of the embedding table and
+    of lm_head: "float" or "int8" (in blocks).
     """
 
     number: str

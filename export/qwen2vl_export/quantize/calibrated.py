@@ -92,5 +92,4 @@ def _kept(checkpoint: Checkpoint, graph: Graph) -> bool:
     matrices = [
         w for w in graph.weights if w.element_type == TensorProto.UINT4 and w.name.endswith(".weight")
     ]
-    packed = [checkpoint.packed.get(weight.source) for weight in matrices]
-    return bool(packed) and all(p and is_kept(p.config.bits, p.config.group, p.in_order) for p in packed)
+    return bool(matrices) and all(is_kept(checkpoint.packed.get(weight.source)) for weight in matrices)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen2vl_export.group_quantized import GroupQuantized
+from qwen2vl_export.packed_layer import PackedLayer
 from qwen2vl_export.precisions import BLOCK
 
 ZERO_POINTS = {4: 8, 8: 128}
@@ -81,13 +81,14 @@ def packed(codes: np.ndarray) -> np.ndarray:
     return flat[0::2] | flat[1::2] << 4
 
 
-def kept_blocks(found: GroupQuantized | None) -> Blocks | None:
-    """Return a matrix that came quantized as `is_kept` wants, as it is; None for any other."""
-    if found is None or not is_kept(found.bits, found.group, found.order is None):
+def is_kept(layer: PackedLayer | None) -> bool:
+    """Return whether a checkpoint's layer has the codes of an int4 bundle: 4 bit, a scale for each BLOCK."""
+    return layer is not None and layer.config.bits == 4 and layer.config.group == BLOCK and layer.in_order
+
+
+def kept_blocks(layer: PackedLayer | None) -> Blocks | None:
+    """Return the matrix of a layer that `is_kept`, as it is; None for any other."""
+    if not is_kept(layer):
         return None
+    found = layer.read(0, layer.outputs)
     return Blocks(found.codes, found.scales, found.zero_points)
-
-
-def is_kept(bits: int, group: int, in_order: bool) -> bool:
-    """Return whether codes of so many bits, in groups of `group` inputs, are those of an int4 bundle."""
-    return bits == 4 and group == BLOCK and in_order

@@ -1,11 +1,13 @@
-"""The int4 form of a layer: GPTQ on what the layers before it, already quantized, give."""
+"""The int4 form of a layer: GPTQ on what the layers before it, already quantized, give; 8-bit blocks to
+nearest, where a layer has those.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from qwen2vl_export.quantize import gptq
-from qwen2vl_export.quantize.forms import packed
+from qwen2vl_export.quantize.forms import nearest_blocks, packed
 from qwen2vl_export.quantize.network import Group
 from qwen2vl_export.quantize.parameters import Parameters
 
@@ -33,22 +35,24 @@ class Int4Linear:
     def _quantize(self, layer: str, loss: gptq.Loss, factors: list[gptq.Part]) -> np.ndarray:
         outputs, _ = self._parameters.shape(layer)
         y = np.empty((2, len(loss.x), outputs), np.float32)
-        kept, pieces = self._parameters.kept(layer), []
+        bits = self._parameters.bits(layer)
+        kept, pieces = self._parameters.kept(layer) if bits == 4 else None, []
         for rows, matrix in self._parameters.pieces(layer):
             y[1, :, rows] = loss.exact @ matrix.T
             if kept is not None:
                 blocks = kept[rows]
             else:
-                blocks = gptq.quantize(loss.corrected(matrix, y[1, :, rows], factors), factors)
+                matrix = loss.corrected(matrix, y[1, :, rows], factors)
+                blocks = gptq.quantize(matrix, factors) if bits == 4 else nearest_blocks(matrix, 8)
             y[0, :, rows] = loss.x @ blocks.dequantized().T
             pieces.append(blocks)
         codes, scales, zero_points = (
             np.concatenate([getattr(piece, name) for piece in pieces])
             for name in ("codes", "scales", "zero_points")
         )
-        self.stored[f"{layer}.weight"] = packed(codes)
+        self.stored[f"{layer}.weight"] = packed(codes) if bits == 4 else codes
         self.stored[f"{layer}.weight.scale"] = scales
-        self.stored[f"{layer}.weight.zero_point"] = packed(zero_points)
+        self.stored[f"{layer}.weight.zero_point"] = packed(zero_points) if bits == 4 else zero_points
         y = y.reshape(-1, outputs)
         bias = self._parameters.bias(layer)
         return y if bias is None else y + bias

@@ -43,7 +43,7 @@ class NearestSource:
             yield from self._plain.blocks(weight)
 
     def _four_bits(self, weight: Weight) -> Iterator[np.ndarray]:
-        if blocks := kept_blocks(self._checkpoint.quantized(weight.source)):
+        if blocks := kept_blocks(self._checkpoint.packed.get(weight.source)):
             found = [(blocks.scales, blocks.zero_points)]
             yield packed(blocks.codes)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from onnx import TensorProto
 
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
@@ -38,6 +39,10 @@ class Parameters:
         weight = self._weights[f"{layer}.weight"]
         return weight.rows, weight.columns
 
+    def bits(self, layer: str) -> int:
+        """Return how many bits a linear layer's codes in blocks have."""
+        return 8 if self._weights[f"{layer}.weight"].element_type == TensorProto.UINT8 else 4
+
     def pieces(self, layer: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield a linear layer's matrix in pieces of rows: (which, float32 [rows, inputs])."""
         return pieces(self._checkpoint, self._weights[f"{layer}.weight"])
@@ -53,7 +58,7 @@ class Parameters:
 
     def kept(self, layer: str) -> Blocks | None:
         """Return a linear layer's matrix as the checkpoint quantized it, where int4 bundles keep it so."""
-        return kept_blocks(self._checkpoint.quantized(self._weights[f"{layer}.weight"].source))
+        return kept_blocks(self._checkpoint.packed.get(self._weights[f"{layer}.weight"].source))
 
 
 def pieces(checkpoint: Checkpoint, weight: Weight) -> Iterator[tuple[slice, np.ndarray]]:
