@@ -152,12 +152,21 @@ def build_shape(graph: str, precision: str, target: str, edition, folder: Path) 
     return build_engine(network, choose_target(target, edition), profiles, graph, folder / "engine"), stored
 
 
+SHARING = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
+
+
 @pytest.mark.parametrize("target", ["sm86", "sm89"])
 @pytest.mark.parametrize("precision", ["bf16", "int4"])
 def test_layers_of_the_2b_model(edition, tmp_path, precision, target):
     figures, stored = build_shape("decoder", precision, target, edition, tmp_path)
-    assert figures.weights_bytes < 1.03 * stored
-    assert figures.engine_bytes < 1.03 * stored + KERNELS
+    # 8-bit blocks become 16 bit where products share an input: in the second of these two layers.
+    widened = 0
+    if precision == "int4":
+        weights = decoder_graph(DECODER_2B, precision).weights
+        shared = tuple(f"layers.1.{name}.weight" for name in SHARING)
+        widened = sum(weight.nbytes for weight in weights if weight.name in shared)
+    assert figures.weights_bytes < 1.03 * stored + widened
+    assert figures.engine_bytes < 1.03 * stored + widened + KERNELS
     prefill, decode = figures.activation_bytes
     assert decode < prefill < 64 << 20
 
