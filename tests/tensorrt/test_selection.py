@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,8 +31,8 @@ from tests.support.tensorrt_stand_in import (
     patch_build,
     stand_in_edition,
 )
-from tests.tensorrt.test_build import TINY
 
+TINY = Path(__file__).parents[2] / "models" / "tiny"
 LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=112 * 112, prefill_chunk=64)
 
 
