@@ -44,11 +44,13 @@ class ScriptedDecoder(CpuDecoder):
             step.logits[0, row, self.script[step.past_length[0] + wanted + 1]] = 1
 
 
-def cases(prompt: int, answer: int) -> dict[str, list[tuple[list[int], list[int]]]]:
+def cases(prompt: int, answer: int, vocabulary: int) -> dict[str, list[tuple[list[int], list[int]]]]:
     """(prompt, answer) pairs of token ids by case, one for each document that is long enough."""
     root = Path(__file__).parents[1]
     texts = [PIECE.findall((root / name).read_text()) for name in DOCUMENTS]
     ids = {piece: number for number, piece in enumerate(sorted({piece for text in texts for piece in text}))}
+    if len(ids) > vocabulary:
+        raise SystemExit(f"The texts have {len(ids)} different tokens, the bundle's vocabulary {vocabulary}.")
     generator = random.Random(0)
     result: dict[str, list[tuple[list[int], list[int]]]] = {"copy": [], "corrected copy": [], "prose": []}
     for text in texts:
@@ -69,7 +71,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--limits", type=int, nargs="+", default=[0, 8], help="prompt_lookup; 0 is off")
+    parser.add_argument(
+        "--limits", type=int, nargs="+", default=[0, 8], help="prompt_lookup, the first to compare with"
+    )
     parser.add_argument("--prompt", type=int, default=400, help="tokens")
     parser.add_argument("--answer", type=int, default=120, help="tokens")
     parser.add_argument("--documents", type=int, default=len(DOCUMENTS))
@@ -104,7 +108,7 @@ def main() -> None:
     )
     measured = []
     print(f"{'case':<16}{'limit':>6}{'tokens/s':>10}{'of plain':>10}{'tokens/step':>13}{'true':>7}")
-    for case, pairs in cases(options.prompt, options.answer).items():
+    for case, pairs in cases(options.prompt, options.answer, decoder.vocab_size).items():
         plain = None
         for limit in options.limits:
             results = []
