@@ -4,6 +4,13 @@
 
 namespace qwen2vl::cuda {
 
+namespace {
+
+// Of prompts: to bind one takes half a millisecond, and a few kilobytes.
+constexpr size_t kMostShapes = 64;
+
+}  // namespace
+
 OnnxEngine::OnnxEngine(std::shared_ptr<OnnxSession> answer, std::shared_ptr<OnnxSession> prompt,
                        Tensors tensors, bool recorded)
     : answer_(std::move(answer)),
@@ -20,11 +27,12 @@ void OnnxEngine::enqueue(const EngineStep& step) {
     return;
   }
   const std::pair<int64_t, int64_t> shape{step.first_row, step.tokens};
-  if (!prompt_step_ || prompt_shape_ != shape) {
-    prompt_step_ = bind(*prompt_, step, -1);
-    prompt_shape_ = shape;
+  auto bound = prompt_steps_.find(shape);
+  if (bound == prompt_steps_.end()) {
+    if (prompt_steps_.size() == kMostShapes) prompt_steps_.clear();
+    bound = prompt_steps_.emplace(shape, bind(*prompt_, step, -1)).first;
   }
-  prompt_->run(*prompt_step_);
+  prompt_->run(*bound->second);
 }
 
 std::unique_ptr<OnnxSession::Bound> OnnxEngine::bind(const OnnxSession& session, const EngineStep& step,

@@ -34,9 +34,8 @@ class OnnxEngine : public DeviceEngine {
   Tensors tensors_;
   bool recorded_;
   int32_t longest_ = 0;
-  std::map<int64_t, std::unique_ptr<OnnxSession::Bound>> answer_steps_;  // by rows
-  std::pair<int64_t, int64_t> prompt_shape_{-1, -1};                     // first row, tokens
-  std::unique_ptr<OnnxSession::Bound> prompt_step_;                      // of the newest shape
+  std::map<int64_t, std::unique_ptr<OnnxSession::Bound>> answer_steps_;                      // by rows
+  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<OnnxSession::Bound>> prompt_steps_;  // row, tokens
 };
 
 }  // namespace qwen2vl::cuda

@@ -28,6 +28,7 @@ from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.weights import map_weights
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
+MOST_SHAPES = 64  # of prompts, whose bindings are kept
 
 
 class DeviceDecoderEngine(_core.DeviceEngine):
@@ -42,7 +43,7 @@ class DeviceDecoderEngine(_core.DeviceEngine):
         self._recorded = recorded
         self._longest = np.zeros((), np.int32)
         self._answer_steps: dict[int, Any] = {}  # by rows
-        self._prompt_step: tuple[tuple[int, int], Any] | None = None  # of the newest shape
+        self._prompt_steps: dict[tuple[int, int], Any] = {}  # by first row and tokens
 
     def enqueue(self, first_row: int, rows: int, tokens: int, longest: int, prompt: bool) -> None:
         """Queue one step: see csrc/device/device_engine.h."""
@@ -53,9 +54,12 @@ class DeviceDecoderEngine(_core.DeviceEngine):
                 self._answer_steps[rows] = self._bind(self._answer, first_row, rows, tokens, recording)
             self._answer.run(self._answer_steps[rows])
             return
-        if self._prompt_step is None or self._prompt_step[0] != (first_row, tokens):
-            self._prompt_step = (first_row, tokens), self._bind(self._prompt, first_row, rows, tokens, None)
-        self._prompt.run(self._prompt_step[1])
+        shape = (first_row, tokens)
+        if shape not in self._prompt_steps:
+            if len(self._prompt_steps) == MOST_SHAPES:
+                self._prompt_steps.clear()
+            self._prompt_steps[shape] = self._bind(self._prompt, first_row, rows, tokens, None)
+        self._prompt.run(self._prompt_steps[shape])
 
     def _bind(
         self, session: DeviceSession, first_row: int, rows: int, tokens: int, recording: int | None
