@@ -123,8 +123,9 @@ class Group:
         return measure
 
     def _note(self, worker: Worker, found: Found, name: str, value: str) -> None:
-        found.peak_bytes[name] = int(worker.ask(do="memory")["peak_bytes"])
-        peak = found.peak_bytes[name] / 2**30
+        peak_bytes = int(worker.ask(do="memory")["peak_bytes"])
+        found.peak_bytes.setdefault(name, peak_bytes)  # later rounds' have the larger pictures in them
+        peak = peak_bytes / 2**30
         self._say(f"{worker.contestant.name}: {name} {value}, peak memory {peak:.2f} GiB")
 
 
