@@ -39,6 +39,9 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         # Sequences change length all the time: planning one memory pattern a shape would only pile up.
         options.enable_mem_pattern = False
+        # Threads of a session that is done must not spin on while the next one runs: int4-int8's decode step
+        # goes through two, and takes half the time this way.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.disable_prepacking", "0" if pack else "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.log_severity_level = 3
