@@ -4,21 +4,21 @@ namespace qwen2vl::cuda::onnx {
 
 namespace {
 
-void* const* table = nullptr;
+const Api* handed_over = nullptr;
 
 }  // namespace
 
-void* const* api() {
-  if (table == nullptr) throw DeviceError("ONNX Runtime has not handed over its C API");
-  return table;
+const Api& api() {
+  if (handed_over == nullptr) throw DeviceError("ONNX Runtime has not handed over its C API");
+  return *handed_over;
 }
 
 // The one way to the C API of the library inside Python's extension module, which exports nothing: it opens
 // this module as if it were a library of operators. (The wheel's other copy, libonnxruntime.so, can't share
 // the process's CUDA provider with it.)
 extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(SessionOptions*,
-                                                                            const ApiBase* base) {
-  table = base->get_api(kApiVersion);
+                                                                            const ort::ApiBase* base) {
+  handed_over = base->get_api(ort::kApiVersion);
   return nullptr;
 }
 

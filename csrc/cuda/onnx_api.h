@@ -6,31 +6,25 @@
 #include <string>
 
 #include "common/error.h"
+#include "onnxruntime/onnxruntime_api.h"
 
-// ONNX Runtime's C API, as far as sessions need it. The wheel ships the library but no headers; the API is a
-// table of functions that only ever grows at the end, and these are positions in it with their arguments.
+// ONNX Runtime's C API, as far as sessions need it: positions in its table and the functions' arguments.
 namespace qwen2vl::cuda::onnx {
 
-constexpr uint32_t kApiVersion = 17;  // newer libraries serve it, too
-
-struct Status;  // null: no error
+using ort::Api;
+using ort::SessionOptions;
+using ort::Status;
+using ort::Value;
 struct Env;
-struct SessionOptions;
 struct Session;
 struct RunOptions;
 struct Binding;
-struct Value;
 struct MemoryInfo;
 struct CudaOptions;
 
-struct ApiBase {
-  void* const* (*get_api)(uint32_t version);
-  const char* (*get_version)();
-};
-
-// The table of the library that Python uses. Throws DeviceError before that library has handed it over
+// The API of the library that Python uses. Throws DeviceError before that library has handed it over
 // (RegisterCustomOps, in onnx_api.cc).
-void* const* api();
+const Api& api();
 
 template <int Position, typename... Arguments>
 struct Function {};
@@ -65,11 +59,11 @@ struct Same {
 // Calls one of them. Throws DeviceError with the library's message; `what` names the call, for a person.
 template <int Position, typename... Arguments>
 void call(const char* what, Function<Position, Arguments...>, typename Same<Arguments>::Type... arguments) {
-  void* const* const table = api();
-  Status* const status = reinterpret_cast<Status* (*)(Arguments...)>(table[Position])(arguments...);
+  const Api& api = onnx::api();
+  Status* const status = reinterpret_cast<Status* (*)(Arguments...)>(api.table[Position])(arguments...);
   if (status == nullptr) return;
-  const std::string message = reinterpret_cast<const char* (*)(const Status*)>(table[2])(status);
-  reinterpret_cast<void (*)(Status*)>(table[93])(status);
+  const std::string message = api.at<const char*(const Status*)>(Api::kGetErrorMessage)(status);
+  api.at<void(Status*)>(Api::kReleaseStatus)(status);
   throw DeviceError(std::string("ONNX Runtime failed at ") + what + ": " + message);
 }
 
@@ -87,7 +81,7 @@ struct Release {
  private:
   template <typename T>
   static void at(int position, T* object) {
-    reinterpret_cast<void (*)(T*)>(api()[position])(object);
+    reinterpret_cast<void (*)(T*)>(api().table[position])(object);
   }
 };
 template <typename T>

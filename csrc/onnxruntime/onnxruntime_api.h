@@ -3,8 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 
-// The few parts of ONNX Runtime's C API that operators of our own need. The wheel ships the library but no
-// headers; its API is a table of functions that only ever grows at the end, and these are positions in it.
+// The few parts of ONNX Runtime's C API that operators of our own need (sessions': cuda/onnx_api.h). The
+// wheel ships the library but no headers; its API is a table of functions that only ever grows at the end,
+// and these are positions in it.
 namespace qwen2vl::ort {
 
 constexpr uint32_t kApiVersion = 17;  // the first with ParallelFor; newer libraries serve it, too
@@ -27,6 +28,7 @@ struct Api {
 
   enum Position : int {
     kCreateStatus = 0,
+    kGetErrorMessage = 2,
     kCreateCustomOpDomain = 26,
     kCustomOpDomainAdd = 27,
     kAddCustomOpDomain = 28,
