@@ -11,7 +11,9 @@ bench/results/quantized-accuracy.{md,json}.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,6 +145,15 @@ class Figures:
     tokens: int = 0
     same_answers: int = 0
 
+    def add(self, other: Figures) -> None:
+        """Take in what another run found on other questions."""
+        self.report.verdicts += other.report.verdicts
+        self.kl += other.kl
+        self.largest = max(self.largest, other.largest)
+        self.same_tokens += other.same_tokens
+        self.tokens += other.tokens
+        self.same_answers += other.same_answers
+
     def to_json(self, reference: Figures) -> dict[str, object]:
         """The figures, and how much accuracy the worst task lost to `reference`."""
         tasks, exact = self.report.tasks(), reference.report.tasks()
@@ -188,6 +199,14 @@ def compare(
     return figures
 
 
+def run(options: argparse.Namespace, process: int = 0) -> list[Figures]:
+    """Compare on a process' share of the questions."""
+    reference = PortableModel(Bundle.open(options.reference), options.threads)
+    models = [PortableModel(Bundle.open(path), options.threads) for path in options.bundles]
+    share = load_examples(options.set)[:: options.every][process :: options.processes]
+    return compare(models, reference, share, options.most)
+
+
 def table(names: list[str], figures: list[Figures]) -> str:
     """The comparison as Markdown."""
     rows = [figure.to_json(figures[0]) for figure in figures]
@@ -215,21 +234,24 @@ def main() -> None:
     parser.add_argument("--set", type=Path, default=Path("models/tiny/eval"))
     parser.add_argument("--most", type=int, default=96, help="tokens of an answer")
     parser.add_argument("--every", type=int, default=1, help="take one question in so many")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="folder for the results; not written without")
     options = parser.parse_args()
-    reference = PortableModel(Bundle.open(options.reference), options.threads)
-    models = [PortableModel(Bundle.open(path), options.threads) for path in options.bundles]
-    examples = load_examples(options.set)[:: options.every]
-    figures = compare(models, reference, examples, options.most)
+    with ProcessPoolExecutor(options.processes) as pool:
+        parts = list(pool.map(run, itertools.repeat(options), range(options.processes)))
+    figures = parts[0]
+    for part in parts[1:]:
+        for whole, found in zip(figures, part, strict=True):
+            whole.add(found)
+    asked = len(figures[0].report.verdicts)
     names = ["fp32", *(path.name for path in options.bundles)]
     text = table(names, figures)
     print(text)
     if options.output:
-        title = (
-            f"# Quantized bundles against float32\n\n{reference.bundle.name}, {len(examples)} questions of "
-        )
-        title += f"`{options.set}`, on a CPU with ONNX Runtime {onnxruntime.__version__}.\n\n"
+        name = Bundle.open(options.reference).name
+        title = f"# Quantized bundles against float32\n\n{name}, {asked} questions of `{options.set}`, "
+        title += f"on a CPU with ONNX Runtime {onnxruntime.__version__}.\n\n"
         (options.output / "quantized-accuracy.md").write_text(title + text + "\n")
         found = {name: figure.to_json(figures[0]) for name, figure in zip(names, figures, strict=True)}
         (options.output / "quantized-accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
