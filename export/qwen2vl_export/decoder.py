@@ -34,7 +34,8 @@ def decoder_graph(
     In int4 the last EIGHT_BIT_LAYERS (at most half of all) have 8 bit, but for the checkpoint's matrices in
     `four_bits`.
     """
-    first = geometry.layers - min(EIGHT_BIT_LAYERS, geometry.layers // 2)
+    count = min(EIGHT_BIT_LAYERS, geometry.layers // 2) if FORMS[precision].decoder == "int4" else 0
+    first = geometry.layers - count
     wide = tuple(f"model.layers.{i}." for i in range(first, geometry.layers))
 
     def eight_bits(source: str) -> bool:

@@ -65,8 +65,8 @@ class Graph:
     """Collects nodes, constants, weights, inputs and outputs; `model()` makes the ONNX model of them.
 
     `precision` is the bundle's; `linear_form` and `table_form` say what its matrices look like (`Forms`).
-    Floating-point values have the number format that goes with it unless said otherwise. In an int4 graph
-    the matrices whose `source` passes `eight_bits` have 8-bit codes.
+    Floating-point values have the number format that goes with it unless said otherwise. In a
+    quantized graph the matrices whose `source` passes `eight_bits` have 8-bit codes in blocks.
     """
 
     def __init__(

@@ -15,7 +15,9 @@ SMALLEST_PEAK = 1e-10  # a token of zeros has no scale of its own; it takes this
 def linear(graph: Graph, name: str, x: str, source: str, inputs: int, outputs: int, bias: bool) -> str:
     """Add the layer `name` in the graph's form. `source` is the checkpoint's name of the layer."""
     product = f"{name}.product" if bias else name
-    _FORMS[graph.linear_form](graph, name, product, x, f"{source}.weight", inputs, outputs)
+    wide = graph.linear_form != "float" and graph.eight_bits(f"{source}.weight")
+    form = _eight_bits if wide else _FORMS[graph.linear_form]
+    form(graph, name, product, x, f"{source}.weight", inputs, outputs)
     if not bias:
         return product
     return graph.op("Add", name, product, graph.weight(f"{name}.bias", [outputs], f"{source}.bias"))
@@ -39,7 +41,19 @@ def _float(graph: Graph, name: str, product: str, x: str, source: str, inputs: i
 
 def _int4(graph: Graph, name: str, product: str, x: str, source: str, inputs: int, outputs: int) -> None:
     """Weights in blocks along K, [N, K]; activations stay as they are."""
-    codes = TensorProto.UINT8 if graph.eight_bits(source) else TensorProto.UINT4
+    _blocks(graph, name, product, x, source, inputs, outputs, TensorProto.UINT4)
+
+
+def _eight_bits(
+    graph: Graph, name: str, product: str, x: str, source: str, inputs: int, outputs: int
+) -> None:
+    """The same with 8-bit codes."""
+    _blocks(graph, name, product, x, source, inputs, outputs, TensorProto.UINT8)
+
+
+def _blocks(
+    graph: Graph, name: str, product: str, x: str, source: str, inputs: int, outputs: int, codes: int
+) -> None:
     weight = graph.blocks(f"{name}.weight", source, outputs, inputs, codes)  # [N, K]
     transposed = graph.op("Transpose", f"{name}.weight.transposed", weight, perm=[1, 0])  # [K, N]
     graph.op("MatMul", product, x, transposed)

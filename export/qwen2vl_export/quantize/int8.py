@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qwen2vl_export.quantize.forms import nearest_rows
+from qwen2vl_export.quantize.forms import nearest_blocks, nearest_rows
 from qwen2vl_export.quantize.network import Group
 from qwen2vl_export.quantize.parameters import Parameters
 
@@ -35,6 +35,8 @@ class Int8Linear:
 
     def __call__(self, group: Group, x: np.ndarray) -> list[np.ndarray]:
         """Quantize the group's matrices and return their outputs for x [T, K]."""
+        if self._parameters.in_blocks(group.layers[0]):
+            return [self._eight_bit_blocks(layer, x) for layer in group.layers]
         s = np.ones(x.shape[1], np.float32)
         if group.before is not None and self._may_fold(group.before):
             s = self._smoothing(group, x)
@@ -57,6 +59,19 @@ class Int8Linear:
         y *= scale
         y *= scales
         self.stored[f"{layer}.weight"], self.stored[f"{layer}.weight.scale"] = codes, scales
+        bias = self._parameters.bias(layer)
+        return y if bias is None else y + bias
+
+    def _eight_bit_blocks(self, layer: str, x: np.ndarray) -> np.ndarray:
+        """Round one matrix in blocks, which leaves its input as it is; return its output."""
+        outputs, _ = self._parameters.shape(layer)
+        y, found = np.empty((len(x), outputs), np.float32), []
+        for rows, matrix in self._parameters.pieces(layer):
+            found.append(nearest_blocks(matrix, 8))
+            y[:, rows] = x @ found[-1].dequantized().T
+        for part, name in (("", "codes"), (".scale", "scales"), (".zero_point", "zero_points")):
+            values = np.concatenate([getattr(blocks, name) for blocks in found])
+            self.stored[f"{layer}.weight{part}"] = values
         bias = self._parameters.bias(layer)
         return y if bias is None else y + bias
 

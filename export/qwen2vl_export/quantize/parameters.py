@@ -43,6 +43,10 @@ class Parameters:
         """Return how many bits a linear layer's codes in blocks have."""
         return 8 if self._weights[f"{layer}.weight"].element_type == TensorProto.UINT8 else 4
 
+    def in_blocks(self, layer: str) -> bool:
+        """Return whether a linear layer's codes are in blocks."""
+        return self._weights[f"{layer}.weight"].element_type in (TensorProto.UINT4, TensorProto.UINT8)
+
     def pieces(self, layer: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield a linear layer's matrix in pieces of rows: (which, float32 [rows, inputs])."""
         return pieces(self._checkpoint, self._weights[f"{layer}.weight"])
