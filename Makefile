@@ -17,18 +17,18 @@ BENCH_RESULT ?= $(OUT)/cpu-2b
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOURCES)
+BUILT_FROM := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) $(SOURCES)
+
+$(VENV)/installed: $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
-	touch $@
-
-$(VENV)/installed-plot: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,plot]'
-	touch $@
+# With what tests or plots need, too. Not built upon the one above: that would compile everything twice.
+$(VENV)/installed-test $(VENV)/installed-plot: $(VENV)/installed-%: $(BUILT_FROM)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,$*]'
+	touch $(VENV)/installed $@
 
 $(VENV)/installed-lint: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
