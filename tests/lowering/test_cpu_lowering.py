@@ -12,6 +12,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.weights import map_weights
+from tests.support.graph_feeds import decoder_feed
 from tests.support.random_model import random_model, save_checkpoint
 
 CAPACITY = 40
@@ -42,26 +43,6 @@ def lowered(bundle: Bundle, graph: str, lower, feed: dict) -> list[np.ndarray]:
     return OnnxSession(model, weights, bundle.path, 2)._session.run(None, feed)
 
 
-def decoder_feed(bundle: Bundle, past: list[int], tokens: int, rows: list[int]) -> dict:
-    decoder, rng = bundle.geometry.decoder, np.random.default_rng(tokens)
-    batch, half = len(past), decoder.head_dim // 2
-    angles = rng.uniform(0, 6, (batch, tokens, half))
-    feed = {
-        "inputs_embeds": rng.standard_normal((batch, tokens, decoder.hidden_size), dtype=np.float32),
-        "cos": np.cos(angles).astype(np.float32),
-        "sin": np.sin(angles).astype(np.float32),
-        "past_length": np.array(past, np.int64),
-        "logit_rows": np.array([rows] * batch, np.int64),
-    }
-    for layer in range(decoder.layers):
-        for part in ("k", "v"):
-            cache = np.full((batch, decoder.kv_heads, CAPACITY, decoder.head_dim), 1e3, np.float32)
-            for row, length in enumerate(past):  # beyond the past lies rubbish that nothing may read
-                cache[row, :, :length] = rng.standard_normal((decoder.kv_heads, length, decoder.head_dim))
-            feed[f"past_{part}.{layer}"] = cache
-    return feed
-
-
 @pytest.mark.parametrize(
     ("past", "tokens", "rows"),
     [([0], 7, [6]), ([9], 5, [0, 4]), ([9], 1, [0]), ([0, 17, 3], 1, [0]), ([CAPACITY - 4], 4, [3])],
@@ -69,7 +50,7 @@ def decoder_feed(bundle: Bundle, past: list[int], tokens: int, rows: list[int]) 
 )
 def test_decoder(bundles, past, tokens, rows):
     bundle = bundles["fp32"]
-    feed = decoder_feed(bundle, past, tokens, rows)
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)
     actual = lowered(bundle, "decoder.onnx", lower_decoder, feed)
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-4, atol=1e-4 * np.abs(expected[0]).max())
@@ -97,7 +78,7 @@ def test_vision(bundles, pictures, patches):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_widened_weights_compute_in_float32(bundles, precision):
     """The stored 16-bit weights are exact here, so the widened graph must equal the float32 one."""
-    feed = decoder_feed(bundles["fp32"], [5], 4, [3])
+    feed = decoder_feed(bundles["fp32"], [5], 4, [3], CAPACITY)
     expected = lowered(bundles["fp32"], "decoder.onnx", lower_decoder, feed)[0]
     actual = lowered(bundles[precision], "decoder.onnx", lower_decoder, feed)[0]
     # float16 rounds a few bfloat16 weights that are very small.
