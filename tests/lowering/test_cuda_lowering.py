@@ -16,11 +16,13 @@ from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decode
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.widen import widen_to_float32
 from qwen2vl_rt.weights import map_weights
-from tests.lowering.test_cpu_lowering import decoder_feed, portable
+from tests.lowering.test_cpu_lowering import portable
+from tests.support.graph_feeds import decoder_feed
 from tests.support.random_model import random_model, save_checkpoint
 
 CPU = Provider("CPUExecutionProvider", "cpu")
 KINDS = ("fp32", "bf16", "int8", "int4")
+CAPACITY = 40
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def with_lengths(feed: dict) -> dict:
 )
 def test_decoder(bundles, grouped, past, tokens, rows):
     bundle = bundles["fp32"]
-    feed = decoder_feed(bundle, past, tokens, rows)
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)
     model, weights = load(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, grouped=grouped)
@@ -81,7 +83,7 @@ def test_decoder(bundles, grouped, past, tokens, rows):
 def test_in_decode_the_longest_length_may_be_the_capacity(bundles):
     """The host doesn't know the lengths of a step that it runs ahead of: each row's own decides."""
     bundle = bundles["fp32"]
-    feed = with_lengths(decoder_feed(bundle, [5, 17], 1, [0]))
+    feed = with_lengths(decoder_feed(bundle, [5, 17], 1, [0], CAPACITY))
     model, weights = load(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry)
     expected = run(model, weights, bundle, feed)[0]
@@ -125,7 +127,11 @@ def test_16_bit_graphs_are_16_bit_throughout_and_widen_to_the_same(bundles, kind
     assert set(outputs.values()) <= {TensorProto.BFLOAT16}
     assert not [tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     assert all(array.dtype != np.float32 for array in weights.values())
-    feed = with_lengths(decoder_feed(bundle, [9], 5, [4])) if graph == "decoder.onnx" else vision_feed(bundle)
+    feed = (
+        with_lengths(decoder_feed(bundle, [9], 5, [4], CAPACITY))
+        if graph == "decoder.onnx"
+        else vision_feed(bundle)
+    )
     feed = {
         name: value.astype(ml_dtypes.bfloat16).astype(np.float32) if value.dtype == np.float32 else value
         for name, value in feed.items()
