@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,14 +19,16 @@ from tokenizers import Tokenizer
 
 from . import phrases
 from .digits import handwritten
+from .draw import resized
 from .drills import drill
 from .pictures import several
 from .sample import CELL, Sample, Turn
-from .scenes import scene
-from .text import printed
+from .scenes import TAUGHT, scene
+from .text import COMMON_WORDS, printed
 from .video import video
 
 MOST_CELLS = 16  # a side of 448 pixels
+RESIZED = 0.3  # share of samples whose pictures come in sizes that the processor has to change
 KINDS = ("scene", "printed", "handwritten", "video", "several", "drill")
 
 UNKNOWN = np.full(4, np.nan)
@@ -39,9 +41,9 @@ def draw_sample(rng: np.random.Generator, kind: str, layout: Layout, level: floa
     """One sample of a kind; level 0..1 is how far the curriculum has come."""
     frames, width, height = layout[0]
     if kind == "scene":
-        return scene(rng, width, height, most=3 + round(3 * level), questions=5)
+        return scene(rng, width, height, most=3 + round(3 * level), questions=5, asked=TAUGHT)
     if kind == "printed":
-        return printed(rng, width, height)
+        return printed(rng, width, height, words=COMMON_WORDS, shares=(0.3, 0.4))
     if kind == "handwritten":
         return handwritten(rng, width, height)
     if kind == "drill":
@@ -344,5 +346,9 @@ def stream(
         kind = draw_kind(rng, level, mix)
         layout = draw_layout(rng, kind, level)
         size = batch_size(kind, layout, budget)
-        yield encoder.batch([draw_sample(rng, kind, layout, level) for _ in range(size)])
+        samples = [draw_sample(rng, kind, layout, level) for _ in range(size)]
+        for sample in samples:
+            if kind != "drill" and rng.random() < RESIZED:
+                sample.blocks = [replace(block, frames=resized(rng, block.frames)) for block in sample.blocks]
+        yield encoder.batch(samples)
         drawn += size

@@ -214,3 +214,11 @@ class Camera:
         if self.blur:
             taken = np.asarray(Image.fromarray(taken).filter(ImageFilter.GaussianBlur(self.blur)))
         return taken
+
+
+def resized(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+    """uint8 [frames, h, w, 3] as the processor would enlarge them from sides up to 13 pixels shorter."""
+    height, width = frames.shape[1:3]
+    smaller = (width - int(rng.integers(14)), height - int(rng.integers(14)))
+    images = [Image.fromarray(frame).resize(smaller, Image.Resampling.BICUBIC) for frame in frames]
+    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images])

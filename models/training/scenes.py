@@ -23,6 +23,47 @@ from .sample import (
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Which questions a scene gets: the share of plain descriptions among those of everything at once, and
+    weights of the short ones; a kind that stands twice may be asked twice."""
+
+    describe: float
+    kinds: tuple[tuple[str, float], ...]
+
+
+# The evaluation set's.
+ASKED = Asked(
+    0.4,
+    (
+        *(("where", 3.0), ("where", 3.0), ("where", 3.0), ("missing", 2.5), ("count", 2.5), ("colour", 2.0)),
+        *(
+            ("exists", 1.5),
+            ("beside", 3.0),
+            ("relation", 2.0),
+            ("end", 1.2),
+            ("shape", 1.2),
+            ("no_text", 0.3),
+        ),
+    ),
+)
+# Training's: more of what is learnt last.
+TAUGHT = Asked(
+    0.65,
+    (
+        *(("where", 3.0), ("where", 3.0), ("missing", 2.0), ("count", 3.5), ("colour", 1.2), ("exists", 1.2)),
+        *(
+            ("beside", 3.5),
+            ("beside", 3.5),
+            ("relation", 2.0),
+            ("end", 0.8),
+            ("shape", 0.8),
+            ("no_text", 0.3),
+        ),
+    ),
+)
+
+
 @dataclass(eq=False)
 class Thing:
     """One object of a scene; x, y is the top left corner of its cutout in pixels."""
@@ -210,6 +251,7 @@ def scene(
     *,
     most: int = 4,
     questions: int = 4,
+    asked: Asked = ASKED,
     photos: tuple[str, ...] = draw.TRAINING_PHOTOS,
 ) -> Sample:
     """One picture of a table with up to `most` objects, and questions about it."""
@@ -229,7 +271,7 @@ def scene(
         boxes = [tuple(edge * s for edge, s in zip(box, scale, strict=True)) for box in boxes]
     cells = Cells.empty(1, height, width)
     label_cells(cells, 0, owner, things, boxes)
-    turns = scene_turns(rng, things, [normalised(box, width, height) for box in boxes], questions)
+    turns = scene_turns(rng, things, [normalised(box, width, height) for box in boxes], questions, asked)
     return Sample([Block(taken[None], cells)], turns)
 
 
@@ -247,10 +289,12 @@ def missing_name(rng: np.random.Generator, things: list[Thing]) -> str:
     return " ".join(pick(rng, names))
 
 
-def dense_turn(rng: np.random.Generator, things: list[Thing], boxes: list[tuple]) -> Turn:
-    """Everything at once, left to right: by name, or by name and box."""
+def dense_turn(
+    rng: np.random.Generator, things: list[Thing], boxes: list[tuple], describe: float = ASKED.describe
+) -> Turn:
+    """Everything at once, left to right: by name (the share `describe`), or by name and box."""
     order = left_to_right(things)
-    if rng.random() < 0.4:
+    if rng.random() < describe:
         return Turn(
             "describe",
             pick(rng, phrases.DESCRIBE),
@@ -262,25 +306,11 @@ def dense_turn(rng: np.random.Generator, things: list[Thing], boxes: list[tuple]
 
 
 def scene_turns(
-    rng: np.random.Generator, things: list[Thing], boxes: list[tuple], questions: int
+    rng: np.random.Generator, things: list[Thing], boxes: list[tuple], questions: int, asked: Asked = ASKED
 ) -> list[Turn]:
     """A dense turn and `questions` short ones of different kinds."""
-    turns = [dense_turn(rng, things, boxes)]
-    kinds = [
-        "where",
-        "where",
-        "where",
-        "missing",
-        "count",
-        "colour",
-        "exists",
-        "beside",
-        "relation",
-        "end",
-        "shape",
-        "no_text",
-    ]
-    weights = np.array([3, 3, 3, 2.5, 2.5, 2, 1.5, 3, 2, 1.2, 1.2, 0.3])
+    turns = [dense_turn(rng, things, boxes, asked.describe)]
+    kinds, weights = [kind for kind, _ in asked.kinds], np.array([weight for _, weight in asked.kinds])
     for kind in rng.choice(kinds, min(questions, 8), replace=False, p=weights / weights.sum()):
         turn = short_turn(rng, str(kind), things, boxes)
         if turn is not None and all(turn.question != other.question for other in turns):

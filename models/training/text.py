@@ -15,7 +15,8 @@ from .sample import GLYPHS, MOST_COUNTED, PATCH, Block, Cells, Sample, Turn, pat
 
 WORDS = tuple(Path(__file__).with_name("words_training.txt").read_text().split())
 HELD_OUT_WORDS = tuple(Path(__file__).with_name("words_held_out.txt").read_text().split())
-
+# A few hundred words are soon known by heart, and others are then read as the nearest of them.
+COMMON_WORDS = WORDS + tuple(Path(__file__).with_name("words_common.txt").read_text().split())
 
 SMALLEST = 30.0  # pixels an em: capitals at least one and a half patches tall
 
@@ -59,12 +60,17 @@ def font(file: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(file, size)
 
 
-def random_string(rng: np.random.Generator, most: int, words: tuple[str, ...] = WORDS) -> str:
-    """A number, a word of the list, or random capitals, of at most `most` characters."""
-    kind = rng.random()
-    if kind < 0.4:
+def random_string(
+    rng: np.random.Generator,
+    most: int,
+    words: tuple[str, ...] = WORDS,
+    shares: tuple[float, float] = (0.4, 0.3),
+) -> str:
+    """A number, a word, or random capitals, of at most `most` characters; shares of the first two."""
+    kind, (numbers, listed) = rng.random(), shares
+    if kind < numbers:
         return "".join(str(d) for d in rng.integers(0, 10, rng.integers(1, min(most, 6) + 1)))
-    if kind < 0.7:
+    if kind < numbers + listed:
         fitting = [word for word in words if len(word) <= most]
         if fitting:
             return pick(rng, fitting)
@@ -150,6 +156,7 @@ def printed(
     questions: int = 2,
     string: str | None = None,
     words: tuple[str, ...] = WORDS,
+    shares: tuple[float, float] = (0.4, 0.3),
     photos: tuple[str, ...] = draw.TRAINING_PHOTOS,
 ) -> Sample:
     """One picture with one printed number or word."""
@@ -163,7 +170,7 @@ def printed(
     drawn, most = None, max(1, min(8, width // 20))
     fixed = string
     while drawn is None:
-        string = fixed or random_string(rng, most, words)
+        string = fixed or random_string(rng, most, words, shares)
         drawn = text_layer(rng, string, width, height, ink)
         most = max(1, most - 1)
         if fixed and drawn is None:
