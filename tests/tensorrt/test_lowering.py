@@ -96,10 +96,24 @@ def test_quantized_decoder(bundles, precision, attention):
     lower_decoder(model, weights, bundle.geometry, Form("fp32", attention), CAPACITY)
     types = {tensor.data_type for tensor in model.graph.initializer}
     assert not types & {TensorProto.UINT4, TensorProto.UINT8}
+    # 8-bit blocks are split; an int8 bundle's matrices are none, and stay what they are.
+    assert (TensorProto.INT8 in types) == (precision == "int8")
     assert_same_step(run(model, weights, feed), expected, past, tokens, 1e-5)
 
 
-def test_zero_points_become_a_correction(bundles):
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_8_bit_blocks_before_sm80(bundles, precision):
+    bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk"]
+    feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
+    model, weights = load(bundle, "decoder.onnx")
+    lower_decoder(model, weights, bundle.geometry, Form("fp32", split_codes=False), CAPACITY)
+    (table,) = (tensor for tensor in model.graph.initializer if tensor.name == "lm_head.weight")
+    assert table.data_type == TensorProto.INT8
+    assert_same_step(run(model, weights, feed), portable(bundle, "decoder.onnx", feed), past, tokens, 1e-5)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_zero_points_become_a_correction(bundles, split):
     """AWQ's blocks have zero points of their own: codes are shifted to the middle, the rest is added."""
     bundle, (past, tokens, rows) = bundles["int4"], STEPS["chunk"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
@@ -115,12 +129,13 @@ def test_zero_points_become_a_correction(bundles):
     expected = run(*asymmetric(), feed)
     assert np.abs(expected["logits"] - portable(bundle, "decoder.onnx", feed)["logits"]).max() > 0.1
     model, weights = asymmetric()
-    lower_decoder(model, weights, bundle.geometry, Form("fp32"), CAPACITY)
+    lower_decoder(model, weights, bundle.geometry, Form("fp32", split_codes=split), CAPACITY)
     corrected = {node.name for node in model.graph.node if node.name.endswith(".correction")}
-    assert corrected == {
-        "lm_head.correction",
-        *(f"layers.{i}.mlp.{part}.correction" for i in range(2) for part in ("gate", "up", "down")),
-    }
+    if not split:
+        assert corrected == {
+            "lm_head.correction",
+            *(f"layers.{i}.mlp.{part}.flat.correction" for i in range(2) for part in ("gate", "up", "down")),
+        }
     assert_same_step(run(model, weights, feed), expected, past, tokens, 1e-5)
 
 

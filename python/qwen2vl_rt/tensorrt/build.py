@@ -66,7 +66,12 @@ def build_engines(
         BackendError: a form that the target or the edition does not have, or a graph that TensorRT refuses.
     """
     check_fp8(bundle, target, fp8)
-    form = Form(choose_format(bundle, target, number_format), choose_attention(edition, attention), fp8)
+    form = Form(
+        choose_format(bundle, target, number_format),
+        choose_attention(edition, attention),
+        fp8,
+        split_codes=target.has(INT4_SINCE),
+    )
     folder = output or bundle.path / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,14 @@ from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.narrow import widen_output
 from qwen2vl_rt.lowering.tensorrt.causal_mask import drop_softmax_precision, mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
+from qwen2vl_rt.lowering.tensorrt.flat_products import flatten_products
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
 from qwen2vl_rt.lowering.tensorrt.int8_products import to_int8_products
 from qwen2vl_rt.lowering.tensorrt.narrow import narrow
 from qwen2vl_rt.lowering.tensorrt.nodes import Weights
 from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
 from qwen2vl_rt.lowering.tensorrt.signed_codes import to_signed_codes
+from qwen2vl_rt.lowering.tensorrt.split_codes import split_codes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Form:
     graph. "primitives": no operator newer than opset 20, the cache written by the caller."""
     fp8: bool = False
     """Linear layers of an unquantized bundle as products of 8-bit floating-point numbers."""
+    split_codes: bool = True
+    """8-bit blocks as two products of 4-bit ones. GPUs before SM 8.0 have none: there TensorRT writes such a
+    matrix out in 16 bits at every run."""
 
 
 def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form: Form, capacity: int) -> None:
@@ -64,6 +69,9 @@ def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:
     drop_softmax_precision(model)
     if form.number_format != "fp32" and _is_float32(model):
         narrow(model, weights, form.number_format)
+    flatten_products(model)
+    if form.split_codes:
+        split_codes(model, weights)
     to_signed_codes(model, weights)
     to_int8_products(model, form.number_format)
     if form.fp8:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -51,7 +53,14 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
     return default
 
 
-def store(graph: GraphProto, weights: Weights, name: str, array: np.ndarray, element_type: int) -> str:
+def store(
+    graph: GraphProto,
+    weights: Weights,
+    name: str,
+    array: np.ndarray,
+    element_type: int,
+    shape: Sequence[int] | None = None,
+) -> str:
     """Add a weight whose values lie in `weights`, beside those that came from the bundle; returns its name.
 
     Args:
@@ -60,8 +69,9 @@ def store(graph: GraphProto, weights: Weights, name: str, array: np.ndarray, ele
         name: a name that the graph does not have yet.
         array: its values, in the dtype of `element_type`.
         element_type: of TensorProto.
+        shape: where it is not the array's: 4-bit numbers lie two in a byte.
     """
-    tensor = TensorProto(name=name, data_type=element_type, dims=array.shape)
+    tensor = TensorProto(name=name, data_type=element_type, dims=array.shape if shape is None else shape)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=name)
     graph.initializer.append(tensor)

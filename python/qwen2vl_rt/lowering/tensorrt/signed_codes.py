@@ -7,7 +7,7 @@ With m the middle of the codes' range (8 or 128):
 
 The first part is the same product with signed codes. The second vanishes where z = m (everything that
 this project quantizes itself); otherwise it is one small product: the sums of x over its blocks,
-[.., K / 128], times a matrix [K / 128, N].
+[tokens, K / 128], times a matrix [K / 128, N].
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def to_signed_codes(model: ModelProto, weights: Weights) -> None:
 
     Args:
         model: a graph whose matrices [N, K] go through DequantizeLinear(axis=1) into a MatMul (transposed) or
-            a Gemm (transB).
+            a Gemm (transB) with an input [tokens, K] (`flat_products.py`).
         weights: external data by name; codes as the bytes of the file, scales in the graph's number format.
 
     Raises:
@@ -91,11 +91,10 @@ def _corrected(
     x, name = product.input[0], product.output[0]
     nodes = []
     if x not in sums:
-        leading = [0] if product.op_type == "Gemm" else [0, 0]
         sums[x] = f"{x}.block_sums"
         nodes = [
-            op("Reshape", f"{x}.blocks", x, integers(graph, *leading, blocks, block)),
-            op("ReduceSum", sums[x], f"{x}.blocks", integers(graph, -1), keepdims=0),  # [.., K / block]
+            op("Reshape", f"{x}.blocks", x, integers(graph, 0, blocks, block)),
+            op("ReduceSum", sums[x], f"{x}.blocks", integers(graph, -1), keepdims=0),  # [tokens, K / block]
         ]
     signed = NodeProto()
     signed.CopyFrom(product)
