@@ -3,7 +3,7 @@
 #include "bindings/bindings.h"
 #include "common/instruction_set.h"
 #include "onnxruntime/attention_operators.h"
-#include "onnxruntime/block_linear_operator.h"
+#include "onnxruntime/linear_operator.h"
 #include "onnxruntime/quantize_operator.h"
 #include "onnxruntime/scale_operator.h"
 
@@ -23,8 +23,9 @@ void register_operators(pybind11::module_& m) {
   m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
         "The largest instruction set that kernels loaded from now on may use; '' takes all there are.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets that may be used, by name.");
-  m.def("has_block_linear", &BlockLinear::supported,
-        "Whether the operator BlockLinear runs on this CPU, and may.");
+  m.def("has_integer_linear", &IntegerLinear::supported,
+        "Whether the operators BlockLinear and TokenLinear run on this CPU, and may.");
+  m.def("has_int8_tiles", &has_int8_tiles, "Whether the CPU multiplies int8 tiles (AMX).");
 }
 
 }  // namespace qwen2vl
@@ -47,7 +48,7 @@ extern "C" __attribute__((visibility("default"))) qwen2vl::ort::Status* Register
     for (const CustomOp* op :
          {&Operator<PictureAttentionOperator>::definition(), &Operator<CachedAttentionOperator>::definition(),
           &Operator<QuantizeTokensOperator>::definition(), &Operator<BlockLinearOperator>::definition(),
-          &Operator<ScaleTokensOperator>::definition()}) {
+          &Operator<TokenLinearOperator>::definition(), &Operator<ScaleTokensOperator>::definition()}) {
       const auto add = api->at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
       if (Status* status = add(made, op)) return status;
     }

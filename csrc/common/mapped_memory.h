@@ -29,4 +29,8 @@ class MappedMemory {
   size_t size_ = 0;
 };
 
+// Gives back the memory of a mapped file's whole pages in [data, data + bytes); one that is read again comes
+// back from the file. Other memory would lose what it holds.
+void drop_file_pages(const void* data, size_t bytes);
+
 }  // namespace qwen2vl

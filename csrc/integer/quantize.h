@@ -16,11 +16,22 @@ struct Activation {
   const float* added = nullptr;  // [k] or null
 };
 
+// How a token's numbers are normalised before they are rounded:
+//   y = (x - mean) / sqrt(mean of (x - mean)^2 + epsilon) * weight + bias, with a mean of 0 unless centered
+struct Normalization {
+  const float* weight;          // [k]
+  const float* bias = nullptr;  // [k] or null
+  float epsilon = 0;
+  bool centered = false;
+};
+
 // Activations as 8-bit codes, on one instruction set.
 struct QuantizeKernels {
   const char* name;
   // y [k].
   void (*activate)(const Activation& activation, int64_t k, float* y);
+  // x [k] -> y [k].
+  void (*normalize)(const float* x, const Normalization& normalization, int64_t k, float* y);
   // The codes [k] of each `block` numbers (the last block may have fewer): round(y / step) + zero_point, half
   // to even, with a step of 1/127 of the block's largest magnitude (at least 1e-10 / 127).
   void (*quantize)(const float* y, int64_t k, int64_t block, uint8_t zero_point, uint8_t* codes,

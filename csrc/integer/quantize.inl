@@ -34,6 +34,31 @@ TARGET void activate(const Activation& activation, int64_t k, float* y) {
   }
 }
 
+TARGET void normalize(const float* x, const Normalization& normalization, int64_t k, float* y) {
+  const int64_t whole = k / kLanes * kLanes;
+  float mean = 0;
+  if (normalization.centered) {
+    Vector sums = {};
+    for (int64_t i = 0; i < whole; i += kLanes) sums += load(x + i);
+    mean = sum_of(sums);
+    for (int64_t i = whole; i < k; ++i) mean += x[i];
+    mean /= static_cast<float>(k);
+  }
+  Vector squares = {};
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vector apart = load(x + i) - mean;
+    squares += apart * apart;
+  }
+  float square = sum_of(squares);
+  for (int64_t i = whole; i < k; ++i) square += (x[i] - mean) * (x[i] - mean);
+  const float factor = 1 / std::sqrt(square / static_cast<float>(k) + normalization.epsilon);
+  for (int64_t i = 0; i < k; i += kLanes) {
+    Vector value = (load_part(x, i, k) - mean) * factor * load_part(normalization.weight, i, k);
+    if (normalization.bias != nullptr) value += load_part(normalization.bias, i, k);
+    store_part(y, i, k, value);
+  }
+}
+
 TARGET inline void quantize_block(const float* y, int64_t k, uint8_t zero_point, uint8_t* codes,
                                   float* step) {
   Vector peaks = {};

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 
 #include "integer/quantize.h"
@@ -17,7 +18,7 @@ constexpr int kLanes = 8;
 }  // namespace
 
 const QuantizeKernels* avx2_quantize_kernels() {
-  static const QuantizeKernels kernels{"avx2", activate, quantize};
+  static const QuantizeKernels kernels{"avx2", activate, normalize, quantize};
   return &kernels;
 }
 

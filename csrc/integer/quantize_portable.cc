@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 
 #include "integer/quantize.h"
@@ -15,7 +16,7 @@ constexpr int kLanes = 4;
 }  // namespace
 
 const QuantizeKernels* portable_quantize_kernels() {
-  static const QuantizeKernels kernels{"portable", activate, quantize};
+  static const QuantizeKernels kernels{"portable", activate, normalize, quantize};
   return &kernels;
 }
 

@@ -55,6 +55,11 @@ def drop_pages(weights: Iterable[np.ndarray]) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def is_mapped(array: np.ndarray | None) -> bool:
+    """Whether an array's memory is part of a mapped file."""
+    return array is not None and _mapping(array) is not None
+
+
 def _mapping(array: np.ndarray) -> mmap.mmap | None:
     """The mapped file that an array's memory is part of, if it is."""
     owner: object = array

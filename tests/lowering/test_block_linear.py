@@ -1,4 +1,4 @@
-"""4-bit products by the project's own kernel, against the same integers in NumPy."""
+"""Products in blocks by the project's own kernel, against the same integers in NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.lowering.block_linear import to_block_linear
 from tests.lowering.test_quantized_products import BlockedProduct, activations, run
 
-if not _core.has_block_linear():
+if not _core.has_integer_linear():
     pytest.skip("BlockLinear needs x86-64 with AVX-512 VNNI", allow_module_level=True)
 
 BLOCK = 128
@@ -31,14 +31,15 @@ def expected(product: BlockedProduct, x: np.ndarray) -> np.ndarray:
     return y.reshape(*rows, -1)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 21])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 21, 100])
 @pytest.mark.parametrize(("n", "k"), [(48, 256), (33, 384), (5, 200), (64, 130), (320, 2048)])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-def test_product(tokens, n, k, symmetric, bias):
-    product = BlockedProduct(n, k, 4, symmetric=symmetric, bias=bias)
+def test_product(bits, tokens, n, k, symmetric, bias):
+    product = BlockedProduct(n, k, bits, symmetric=symmetric, bias=bias)
     model, weights = product.lowered()
-    to_block_linear(model)
+    to_block_linear(model, weights)
     assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
     x = activations(product.rank, tokens, k)
     x[..., : BLOCK // 2] *= 100  # blocks of different steps
@@ -62,7 +63,7 @@ def test_a_gate_before_it(tokens):
     ]
     del model.graph.node[:]
     model.graph.node.extend([*gate, layer])
-    to_block_linear(model)
+    to_block_linear(model, weights)
     assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
     x = activations(product.rank, tokens, 640)
     y = expected(product, (x * x / (1 + np.exp(-x))).astype(np.float32))
@@ -71,8 +72,22 @@ def test_a_gate_before_it(tokens):
     assert np.linalg.norm(actual - y) < 5e-4 * np.linalg.norm(y)
 
 
-def test_other_products_stay():
-    product = BlockedProduct(48, 256, 8, gemm=True)
-    model, _weights = product.lowered()
-    to_block_linear(model)
-    assert [node.op_type for node in model.graph.node] == ["MatMulNBits"]
+def test_a_table():
+    """A Gemm over [V, H], as lm_head has it."""
+    product = BlockedProduct(70, 256, 8, gemm=True)
+    model, weights = product.lowered()
+    to_block_linear(model, weights)
+    assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
+    x = activations(product.rank, 3, 256)
+    np.testing.assert_allclose(run(model, weights, x), expected(product, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_token_does_not_depend_on_the_others(bits):
+    """To the last bit, however many tokens go together: an answer depends on neither chunk nor batch."""
+    model, weights = BlockedProduct(70, 384, bits, symmetric=False, bias=True).lowered()
+    to_block_linear(model, weights)
+    x = activations(2, 130, 384)
+    together = run(model, weights, x)
+    for count in (1, 2, 3, 4, 5, 6, 7, 95, 96):
+        np.testing.assert_array_equal(run(model, weights, x[:, :count]), together[:, :count])

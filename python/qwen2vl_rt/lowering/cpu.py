@@ -10,11 +10,13 @@ from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.block_linear import to_block_linear
 from qwen2vl_rt.lowering.cpu_attention import fits, to_cached_attention, to_picture_attention
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
+from qwen2vl_rt.lowering.linear import fuse_linear
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.quantize_tokens import to_quantize_tokens
 from qwen2vl_rt.lowering.scale_tokens import to_scale_tokens
+from qwen2vl_rt.lowering.token_linear import to_token_linear
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
@@ -42,8 +44,12 @@ def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     """Whatever form the matrices have, the kernel that multiplies them fastest."""
     widen_to_float32(model, weights)
     to_matmul_nbits(model, weights)
+    own = _core.has_integer_linear()
+    if own and not _core.has_int8_tiles():  # the engine's int8 products use tiles, ours do not
+        to_token_linear(model, weights)
     to_matmul_integer_to_float(model)
     to_quantize_tokens(model)
     to_scale_tokens(model)
-    if _core.has_block_linear():
-        to_block_linear(model)
+    if own:
+        to_block_linear(model, weights)
+        fuse_linear(model)

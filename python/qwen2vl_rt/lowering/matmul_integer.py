@@ -32,7 +32,7 @@ def to_matmul_integer_to_float(model: ModelProto) -> None:
     for product in graph.node:
         if product.op_type != "MatMulInteger":
             continue
-        chain = _followers(product, readers, ("Cast", "Mul", "Mul"))
+        chain = followers(product, readers, ("Cast", "Mul", "Mul"))
         if chain is None:
             continue
         counts, by_token, by_output = chain
@@ -65,7 +65,7 @@ def to_matmul_integer_to_float(model: ModelProto) -> None:
         use_contrib_operators(model)
 
 
-def _followers(
+def followers(
     node: NodeProto, readers: dict[str, NodeProto], kinds: tuple[str, ...]
 ) -> list[NodeProto] | None:
     """The nodes of these kinds that read, one after the other, nothing but the one before; None otherwise."""
