@@ -115,8 +115,8 @@ def test_form_of_attention():
     newest, middle = edition("tensorrt_rtx"), edition("tensorrt", aligns=False)
     jetpack6 = edition("tensorrt", cache_operators=False, aligns=False)
     chosen = [choose_attention(each) for each in (newest, middle, jetpack6)]
-    assert chosen == ["lengths", "mask", "primitives"]
-    assert choose_attention(newest, "mask") == "mask"
+    assert chosen == ["mask", "mask", "primitives"]
+    assert choose_attention(newest, "lengths") == "lengths"
     with pytest.raises(BackendError, match="cannot take attention 'lengths': choose mask or primitives"):
         choose_attention(middle, "lengths")
 

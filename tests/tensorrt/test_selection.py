@@ -52,20 +52,20 @@ def bundle(source, tmp_path) -> Bundle:
 
 
 def test_the_best_engines_come_first(bundle, monkeypatch):
-    build_stand_ins(monkeypatch, bundle, LIMITS, attention="mask")
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="lengths")
     build_stand_ins(monkeypatch, bundle, LIMITS, target=Target(None, is_this=False))
     assert [(one.decoder["target"], one.attention) for one in found(bundle)] == [
-        ("sm89", "mask"),
-        ("portable", "lengths"),
+        ("sm89", "lengths"),
+        ("portable", "mask"),
     ]
-    build_stand_ins(monkeypatch, bundle, replace(LIMITS, max_length=300), attention="lengths")
-    build_stand_ins(monkeypatch, bundle, LIMITS, attention="lengths")
+    build_stand_ins(monkeypatch, bundle, replace(LIMITS, max_length=300), attention="mask")
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="mask")
     best, *others = found(bundle)
-    assert (best.attention, best.limits.max_length) == ("lengths", 300)
+    assert (best.attention, best.limits.max_length) == ("mask", 300)
     assert [one.limits.max_length for one in others] == []
     best, *others = found(bundle, asked=Asked(max_length=301))
-    assert best.attention == "lengths" and best.limits == replace(LIMITS, max_length=512)
-    assert [one.attention for one in others] == ["mask", "lengths"]
+    assert best.attention == "mask" and best.limits == replace(LIMITS, max_length=512)
+    assert [one.attention for one in others] == ["lengths", "mask"]
     assert others[1].decoder["target"] == "portable"
 
 

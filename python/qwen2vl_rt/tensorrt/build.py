@@ -132,15 +132,15 @@ def check_fp8(bundle: Bundle, target: Target, fp8: bool) -> None:
 
 
 def choose_attention(edition: Edition, wanted: str | None = None) -> str:
-    """The form of the decoder's attention: "lengths" where the edition can be told them, which reads least
-    and is checked where it first runs (`tensorrt.check`); else "mask"; "primitives" where it knows no newer
-    operators.
+    """The form of the decoder's attention: "mask", or "primitives" where the edition knows no newer
+    operators. "lengths" is taken on request: a decode step needs several times the memory in it
+    (docs/tensorrt.md).
 
     Raises:
         BackendError: the edition cannot take `wanted`.
     """
     if edition.has_cache_operators:
-        possible = ("lengths", "mask", "primitives") if edition.aligns_attention else ("mask", "primitives")
+        possible = ("mask", "lengths", "primitives") if edition.aligns_attention else ("mask", "primitives")
     else:
         possible = ("primitives",)
     if wanted is not None and wanted not in possible:

@@ -178,7 +178,7 @@ def checked(
     """
     refused: EngineRefusedError | None = None
     candidates = list(candidates)
-    built = False
+    others = any(one.attention != "lengths" for one in candidates)
     while candidates:
         chosen = candidates.pop(0)
         result = stored_result(chosen, machine)
@@ -191,9 +191,8 @@ def checked(
         if result.passed:
             return chosen, engines or open_engines(chosen)
         refused = refused or refusal(chosen, result)
-        masked = any(other.attention != "lengths" for other in candidates)
-        if chosen.attention == "lengths" and not masked and not built:
+        if chosen.attention == "lengths" and not others:
             del engines
             candidates.insert(0, build_masked(chosen))
-            built = True
+            others = True
     raise refused or EngineRefusedError(f"{bundle.path} has no engines to check.")

@@ -139,9 +139,9 @@ def find_engines(
             f"{bundle.path} has no TensorRT engines for this session{why}. Build them: "
             f"{build_command(bundle, asked)}"
         )
-    # Made for this very GPU before made for many; the form that reads less before the one with a mask; the
-    # smallest cache that will do.
-    forms = ("lengths", "mask", "primitives")
+    # Made for this very GPU before made for many; the form that `choose_attention` prefers; the smallest
+    # cache that will do.
+    forms = ("mask", "lengths", "primitives")
 
     def rank(one: EngineSet) -> tuple[bool, int, int]:
         return one.decoder["target"] == PORTABLE, forms.index(one.attention), one.limits.max_length

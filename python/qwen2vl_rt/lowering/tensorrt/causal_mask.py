@@ -4,6 +4,10 @@ TensorRT's parser ignores Attention's `nonpad_kv_seqlen` and aligns `is_causal` 
 of the newest. This form leaves nothing to either: token t of row b sees the cache's columns s with
 
     s <= past_length[b] + t
+
+Where G query heads share a key/value head, TensorRT writes keys and values of the whole cache out for every
+query head before it multiplies. Here the G heads are G times as many rows of one head's queries instead:
+[B, kv_heads, G * T, D], and nothing is repeated but the mask's rows.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
 
 
-def mask_attention(model: ModelProto, capacity: int) -> None:
-    """Give each cached Attention of the decoder a boolean mask [B, 1, T, S] in place of its lengths.
+def mask_attention(model: ModelProto, heads: int, kv_heads: int, head_dim: int, capacity: int) -> None:
+    """Give each cached Attention of the decoder a boolean mask [B, 1, G * T, S] in place of its lengths.
 
     Args:
         model: the decoder, changed in place.
+        heads: query heads, G on each of the kv_heads.
+        kv_heads: key and value heads.
+        head_dim: D, width of a head.
         capacity: S, the cache's positions.
     """
     graph = model.graph
@@ -31,14 +38,20 @@ def mask_attention(model: ModelProto, capacity: int) -> None:
         op("Range", "mask.rows", zero, "mask.tokens", one),  # [T]
         op("Unsqueeze", "mask.past", "past_length", integers(graph, 1)),  # [B, 1]
         op("Add", "mask.last", "mask.past", "mask.rows"),  # [B, T], the last column that each token sees
-        op("Unsqueeze", "mask.limits", "mask.last", integers(graph, 1, 3)),  # [B, 1, T, 1]
-        op("LessOrEqual", "mask", columns, "mask.limits"),  # [B, 1, T, S]
+        op("Tile", "mask.of_heads", "mask.last", integers(graph, 1, heads // kv_heads)),  # [B, G * T]
+        op("Unsqueeze", "mask.limits", "mask.of_heads", integers(graph, 1, 3)),  # [B, 1, G * T, 1]
+        op("LessOrEqual", "mask", columns, "mask.limits"),  # [B, 1, G * T, S]
     ]
     replacements = {}
     for node in graph.node:
         if node.op_type == "Attention":
-            masked = op("Attention", node.name, *node.input[:3], "mask")
-            replacements[node.name] = [*([] if replacements else mask), masked]
+            name, (q, k, v) = node.name, node.input[:3]
+            replacements[name] = [
+                *([] if replacements else mask),
+                op("Reshape", f"{name}.rows", q, integers(graph, 0, kv_heads, -1, head_dim)),
+                op("Attention", f"{name}.of_rows", f"{name}.rows", k, v, "mask"),
+                op("Reshape", name, f"{name}.of_rows", integers(graph, 0, heads, -1, head_dim)),
+            ]
     replace_nodes(graph, replacements)
     drop_unread(graph)
 

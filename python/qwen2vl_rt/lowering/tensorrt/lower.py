@@ -26,10 +26,10 @@ class Form:
 
     number_format: str
     """Arithmetic around the matrices, inputs, outputs and cache: "fp32", "bf16" or "fp16"."""
-    attention: str = "lengths"
-    """How the decoder's attention knows which positions count. "lengths": as in the portable graph; the
-    parser drops it, and `tensorrt.network` sets it again on the parsed network. "mask": a boolean mask in the
-    graph. "primitives": no operator newer than opset 20, the cache written by the caller."""
+    attention: str = "mask"
+    """How the decoder's attention knows which positions count. "mask": a boolean mask in the graph.
+    "lengths": as in the portable graph; the parser drops it, and `tensorrt.network` sets it again on the
+    parsed network. "primitives": no operator newer than opset 20, the cache written by the caller."""
     fp8: bool = False
     """Linear layers of an unquantized bundle as products of 8-bit floating-point numbers."""
     split_codes: bool = True
@@ -51,7 +51,7 @@ def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form:
     _lower_numbers(model, weights, form)
     fix_capacity(model, capacity)
     if form.attention == "mask":
-        mask_attention(model, capacity)
+        mask_attention(model, decoder.heads, decoder.kv_heads, decoder.head_dim, capacity)
     elif form.attention == "primitives":
         to_primitives(model, decoder.heads, decoder.kv_heads, decoder.head_dim, form.number_format)
 
