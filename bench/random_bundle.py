@@ -2,9 +2,9 @@
 
     python bench/random_bundle.py --size 72b --precision int4 --output DIR
 
-Every layer's weights are those of layer 0: the graph points there, and the rest of the file is a hole that
-takes no room on the disk. An engine loads as many bytes as from a real bundle. The manifest's hashes are
-zeros, because nobody verifies it.
+Every layer's weights are those of the first one of its form: the graph points there, and the rest of the file
+is a hole that takes no room on the disk. An engine loads as many bytes as from a real bundle. The manifest's
+hashes are zeros, because nobody verifies it.
 """
 
 from __future__ import annotations
@@ -62,19 +62,18 @@ class RandomNumbers:
         self._bytes = rng.integers(0, 256, POOL, np.uint8)
         self._signed = rng.integers(-127, 128, POOL, np.int8)
 
-    def blocks(self, weight: Weight) -> Iterator[np.ndarray]:
-        """Yield `weight.nbytes` bytes."""
-        pool = self._pool(weight).view(np.uint8)
+    def blocks(self, weight: Weight, codes: int) -> Iterator[np.ndarray]:
+        """Yield `weight.nbytes` bytes; `codes` is the element type of the matrix that a scale belongs to."""
+        pool = self._pool(weight, codes).view(np.uint8)
         for begin in range(0, weight.nbytes, len(pool)):
             yield pool[: weight.nbytes - begin]
 
-    def _pool(self, weight: Weight) -> np.ndarray:
+    def _pool(self, weight: Weight, codes: int) -> np.ndarray:
         spread = 1 / math.sqrt(weight.columns)
         if weight.name.endswith(".zero_point"):
             return np.full(POOL, 0x88 if weight.element_type == TensorProto.UINT4 else 128, np.uint8)
         if weight.name.endswith(".scale"):  # of codes that are uniform: their deviation is 4.6 or 73
-            of_4_bits = weight.name.startswith("layers.") and len(weight.shape) == 2
-            return np.full(POOL, spread / (4.6 if of_4_bits else 73), np.float32)
+            return np.full(POOL, spread / (4.6 if codes == TensorProto.UINT4 else 73), np.float32)
         if weight.element_type in (TensorProto.UINT4, TensorProto.UINT8):
             return self._bytes
         if weight.element_type == TensorProto.INT8:
@@ -114,8 +113,11 @@ def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) ->
         places[file], size = layout(weights.values())
         _write(folder / file, weights, places[file], size, numbers)
         writer.files[file] = FileEntry(size, "0" * 64)
+    first = {file: _first_alike(weights) for file, weights in files.items()}
     for file, graph in graphs.items():
-        where = {weight.name: _of_first_layer(weight.name, places[weight.file]) for weight in graph.weights}
+        where = {
+            weight.name: places[weight.file][first[weight.file][weight.name]] for weight in graph.weights
+        }
         writer.add(file, graph.model(where).SerializeToString())
     writer.add(TOKENIZER, (TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
     template = json.loads((TOKENIZER_FOLDER / "chat_template.json").read_text())
@@ -136,16 +138,26 @@ def _tokenizer_ids(file: str) -> dict[str, Any]:
     return {name: ids for name, ids in value.items() if name.endswith("token_id")}
 
 
-def _of_first_layer(name: str, places: Places) -> tuple[int, int]:
-    return places[LAYER.sub(r"\1.0.", name)]
+def _first_alike(weights: dict[str, Weight]) -> dict[str, str]:
+    """Each weight's name in the first layer that has it in the same form: 4 bit, 8 bit or float."""
+    first: dict[tuple[str, int], str] = {}
+    return {
+        name: first.setdefault((LAYER.sub(r"\1.", name), _codes(name, weights)), name) for name in weights
+    }
+
+
+def _codes(name: str, weights: dict[str, Weight]) -> int:
+    """The element type of a matrix, from its own name or that of its scale or zero point."""
+    return weights[name.removesuffix(".scale").removesuffix(".zero_point")].element_type
 
 
 def _write(file: Path, weights: dict[str, Weight], places: Places, size: int, numbers: RandomNumbers) -> None:
+    first = _first_alike(weights)
     with open(file, "wb") as stream:
         for name, weight in weights.items():
-            if _of_first_layer(name, places) == places[name]:
+            if first[name] == name:
                 stream.seek(places[name][0])
-                for block in numbers.blocks(weight):
+                for block in numbers.blocks(weight, _codes(name, weights)):
                     stream.write(block)
         stream.truncate(size)
 
