@@ -142,12 +142,12 @@ def machine() -> dict[str, object]:
     }
 
 
-def open_bundle(size: str, precision: str, work: Path) -> Bundle:
-    """The bundle of a published size with random weights, made once."""
-    folder = work / f"{size}-{precision}"
+def open_bundle(size: str, precision: str, work: Path, distinct: bool) -> Bundle:
+    """The bundle of a published size with random weights, made once; `distinct`: no two layers are equal."""
+    folder = work / f"{size}-{precision}{'-distinct' if distinct else ''}"
     if not (folder / "manifest.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        write_random_bundle(folder, published_config(size), precision)
+        write_random_bundle(folder, published_config(size), precision, distinct)
     return Bundle.open(folder)
 
 
@@ -314,7 +314,9 @@ def main() -> None:
     limits: dict[str, Any] = {}
     if options.limits is not None and options.limits.exists():
         limits = json.loads(options.limits.read_text())["limits"]
-    bundle = open_bundle(options.size, options.precision, options.work)
+    bundle = open_bundle(
+        options.size, options.precision, options.work, distinct=options.backend == "tensorrt"
+    )
     measurement = Measurement(bundle, limits, options.backend, options.output)
     if options.variants:
         measurement.variants()

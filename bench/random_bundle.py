@@ -2,9 +2,10 @@
 
     python bench/random_bundle.py --size 72b --precision int4 --output DIR
 
-Every layer's weights are those of the first one of its form: the graph points there, and the rest of the file
-is a hole that takes no room on the disk. An engine loads as many bytes as from a real bundle. The manifest's
-hashes are zeros, because nobody verifies it.
+Every layer's weights are those of layer 0 (the last layer's, where they have another form): the graph points
+there, and the rest of the file is a hole that takes no room on the disk. An engine loads as many bytes as
+from a real bundle; but TensorRT finds equal weights and stores them once: it needs `--distinct` layers. The
+manifest's hashes are zeros, because nobody verifies it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,8 @@ class RandomNumbers:
 
     def blocks(self, weight: Weight, codes: int) -> Iterator[np.ndarray]:
         """Yield `weight.nbytes` bytes; `codes` is the element type of the matrix that a scale belongs to."""
-        pool = self._pool(weight, codes).view(np.uint8)
+        start = zlib.crc32(weight.name.encode())  # no two weights are equal
+        pool = np.roll(self._pool(weight, codes), start).view(np.uint8)
         for begin in range(0, weight.nbytes, len(pool)):
             yield pool[: weight.nbytes - begin]
 
@@ -87,8 +90,12 @@ class RandomNumbers:
         return values.astype(number.get(weight.element_type, np.float32))
 
 
-def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) -> Bundle:
-    """Write the bundle of a model with this config.json into `folder`, which must be new or empty."""
+def write_random_bundle(
+    folder: Path, config: dict[str, Any], precision: str, distinct: bool = False
+) -> Bundle:
+    """Write the bundle of a model with this config.json into `folder`, which must be new or empty; with
+    `distinct` no two layers are equal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config, generation = (
         value | _tokenizer_ids(file)
@@ -110,14 +117,12 @@ def write_random_bundle(folder: Path, config: dict[str, Any], precision: str) ->
 
     numbers, writer, places = RandomNumbers(), BundleWriter(folder), {}
     for file, weights in files.items():
-        places[file], size = layout(weights.values())
-        _write(folder / file, weights, places[file], size, numbers)
+        own, size = layout(weights.values())
+        _write(folder / file, weights, own, size, numbers, distinct)
+        places[file] = own if distinct else {name: own[_first(name, weights)] for name in weights}
         writer.files[file] = FileEntry(size, "0" * 64)
-    first = {file: _first_alike(weights) for file, weights in files.items()}
     for file, graph in graphs.items():
-        where = {
-            weight.name: places[weight.file][first[weight.file][weight.name]] for weight in graph.weights
-        }
+        where = {weight.name: places[weight.file][weight.name] for weight in graph.weights}
         writer.add(file, graph.model(where).SerializeToString())
     writer.add(TOKENIZER, (TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
     template = json.loads((TOKENIZER_FOLDER / "chat_template.json").read_text())
@@ -138,12 +143,13 @@ def _tokenizer_ids(file: str) -> dict[str, Any]:
     return {name: ids for name, ids in value.items() if name.endswith("token_id")}
 
 
-def _first_alike(weights: dict[str, Weight]) -> dict[str, str]:
-    """Each weight's name in the first layer that has it in the same form: 4 bit, 8 bit or float."""
-    first: dict[tuple[str, int], str] = {}
-    return {
-        name: first.setdefault((LAYER.sub(r"\1.", name), _codes(name, weights)), name) for name in weights
-    }
+def _first(name: str, weights: dict[str, Weight]) -> str:
+    """The same weight's name in layer 0 or, where that has another form (4 bit, 8 bit), in the last one."""
+    zeroth = LAYER.sub(r"\1.0.", name)
+    if _codes(zeroth, weights) == _codes(name, weights):
+        return zeroth
+    last = max(int(layer[2]) for layer in map(LAYER.match, weights) if layer)
+    return LAYER.sub(rf"\g<1>.{last}.", name)
 
 
 def _codes(name: str, weights: dict[str, Weight]) -> int:
@@ -151,11 +157,12 @@ def _codes(name: str, weights: dict[str, Weight]) -> int:
     return weights[name.removesuffix(".scale").removesuffix(".zero_point")].element_type
 
 
-def _write(file: Path, weights: dict[str, Weight], places: Places, size: int, numbers: RandomNumbers) -> None:
-    first = _first_alike(weights)
+def _write(
+    file: Path, weights: dict[str, Weight], places: Places, size: int, numbers: RandomNumbers, distinct: bool
+) -> None:
     with open(file, "wb") as stream:
         for name, weight in weights.items():
-            if first[name] == name:
+            if distinct or _first(name, weights) == name:
                 stream.seek(places[name][0])
                 for block in numbers.blocks(weight, _codes(name, weights)):
                     stream.write(block)
@@ -168,9 +175,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
+    parser.add_argument("--distinct", action="store_true", help="no two layers are equal")
     options = parser.parse_args()
     config = published_config(options.size, options.layers)
-    bundle = write_random_bundle(options.output, config, options.precision)
+    bundle = write_random_bundle(options.output, config, options.precision, options.distinct)
     print(f"{options.output}: {sum(entry.size for entry in bundle.files.values()) / 1e9:.2f} GB")
 
 

@@ -41,6 +41,7 @@ def split_codes(model: ModelProto, weights: Weights) -> None:
         for half, half_scale in (("high", high_scale), ("low", scale)):
             parts = (_half(graph, weights, tensors[name], half) for name in (codes, zero_point))
             halves += _copies(way, half, half_scale, *parts)
+        del weights[codes], weights[zero_point]
         replacements |= {step.name: [] for step in way}
         replacements[way[-1].name] = [*halves, op("Add", product, f"{product}.high", f"{product}.low")]
     replace_nodes(graph, replacements)
