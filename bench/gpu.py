@@ -21,7 +21,6 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import PUBLISHED, published_config
 from qwen2vl_rt import cuda
 from qwen2vl_rt.benchmark.inputs import random_tokens, random_visual
+from qwen2vl_rt.benchmark.timing import REPEATS, repeated
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, Bundle
 from qwen2vl_rt.engine import Engine
@@ -48,7 +48,6 @@ from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
 from qwen2vl_rt.tensorrt.gpu import compute_capability
 from qwen2vl_rt.tensorrt.target import choose_target
 
-REPEATS = 5
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
 # QWEN2VL_CUDA_CALLS, _GRAPHS, _ATTENTION: see executors/cuda.py.
@@ -103,16 +102,12 @@ def matrix_rate() -> float | None:
     if not torch.cuda.is_available():
         return None
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
+
+    def multiply() -> None:
         a @ b
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    del a, b
-    torch.cuda.empty_cache()
-    return 2 * 8192**3 / statistics.median(seconds[2:])
+
+    return 2 * 8192**3 / statistics.median(repeated(multiply, 10))
 
 
 def machine() -> dict[str, object]:
@@ -222,7 +217,7 @@ class Measurement:
             self._engine.encode([visual])
             self._engine.synchronize()
 
-        self.add(f"vision {side}x{side}", _median(call), "s", bound)
+        self.add(f"vision {side}x{side}", statistics.median(repeated(call)), "s", bound)
 
     def text(self, label: str = "", **sampling: Any) -> None:
         """Prefill and decode, other tokens each time, or the cache would know them; the first warms up."""
@@ -281,16 +276,6 @@ def step_bytes(bundle: Bundle) -> int:
     """Bytes of weights that a decode step reads."""
     tied = bundle.geometry.decoder.tied_embedding
     return bundle.files[DECODER_WEIGHTS].size + (bundle.files[EMBEDDING].size if tied else 0)
-
-
-def _median(call: Callable[[], None]) -> float:
-    call()
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def main() -> None:

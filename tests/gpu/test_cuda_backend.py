@@ -14,13 +14,14 @@ from qwen2vl_rt import _core, cuda, vision
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.executors import device_onnx, select_backend
-from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
 from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
-from tests.gpu.checkpoint import IMAGE_PAD, VIDEO_PAD, small_checkpoint
+from tests.gpu.checkpoint import small_checkpoint
+from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
 
 LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
 
@@ -51,51 +52,6 @@ CALLS = pytest.mark.parametrize(
 )
 
 
-def generator(bundle, cache, **parts) -> _core.Generator:
-    decoder = bundle.geometry.decoder
-    text = _core.TokenText([b"%d " % i for i in range(decoder.vocab_size)])
-    common = {
-        "hidden_size": decoder.hidden_size,
-        "vocab_size": decoder.vocab_size,
-        "merge_size": 2,
-        "image_pad": IMAGE_PAD,
-        "video_pad": VIDEO_PAD,
-        "prefill_chunk": LIMITS.prefill_chunk,
-    }
-    if "decoder" in parts:
-        return _core.Generator(parts["decoder"], cache, text, **common)
-    table = _core.EmbeddingTable(
-        str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, "float32"
-    )
-    return _core.Generator(
-        parts["executor"],
-        cache,
-        table,
-        text,
-        head_dim=decoder.head_dim,
-        rope_theta=decoder.rope_theta,
-        mrope_section=decoder.mrope_section,
-        **common,
-    )
-
-
-def requests(hidden: int, **options) -> list[_core.Request]:
-    rng = np.random.default_rng(0)
-    picture = rng.normal(size=(6, hidden)).astype(np.float32)
-    return [
-        _core.Request(
-            [7, 8] + [IMAGE_PAD] * 6 + list(range(20, 31)),
-            grids=[(1, 4, 6)],
-            embeddings=[picture],
-            keys=np.arange(19, dtype=np.uint64),
-            max_new_tokens=20,
-            **options,
-        ),
-        _core.Request([40, 41, 42], max_new_tokens=11, **options),
-        _core.Request(list(range(100, 113)), max_new_tokens=5, **options),
-    ]
-
-
 @pytest.mark.parametrize(
     "sampling", [_core.SamplingOptions(), _core.SamplingOptions(temperature=0.9, top_p=0.95, seed=4)]
 )
@@ -106,15 +62,10 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
     if grouped and not isinstance(device, _core.HostDevice):
         pytest.skip("GroupQueryAttention's CUDA kernels are 16 bit")
     bundle = bundles["fp32"]
-    decoder = bundle.geometry.decoder
-    cache = _core.KVCache(decoder.layers, 2, decoder.kv_heads, LIMITS.max_length, decoder.head_dim)
-    reference = generator(bundle, cache, executor=CpuDecoder(bundle, cache, 2))
-    expected = reference.generate(requests(decoder.hidden_size, sampling=sampling))
-    steps, device_cache = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
-    actual = generator(bundle, device_cache, decoder=steps).generate(
-        requests(decoder.hidden_size, sampling=sampling)
-    )
-    assert [result.token_ids for result in actual] == [result.token_ids for result in expected]
+    expected = cpu_loop(bundle, LIMITS).generate(requests(bundle, sampling=sampling))
+    steps, cache = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
+    actual = device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle, sampling=sampling))
+    assert token_ids(actual) == token_ids(expected)
 
 
 @CALLS
@@ -216,13 +167,12 @@ def test_16_bit_answers_run_and_repeat(bundles, kind, graphs, compiled):
     from qwen2vl_rt.executors.cuda import CudaSettings, cuda_device
 
     bundle = bundles[kind]
-    hidden = bundle.geometry.decoder.hidden_size
     answers = []
     for _ in range(2):
         device, provider = cuda_device(settings=CudaSettings(compiled, graphs))
         steps, cache = device_decoder(bundle, LIMITS, device, provider)
-        loop = generator(bundle, cache, decoder=steps)
-        answers += [[result.token_ids for result in loop.generate(requests(hidden))] for _ in range(3)]
+        loop = device_loop(bundle, LIMITS, steps, cache)
+        answers += [token_ids(loop.generate(requests(bundle))) for _ in range(3)]
     assert all(answer == answers[0] for answer in answers)
 
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from qwen2vl_rt.benchmark.limits import Limits
-from qwen2vl_rt.benchmark.memory import peak_memory, reset_peak
 from qwen2vl_rt.benchmark.work import Work, decode_work, vision_work
 from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.cli import main
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.plan import resident_memory
 
 SMALL = [

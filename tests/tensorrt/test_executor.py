@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
 from qwen2vl_rt.plan import SessionLimits
-from qwen2vl_rt.weights import embedding_dtype
-from tests.support.random_model import IMAGE_PAD, VIDEO_PAD, random_model, save_checkpoint
+from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
+from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
 
 LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
@@ -37,56 +36,6 @@ def opened(monkeypatch, bundle, folder, attention, number_format=None, **faults)
     return open_stand_ins(bundle, chosen, **faults)
 
 
-def settings(bundle) -> dict:
-    decoder = bundle.geometry.decoder
-    return {
-        "hidden_size": decoder.hidden_size,
-        "vocab_size": decoder.vocab_size,
-        "merge_size": 2,
-        "image_pad": IMAGE_PAD,
-        "video_pad": VIDEO_PAD,
-        "prefill_chunk": LIMITS.prefill_chunk,
-        "answers_apart": "prefill.onnx" in bundle.files,
-    }
-
-
-def cpu_generator(bundle) -> _core.Generator:
-    decoder = bundle.geometry.decoder
-    cache = _core.KVCache(decoder.layers, 2, decoder.kv_heads, LIMITS.max_length, decoder.head_dim)
-    table = _core.EmbeddingTable(
-        str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
-    return _core.Generator(
-        CpuDecoder(bundle, cache, 2),
-        cache,
-        table,
-        text(bundle),
-        head_dim=decoder.head_dim,
-        rope_theta=decoder.rope_theta,
-        mrope_section=decoder.mrope_section,
-        **settings(bundle),
-    )
-
-
-def text(bundle) -> _core.TokenText:
-    return _core.TokenText([b"%d " % i for i in range(bundle.geometry.decoder.vocab_size)])
-
-
-def requests(hidden: int) -> list[_core.Request]:
-    picture = np.random.default_rng(0).normal(size=(6, hidden)).astype(np.float32)
-    return [
-        _core.Request(
-            [7, 8] + [IMAGE_PAD] * 6 + list(range(20, 31)),
-            grids=[(1, 4, 6)],
-            embeddings=[picture],
-            keys=np.arange(19, dtype=np.uint64),
-            max_new_tokens=20,
-        ),
-        _core.Request([40, 41, 42], max_new_tokens=11),
-        _core.Request(list(range(100, 113)), max_new_tokens=5),
-    ]
-
-
 @pytest.mark.parametrize("attention", FORMS)
 @pytest.mark.parametrize("precision", ["fp32", "int4-int8"])
 def test_answers_equal_the_cpu_backends(exported, tmp_path, monkeypatch, precision, attention):
@@ -95,33 +44,31 @@ def test_answers_equal_the_cpu_backends(exported, tmp_path, monkeypatch, precisi
     The cpu backend's int4 products round their activations, so that int4's answers part after a while.
     """
     bundle = exported[precision]
-    hidden = bundle.geometry.decoder.hidden_size
-    expected = cpu_generator(bundle).generate(requests(hidden))
+    expected = cpu_loop(bundle, LIMITS).generate(requests(bundle))
     engines = opened(monkeypatch, bundle, tmp_path, attention, "fp32")
     steps, cache, engine = tensorrt_decoder(bundle, LIMITS, engines)
     assert engine.recordable()
-    loop = _core.Generator(steps, cache, text(bundle), **settings(bundle))
+    loop = device_loop(bundle, LIMITS, steps, cache)
     same = slice(None if precision == "fp32" else 4)
-    actual = loop.generate(requests(hidden))
+    actual = loop.generate(requests(bundle))
     assert [one.token_ids[same] for one in actual] == [one.token_ids[same] for one in expected]
     assert sum(one.runs for one in engines.prompt.executions if one.profile == "prefill") == 3 + 1 + 2
     profiles = [(one.profile, one.fixed) for one in engines.answer.executions]
     decode = [("decode", True)] * 2  # one row, two rows
     assert profiles == (decode if precision == "int4-int8" else [("prefill", False), *decode])
-    again = loop.generate(requests(hidden))
-    assert [one.token_ids for one in again] == [one.token_ids for one in actual]
+    again = loop.generate(requests(bundle))
+    assert token_ids(again) == token_ids(actual)
 
 
 @pytest.mark.parametrize("attention", ["mask", "primitives"])
 def test_16_bit_buffers(exported, tmp_path, monkeypatch, attention):
     """Half the bytes in every address: the first steps choose what the cpu backend chooses."""
     bundle = exported["fp16"]
-    hidden = bundle.geometry.decoder.hidden_size
-    expected = cpu_generator(bundle).generate(requests(hidden))
+    expected = cpu_loop(bundle, LIMITS).generate(requests(bundle))
     engines = opened(monkeypatch, bundle, tmp_path, attention)
     assert engines.dtype == "float16"
     steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
-    actual = _core.Generator(steps, cache, text(bundle), **settings(bundle)).generate(requests(hidden))
+    actual = device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle))
     for one, other in zip(actual, expected, strict=True):
         assert one.token_ids[:4] == other.token_ids[:4]
 

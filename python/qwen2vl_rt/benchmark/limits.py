@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,9 +10,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from qwen2vl_rt.benchmark.timing import repeated
 from qwen2vl_rt.benchmark.work import Work
 
-REPEATS = 5
 READ_BYTES = 256 << 20
 PRODUCT = 2048  # rows, columns and depth of the measured product
 
@@ -65,7 +63,7 @@ def _read_rate(threads: int) -> float:
     block = np.ones(READ_BYTES, np.uint8).view(np.uint64)
     slices = np.array_split(block, threads)
     with ThreadPoolExecutor(threads) as pool:
-        return block.nbytes / _fastest(lambda: list(pool.map(np.add.reduce, slices)))
+        return block.nbytes / min(repeated(lambda: list(pool.map(np.add.reduce, slices))))
 
 
 def _product_rate(threads: int, integers: bool) -> float:
@@ -93,15 +91,4 @@ def _product_rate(threads: int, integers: bool) -> float:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return 2 * PRODUCT**3 / _fastest(lambda: session.run(None, {"x": x}))
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of REPEATS calls after one that warms up."""
-    call()
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return 2 * PRODUCT**3 / min(repeated(lambda: session.run(None, {"x": x})))

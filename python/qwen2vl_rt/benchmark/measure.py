@@ -9,20 +9,22 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
+from qwen2vl_rt.benchmark import timing
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
 from qwen2vl_rt.benchmark.limits import Limits, measure_limits
-from qwen2vl_rt.benchmark.memory import peak_memory, reset_peak
 from qwen2vl_rt.benchmark.report import DECODE, PREFILL, VISION, Figure, Report
 from qwen2vl_rt.benchmark.work import Work, decode_work, prefill_work, vision_work
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.options import GenerationOptions
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.plan import plan_memory, resident_memory, session_limits
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 
@@ -117,7 +119,8 @@ class _Run:
         geometry = self._bundle.geometry
         for width, height in self._workload.pictures:
             visual = random_visual(geometry, width, height, self._rng)
-            seconds, memory = self._measured(lambda visual=visual: _seconds(self._engine.encode, [visual]))
+            encode = partial(self._engine.encode, [visual])
+            seconds, memory = self._measured(partial(timing.seconds, encode))
             work = vision_work(self._bundle, visual.grid_thw)
             patches = math.prod(visual.grid_thw)
             self._add(
@@ -258,12 +261,6 @@ class _Run:
 
     def _add(self, figure: Figure, bound: Bound | None = None) -> None:
         self.found.append((figure, bound))
-
-
-def _seconds(call: Callable[..., object], *arguments: object) -> float:
-    started = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - started
 
 
 def _all_memory(_limits: Limits) -> float:

@@ -8,12 +8,11 @@ from onnx import ModelProto, TensorProto
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.cut import cut_at
 from qwen2vl_rt.lowering.flat_heads import to_flat_heads
-from qwen2vl_rt.lowering.graph import attribute
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
-from qwen2vl_rt.lowering.narrow import narrow_floats, widen_output
+from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
 from qwen2vl_rt.lowering.simplified_layer_norm import to_simplified_layer_norm
 
 LAST, LONGEST, PRESENT_LENGTH = "cache.last", "cache.longest", "present_length"
@@ -48,7 +47,7 @@ def lower_decoder(
         cut_at(model, {PRESENT_LENGTH: (TensorProto.INT64, ["B"])})
     if narrow is not None:
         narrow_floats(model, weights, narrow)
-    _drop_softmax_precision(model)
+    drop_softmax_precision(model)
     widen_output(model, "logits")
 
 
@@ -66,12 +65,3 @@ def lower_vision(
 def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     to_matmul_nbits(model, weights)
     to_weight_only_int8(model, weights)
-
-
-def _drop_softmax_precision(model: ModelProto) -> None:
-    """The CUDA attention kernels accumulate in float32 anyway, and some versions refuse the attribute."""
-    for node in model.graph.node:
-        if node.op_type == "Attention" and attribute(node, "softmax_precision"):
-            kept = [entry for entry in node.attribute if entry.name != "softmax_precision"]
-            del node.attribute[:]
-            node.attribute.extend(kept)

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from qwen2vl_rt.errors import BackendError
+
 DTYPES = {TensorProto.BFLOAT16: ml_dtypes.bfloat16, TensorProto.FLOAT16: np.float16}
 
 
@@ -14,16 +16,20 @@ def narrow_floats(model: ModelProto, weights: dict[str, np.ndarray], element_typ
 
     Constants, inputs, outputs and `weights` (the external data by name) are converted. Statistics of norms
     and softmax stay float32 inside their kernels.
+
+    Raises:
+        BackendError: a weight that float16 cannot hold.
     """
     dtype, graph = DTYPES[element_type], model.graph
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         if tensor.name in weights:
-            weights[tensor.name] = weights[tensor.name].astype(dtype)
+            weights[tensor.name] = _narrowed(weights[tensor.name], dtype, tensor.name)
             tensor.data_type = element_type
         else:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+            array = _narrowed(numpy_helper.to_array(tensor), dtype, tensor.name)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = element_type
@@ -43,6 +49,23 @@ def widen_output(model: ModelProto, name: str) -> None:
     _rename(graph, name, narrow)
     graph.node.append(helper.make_node("Cast", [narrow], [name], f"{name}.widened", to=TensorProto.FLOAT))
     output.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def drop_softmax_precision(model: ModelProto) -> None:
+    """Remove Attention's `softmax_precision`, in place: TensorRT's parser and some CUDA kernels refuse it,
+    and all of them accumulate in float32 anyway.
+    """
+    for node in model.graph.node:
+        for item in [item for item in node.attribute if item.name == "softmax_precision"]:
+            node.attribute.remove(item)
+
+
+def _narrowed(array: np.ndarray, dtype: type, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if not np.isfinite(result.astype(np.float32)).all():
+        raise BackendError(f"{name} has values beyond float16's range: choose bfloat16 instead.")
+    return result
 
 
 def _rename(graph: GraphProto, old: str, new: str) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.progress import progress_bar
-from qwen2vl_rt.tensorrt import memory
 from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures, first_error
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile
@@ -65,7 +65,7 @@ def build_engine(
     if timings:
         use_timings(config, timings)
     edition.logger.take()
-    memory.reset_peak()
+    reset_peak()
     started = time.perf_counter()
     with progress_bar(title, 1) as bar:
         monitor = _monitor(trt, bar)
@@ -84,7 +84,7 @@ def build_engine(
     weights = figures(messages, WEIGHTS)
     return Figures(
         seconds=time.perf_counter() - started,
-        peak_bytes=memory.peak(),
+        peak_bytes=peak_memory(),
         engine_bytes=engine.nbytes,
         weights_bytes=weights[-1] if weights else None,
         activation_bytes=tuple(figures(messages, ACTIVATIONS)),

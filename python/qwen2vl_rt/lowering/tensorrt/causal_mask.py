@@ -54,10 +54,3 @@ def mask_attention(model: ModelProto, heads: int, kv_heads: int, head_dim: int, 
             ]
     replace_nodes(graph, replacements)
     drop_unread(graph)
-
-
-def drop_softmax_precision(model: ModelProto) -> None:
-    """Remove Attention's `softmax_precision`: the parser refuses it, the kernels accumulate in float32."""
-    for node in model.graph.node:
-        for item in [item for item in node.attribute if item.name == "softmax_precision"]:
-            node.attribute.remove(item)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
-from qwen2vl_rt.lowering.narrow import widen_output
-from qwen2vl_rt.lowering.tensorrt.causal_mask import drop_softmax_precision, mask_attention
+from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
+from qwen2vl_rt.lowering.tensorrt.causal_mask import mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
 from qwen2vl_rt.lowering.tensorrt.flat_products import flatten_products
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
 from qwen2vl_rt.lowering.tensorrt.int8_products import to_int8_products
-from qwen2vl_rt.lowering.tensorrt.narrow import narrow
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.lowering.tensorrt.nodes import ELEMENT_TYPES, Weights
 from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
 from qwen2vl_rt.lowering.tensorrt.signed_codes import to_signed_codes
 from qwen2vl_rt.lowering.tensorrt.split_codes import split_codes
@@ -49,6 +48,7 @@ def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form:
     """
     decoder = geometry.decoder
     _lower_numbers(model, weights, form)
+    widen_output(model, "logits")
     fix_capacity(model, capacity)
     if form.attention == "mask":
         mask_attention(model, decoder.heads, decoder.kv_heads, decoder.head_dim, capacity)
@@ -68,7 +68,7 @@ def lower_vision(model: ModelProto, weights: Weights, geometry: Geometry, form: 
 def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:
     drop_softmax_precision(model)
     if form.number_format != "fp32" and _is_float32(model):
-        narrow(model, weights, form.number_format)
+        narrow_floats(model, weights, ELEMENT_TYPES[form.number_format])
     flatten_products(model)
     if form.split_codes:
         split_codes(model, weights)

@@ -1,0 +1,81 @@
+"""The compiled loop over a bundle, on the cpu backend or on a device's decoder, and prompts for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
+from qwen2vl_rt.executors.cpu import CpuDecoder
+from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.weights import embedding_dtype
+
+
+def cpu_loop(bundle: Bundle, limits: SessionLimits) -> _core.Generator:
+    """The cpu backend's, two threads."""
+    decoder = bundle.geometry.decoder
+    cache = _core.KVCache(
+        decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
+    )
+    table = _core.EmbeddingTable(
+        str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
+    )
+    return _core.Generator(
+        CpuDecoder(bundle, cache, 2),
+        cache,
+        table,
+        _text(bundle),
+        head_dim=decoder.head_dim,
+        rope_theta=decoder.rope_theta,
+        mrope_section=decoder.mrope_section,
+        **_settings(bundle, limits),
+    )
+
+
+def device_loop(
+    bundle: Bundle, limits: SessionLimits, steps: _core.DeviceDecoder, cache: _core.DeviceCache
+) -> _core.Generator:
+    """That of a decoder on a device."""
+    return _core.Generator(steps, cache, _text(bundle), **_settings(bundle, limits))
+
+
+def requests(bundle: Bundle, **options: Any) -> list[_core.Request]:
+    """Three prompts: 2 + 6 (a picture) + 11 tokens, 3, 13; answers of 20, 11 and 5."""
+    pad, hidden = bundle.geometry.special_ids.image_pad, bundle.geometry.decoder.hidden_size
+    picture = np.random.default_rng(0).normal(size=(6, hidden)).astype(np.float32)
+    return [
+        _core.Request(
+            [7, 8] + [pad] * 6 + list(range(20, 31)),
+            grids=[(1, 4, 6)],
+            embeddings=[picture],
+            keys=np.arange(19, dtype=np.uint64),
+            max_new_tokens=20,
+            **options,
+        ),
+        _core.Request([40, 41, 42], max_new_tokens=11, **options),
+        _core.Request(list(range(100, 113)), max_new_tokens=5, **options),
+    ]
+
+
+def token_ids(results: list[_core.Result]) -> list[list[int]]:
+    """Each answer's."""
+    return [result.token_ids for result in results]
+
+
+def _text(bundle: Bundle) -> _core.TokenText:
+    return _core.TokenText([b"%d " % i for i in range(bundle.geometry.decoder.vocab_size)])
+
+
+def _settings(bundle: Bundle, limits: SessionLimits) -> dict[str, Any]:
+    geometry = bundle.geometry
+    return {
+        "hidden_size": geometry.decoder.hidden_size,
+        "vocab_size": geometry.decoder.vocab_size,
+        "merge_size": geometry.vision.merge_size,
+        "image_pad": geometry.special_ids.image_pad,
+        "video_pad": geometry.special_ids.video_pad,
+        "prefill_chunk": limits.prefill_chunk,
+        "answers_apart": PREFILL_GRAPH in bundle.files,
+    }
