@@ -179,8 +179,9 @@ def _float_weights(bundle: Bundle) -> dict[str, int]:
 def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     """Integer weights in the kernels' own layout, and what loading takes beside them.
 
-    A graph is loaded with its file mapped beside the packed copy; then the mapped pages are dropped. A tied
-    table's packed copy is lm_head's, and of the mapped table only the rows in use are in memory.
+    A graph is loaded with its file mapped beside the packed copy; then the mapped pages are dropped (by the
+    project's own operators matrix by matrix). A tied table's packed copy is lm_head's, and of the mapped table
+    only the rows in use are in memory.
     """
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     table = round(sizes[EMBEDDING] * PACKED_TABLE)
@@ -189,8 +190,9 @@ def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     vision = round(sizes[VISION_WEIGHTS] * PACKED_INT8)
     tied = table if bundle.geometry.decoder.tied_embedding else 0
     loaded = loading = 0
+    own = _core.has_integer_linear() and not _core.has_int8_tiles()
     for size in (prompt, decoder, tied, vision) if prompt else (decoder + tied, vision):  # in this order
-        loading = max(loading, loaded + 2 * size)
+        loading = max(loading, loaded + size + (min(size, table) if own else size))
         loaded += size
     weights = {"embedding": table, "decoder weights": decoder, "vision weights": vision}
     if prompt:

@@ -12,6 +12,9 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.weights import drop_pages
 
+SMALL = 1 << 18
+"""Bytes of a weight that is nothing beside a matrix."""
+
 
 class OnnxSession:
     """A loaded graph whose large weights stay where they are, usually in the bundle's mapped files.
@@ -48,8 +51,13 @@ class OnnxSession:
         if any(opset.domain == _core.OPERATOR_DOMAIN for opset in model.opset_import):
             options.register_custom_ops_library(_core.__file__)
         # ONNX Runtime reads these arrays in place for as long as the session lives, so they are kept here.
-        own = [tensor.name for tensor in model.graph.initializer if tensor.name in weights]
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in own}
+        own = {
+            tensor.name: weights[tensor.name] for tensor in model.graph.initializer if tensor.name in weights
+        }
+        if pack:
+            # Biases and norms are read at every run: where they lie, each would keep the pages around it.
+            own = {name: array.copy() if array.nbytes < SMALL else array for name, array in own.items()}
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in own.items()}
         for name, value in self._values.items():
             options.add_initializer(name, value)
         try:
