@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "attention/attention.h"
-#include "attention/rotate.h"
 #include "common/aligned_buffer.h"
 #include "common/scratch.h"
 
@@ -45,8 +44,8 @@ class Step {
   // A token's query of one head, rotated.
   void query(int64_t row, int64_t token, int64_t head, float* to) const {
     const int64_t index = row * call_.tokens + token, angle = index * (call_.dim / 2);
-    rotate(call_.queries + (index * call_.heads + head) * call_.dim, call_.cos + angle, call_.sin + angle,
-           call_.dim, to);
+    kernels_.rotate(call_.queries + (index * call_.heads + head) * call_.dim, call_.cos + angle,
+                    call_.sin + angle, call_.dim, to);
   }
   float* output(int64_t row, int64_t token, int64_t head) const {
     return call_.output + ((row * call_.tokens + token) * call_.heads + head) * call_.dim;
@@ -67,7 +66,8 @@ class Step {
         for (int64_t head = 0; head < call_.kv_heads; ++head) {
           const int64_t from = (index * call_.kv_heads + head) * call_.dim;
           const int64_t to = cached(row, head) + (call_.past[row] + token) * call_.dim;
-          rotate(call_.keys + from, call_.cos + angle, call_.sin + angle, call_.dim, call_.cached_keys + to);
+          kernels_.rotate(call_.keys + from, call_.cos + angle, call_.sin + angle, call_.dim,
+                          call_.cached_keys + to);
           std::memcpy(call_.cached_values + to, call_.values + from, call_.dim * sizeof(float));
         }
       }

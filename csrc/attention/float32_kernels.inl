@@ -13,6 +13,18 @@ TARGET inline Vector multiply_add(Vector sum, const float* one, const float* man
 
 TARGET inline void store_elements(float* to, Vector value) { store(to, value); }
 
+TARGET inline Vector larger(Vector a, Vector b) { return b > a ? b : a; }
+
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float peak, float* weights) {
+  Vector total = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vector weight = exp2(load(scores + i) - peak);
+    total += weight;
+    store(weights + i, weight);
+  }
+  return total;
+}
+
 TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim, float* to) {
   for (int64_t i = 0; i < kLanes; ++i) {
     for (int64_t d = 0; d < dim; ++d) to[d * kLanes + i] = i < count ? rows[i * stride + d] : 0;

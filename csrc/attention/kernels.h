@@ -47,6 +47,9 @@ struct AttentionKernels {
     return static_cast<size_t>(index) * ((dim + 15) / 16 * 16) * element_bytes;
   }
 
+  // A head's numbers i and i + dim / 2, a pair, turned by the angle i: from, to [dim], cos, sin [dim / 2].
+  void (*rotate)(const float* from, const float* cos, const float* sin, int64_t dim, float* to);
+
   // rows [count, dim], `stride` numbers apart. What is missing from a multiple of kPackRows becomes zero.
   void (*pack_keys)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);
   void (*pack_values)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);

@@ -8,6 +8,10 @@
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
 //   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]
 //   store_elements(to, vector)     float32 numbers as Elements
+//   larger(a, b)                   of each pair of numbers
+//   weigh_scores(scores, count, peak, weights)      weights 2^(score - peak) of `count` scores, a multiple of
+//   2 *
+//                                  kLanes, as Elements; returns a vector whose numbers add up to theirs
 //   pack_key_vector(rows, stride, count, dim, to)   `count` (1 .. kLanes) rows to [dim /
 //   kPair][kLanes][kPair] pack_value_pair(rows, stride, count, dim, to)   `count` (1 .. kPair) rows to [dim
 //   padded to 16][kPair]
@@ -94,18 +98,10 @@ TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, Elemen
                           float& sum) {
   for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
   Vector largest = load(scores);
-  for (int64_t i = kLanes; i < padded; i += kLanes) {
-    const Vector next = load(scores + i);
-    largest = next > largest ? next : largest;
-  }
+  for (int64_t i = kLanes; i < padded; i += kLanes) largest = larger(largest, load(scores + i));
   const float block_peak = largest_of(largest);
   const float new_peak = block_peak > peak ? block_peak : peak;
-  Vector total = {};
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vector weight = exp2(load(scores + i) - new_peak);
-    total += weight;
-    store_elements(weights + i, weight);
-  }
+  const Vector total = weigh_scores(scores, padded, new_peak, weights);
   const float shrink = exp2(Vector{} + (peak - new_peak))[0];
   sum = sum * shrink + sum_of(total);
   peak = new_peak;
@@ -124,9 +120,10 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
   const int64_t rows = rounded_up(block.rows, kScoreRows), value_rows = rounded_up(block.rows, kValueRows);
   int64_t keys = 0;
   for (int64_t r = 0; r < (rows > value_rows ? rows : value_rows); ++r) {
-    float scaled[kMostAttentionDim] = {};
-    for (int64_t d = 0; r < block.rows && d < dim; ++d)
-      scaled[d] = block.queries[r][d] * (block.scale * kLog2E);
+    float scaled[kMostAttentionDim];
+    const int64_t there = r < block.rows ? dim : 0;
+    for (int64_t d = 0; d < there; ++d) scaled[d] = block.queries[r][d] * (block.scale * kLog2E);
+    for (int64_t d = there; d < width; ++d) scaled[d] = 0;
     for (int64_t d = 0; d < width; d += kLanes) store_elements(queries + r * width + d, load(scaled + d));
     for (int64_t d = 0; d < width; ++d) sums[r * width + d] = 0;
     peaks[r] = kUnseen;
@@ -165,6 +162,17 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
   for (int64_t r = 0; r < block.rows; ++r) {
     const float norm = 1 / totals[r];
     for (int64_t d = 0; d < dim; ++d) block.outputs[r][d] = sums[r * width + d] * norm;
+  }
+}
+
+// Numbers i and i + dim / 2 of a head, turned by the angle i.
+TARGET void rotate(const float* __restrict from, const float* __restrict cos, const float* __restrict sin,
+                   int64_t dim, float* __restrict to) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = from[i], b = from[i + half];
+    to[i] = a * cos[i] - b * sin[i];
+    to[i + half] = b * cos[i] + a * sin[i];
   }
 }
 

@@ -44,6 +44,34 @@ TARGET inline void store_elements(uint16_t* to, Vector value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(rounded));
 }
 
+TARGET inline Vector larger(Vector a, Vector b) {
+  return reinterpret_cast<Vector>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+
+// 2^x, within 8e-5 of its size, which is well below what a bfloat16 number tells apart: x = floor(x) + f, and
+// the polynomial of the third degree that is nearest to 2^f.
+TARGET inline __m512 loose_exp2(__m512 x) {
+  constexpr int kFloor = 1;
+  const __m512 f = _mm512_reduce_ps(x, kFloor);
+  __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.078023858f), _mm512_set1_ps(0.226068102f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.695833216f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999925234f));
+  return _mm512_scalef_ps(p, x);
+}
+
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float peak, uint16_t* weights) {
+  const __m512 shift = _mm512_set1_ps(peak);
+  __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int64_t i = 0; i < count; i += 32) {
+    const __m512 first = loose_exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + i), shift));
+    const __m512 second = loose_exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + i + 16), shift));
+    total[0] = _mm512_add_ps(total[0], first);
+    total[1] = _mm512_add_ps(total[1], second);
+    _mm512_storeu_si512(weights + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+  }
+  return reinterpret_cast<Vector>(_mm512_add_ps(total[0], total[1]));
+}
+
 // In place: a[i] takes element i of every vector.
 TARGET inline void transpose(__m512i (&a)[16]) {
   __m512i b[16];
@@ -106,9 +134,13 @@ TARGET inline void pack_value_pair(const float* rows, int64_t stride, int64_t co
 
 const AttentionKernels* avx512_bfloat16_attention_kernels() {
   // A few queries are bound by the reading of the cache, which is float32.
-  static const AttentionKernels kernels{
-      "avx512-bfloat16", sizeof(Element), pack_keys,
-      pack_values,       attend,          avx512_attention_kernels()->attend_part};
+  static const AttentionKernels kernels{"avx512-bfloat16",
+                                        sizeof(Element),
+                                        rotate,
+                                        pack_keys,
+                                        pack_values,
+                                        attend,
+                                        avx512_attention_kernels()->attend_part};
   return &kernels;
 }
 

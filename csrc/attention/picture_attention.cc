@@ -2,8 +2,6 @@
 #include <cmath>
 
 #include "attention/attention.h"
-#include "attention/rotate.h"
-#include "common/aligned_buffer.h"
 #include "common/scratch.h"
 
 namespace qwen2vl {
@@ -32,7 +30,7 @@ class Picture {
     float rotated[kPackRows * kMostDim];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t angle = (first + i) * (dim / 2);
-      rotate(numbers(1, head, first + i), cos_ + angle, sin_ + angle, dim, rotated + i * dim);
+      kernels_.rotate(numbers(1, head, first + i), cos_ + angle, sin_ + angle, dim, rotated + i * dim);
     }
     kernels_.pack_keys(rotated, dim, count, dim, keys + kernels_.offset(first, dim));
     kernels_.pack_values(numbers(2, head, first), token(), count, dim, values + kernels_.offset(first, dim));
@@ -46,7 +44,7 @@ class Picture {
     int64_t visible[kRows];
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t angle = (first + i) * (dim / 2);
-      rotate(numbers(0, head, first + i), cos_ + angle, sin_ + angle, dim, rotated + i * dim);
+      kernels_.rotate(numbers(0, head, first + i), cos_ + angle, sin_ + angle, dim, rotated + i * dim);
       queries[i] = rotated + i * dim;
       outputs[i] = output_ + ((first + i) * call_.heads + head) * dim;
       visible[i] = call_.patches;
@@ -73,19 +71,19 @@ class Picture {
 void attend(const PictureAttention& call, const AttentionKernels& kernels, const Parallel& parallel) {
   const int64_t packs = parts(call.patches, kPackRows), blocks = parts(call.patches, kRows);
   const size_t head_bytes = kernels.offset(packs * kPackRows, call.dim);
-  const AlignedBuffer<char> keys(head_bytes * call.heads), values(head_bytes * call.heads);
+  // Kept from layer to layer: the system would clear the pages of new memory every time.
+  auto* keys = static_cast<char*>(shared_scratch(2 * head_bytes * call.heads));
+  char* values = keys + head_bytes * call.heads;
   for (int64_t index = 0; index < call.pictures; ++index) {
     const Picture picture(call, kernels, index);
     parallel(call.heads * packs, [&](size_t i) {
       const int64_t head = i / packs;
-      picture.pack(head, i % packs * kPackRows, keys.data() + head * head_bytes,
-                   values.data() + head * head_bytes);
+      picture.pack(head, i % packs * kPackRows, keys + head * head_bytes, values + head * head_bytes);
     });
     // Head by head: the threads share a head's keys and values.
     parallel(call.heads * blocks, [&](size_t i) {
       const int64_t head = i / blocks;
-      picture.attend(head, i % blocks * kRows, keys.data() + head * head_bytes,
-                     values.data() + head * head_bytes);
+      picture.attend(head, i % blocks * kRows, keys + head * head_bytes, values + head * head_bytes);
     });
   }
 }

@@ -180,8 +180,8 @@ def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     """Integer weights in the kernels' own layout, and what loading takes beside them.
 
     A graph is loaded with its file mapped beside the packed copy; then the mapped pages are dropped (by the
-    project's own operators matrix by matrix). A tied table's packed copy is lm_head's, and of the mapped table
-    only the rows in use are in memory.
+    project's own operators matrix by matrix). A tied table's packed copy is lm_head's, and of the mapped
+    table only the rows in use are in memory.
     """
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     table = round(sizes[EMBEDDING] * PACKED_TABLE)
