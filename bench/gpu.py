@@ -149,12 +149,15 @@ def open_bundle(size: str, precision: str, work: Path, distinct: bool) -> Bundle
 class Measurement:
     """Figures of one bundle on one backend."""
 
-    def __init__(self, bundle: Bundle, limits: dict[str, Any], backend: str, output: Path) -> None:
+    def __init__(
+        self, bundle: Bundle, limits: dict[str, Any], backend: str, output: Path, attention: str | None = None
+    ) -> None:
         self._figures: list[Figure] = []
         self._output = output
         self._bundle = bundle
         self._geometry = bundle.geometry
         self._backend = backend
+        self._attention = attention  # of TensorRT's decoder
         self._bandwidth: float | None = limits.get("copy_bytes_per_second")
         self._flops: float | None = limits.get("matrix_flops")
         self._rng = np.random.default_rng(0)
@@ -199,14 +202,18 @@ class Measurement:
         """TensorRT engines for this GPU, and their first load, which compares them with the CPU."""
         edition = find_edition()
         started = time.perf_counter()
-        build_engines(self._bundle, edition, choose_target("this", edition), self._limits)
+        folder = self._bundle.path / f"engines-{self._attention or 'default'}"
+        target = choose_target("this", edition)
+        build_engines(self._bundle, edition, target, self._limits, attention=self._attention, output=folder)
         self.add("build of the engines", time.perf_counter() - started, "s")
-        self._engines = find_engines(self._bundle, compute_capability(), Asked(CONTEXT))
+        self._engines = find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
         Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines).close()
         gc.collect()
         self.add("first load, with the self-check", time.perf_counter() - started, "s")
+        if len(find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)) > 1:
+            raise SystemExit(f"The form {self._attention!r} is wrong on this GPU: mask took its place.")
 
     def vision(self, side: int) -> None:
         """The vision tower alone, from float32 patches on the host to embeddings."""
@@ -289,6 +296,7 @@ def main() -> None:
     model.add_argument("--limits", type=Path, help="what `limits` wrote")
     model.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
     model.add_argument("--backend", default="cuda", choices=("cuda", "tensorrt", "cpu"))
+    model.add_argument("--attention", help="with tensorrt: as of `qwen2vl build`")
     for command in (model, what.add_parser("limits", help="the GPU's copy bandwidth and matrix rate")):
         command.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
@@ -302,7 +310,7 @@ def main() -> None:
     bundle = open_bundle(
         options.size, options.precision, options.work, distinct=options.backend == "tensorrt"
     )
-    measurement = Measurement(bundle, limits, options.backend, options.output)
+    measurement = Measurement(bundle, limits, options.backend, options.output, options.attention)
     if options.variants:
         measurement.variants()
     else:

@@ -103,6 +103,7 @@ STAGES = {
     "2b-int4": _model("2b", "int4"),
     "2b-bf16-tensorrt": _model("2b", "bf16", "--backend", "tensorrt", seconds=540),
     "2b-int4-tensorrt": _model("2b", "int4", "--backend", "tensorrt", seconds=540),
+    "2b-bf16-lengths": _model("2b", "bf16", "--backend", "tensorrt", "--attention", "lengths", seconds=540),
     "peer-2b": _script("gpu_peer", "2b", bundles=False),
     "2b-variants": _model("2b", "bf16", "--variants"),
     "7b-bf16": _model("7b", "bf16"),
