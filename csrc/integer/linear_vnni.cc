@@ -111,6 +111,16 @@ VNNI_INLINE void multiply(const int8_t* x, int64_t stride, const uint8_t* codes,
 template <int R, int Bits, bool Single>
 VNNI void tokens_by_panel(const TokenCodes& x, const Panel& panel, const Target& target) {
   const int64_t stride = panel.blocks * panel.groups * 4;
+  // What the end reads and writes comes into the cache meanwhile.
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = r * target.n + 16 * half;
+      __builtin_prefetch(target.y + at, 1);
+      if (target.added != nullptr) __builtin_prefetch(target.added + at);
+    }
+  }
   __m512 totals[R][2];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = _mm512_setzero_ps();

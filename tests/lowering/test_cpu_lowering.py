@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.weights import map_weights
-from tests.support.graph_feeds import decoder_feed
+from tests.support.graph_feeds import decoder_feed, vision_feed
 from tests.support.random_model import random_model, save_checkpoint
 
 CAPACITY = 40
@@ -20,13 +23,13 @@ CAPACITY = 40
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Bundle]:
-    """One random checkpoint, whose weights bfloat16 holds exactly, in three precisions."""
+    """One random checkpoint, whose weights bfloat16 holds exactly, in several precisions."""
     folder = tmp_path_factory.mktemp("lowering")
     model = random_model(3, tied=True).bfloat16().float()
     checkpoint = save_checkpoint(model, folder / "checkpoint")
     return {
         precision: export_checkpoint(checkpoint, folder / precision, precision)
-        for precision in ("fp32", "bf16", "fp16")
+        for precision in ("fp32", "bf16", "fp16", "int8", "int4")
     }
 
 
@@ -84,3 +87,53 @@ def test_widened_weights_compute_in_float32(bundles, precision):
     # float16 rounds a few bfloat16 weights that are very small.
     tolerance = 1e-6 if precision == "bf16" else 1e-3
     np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.fixture(params=["own products", "the engine's int8 products", "no AVX-512"])
+def route(request, monkeypatch) -> str:
+    """The ways that quantized products may go: the project's operators, or the engine's for lack of them."""
+    monkeypatch.setattr(_core, "has_int8_tiles", lambda: request.param == "the engine's int8 products")
+    if request.param == "no AVX-512":
+        _core.limit_instruction_set("avx2" if "avx2" in _core.instruction_sets() else "portable")
+    yield request.param
+    _core.limit_instruction_set("")
+
+
+# Numbers on the border of two codes fall to either side, and int4's activations are rounded in the lowered
+# graph only.
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.02), ("int4", 0.04)])
+@pytest.mark.parametrize(("past", "tokens"), [([0], 30), ([9, 2], 1)], ids=["prefill", "decode"])
+def test_quantized_decoder(bundles, route, precision, tolerance, past, tokens):
+    bundle = bundles[precision]
+    feed = decoder_feed(bundle, past, tokens, [tokens - 1], CAPACITY)
+    (expected, *_), (actual, *_) = (
+        portable(bundle, "decoder.onnx", feed),
+        lowered(bundle, "decoder.onnx", lower_decoder, feed),
+    )
+    assert np.linalg.norm(actual - expected) < tolerance * np.linalg.norm(expected)
+
+
+def test_quantized_vision(bundles, route):
+    bundle = bundles["int8"]
+    feed = vision_feed(bundle, 2, 24)
+    (expected,), (actual,) = (
+        portable(bundle, "vision.onnx", feed),
+        lowered(bundle, "vision.onnx", lower_vision, feed),
+    )
+    assert np.linalg.norm(actual - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_operators_of_a_quantized_layer(bundles):
+    """A decoder's layer is five operators, a block of the tower as many."""
+    if not _core.has_integer_linear() or _core.has_int8_tiles():
+        pytest.skip("the project's int8 products need AVX-512 VNNI, and no AMX beside it")
+    for graph, lower, kinds in (
+        ("decoder.onnx", lower_decoder, {"TokenLinear": 4, "CachedAttention": 1}),
+        ("vision.onnx", lower_vision, {"TokenLinear": 4, "PictureAttention": 1}),
+    ):
+        bundle = bundles["int8"]
+        model = onnx.load(bundle.file(graph), load_external_data=False)
+        lower(model, map_weights(model, bundle.path), bundle.geometry)
+        prefix = "layers.0." if graph == "decoder.onnx" else "blocks.0."
+        found = Counter(node.op_type for node in model.graph.node if node.name.startswith(prefix))
+        assert found == kinds
