@@ -5,33 +5,49 @@
 
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
-// The vector at i of [0, k): a whole one, or what is left and zeros.
-TARGET inline Vector load_part(const float* from, int64_t i, int64_t k) {
-  if (i + kLanes <= k) return load(from + i);
+// The vector at i of [0, k): a whole one, or in the last part what is left, and zeros.
+template <bool Whole>
+TARGET inline Vector load_at(const float* from, int64_t i, int64_t k) {
+  if (Whole) return load(from + i);
   Vector part = {};
   for (int64_t lane = 0; i + lane < k; ++lane) part[lane] = from[i + lane];
   return part;
 }
 
-TARGET inline void store_part(float* to, int64_t i, int64_t k, Vector value) {
-  if (i + kLanes <= k) return store(to + i, value);
+template <bool Whole>
+TARGET inline void store_at(float* to, int64_t i, int64_t k, Vector value) {
+  if (Whole) return store(to + i, value);
   for (int64_t lane = 0; i + lane < k; ++lane) to[i + lane] = value[lane];
 }
 
-TARGET void activate(const Activation& activation, int64_t k, float* y) {
+template <bool Whole>
+TARGET inline void activate_at(const Activation& activation, int64_t i, int64_t k, float* y) {
   constexpr float kLog2E = 1.44269504088896341f;
-  for (int64_t i = 0; i < k; i += kLanes) {
-    Vector a = load_part(activation.x, i, k) * activation.scale;
-    if (activation.bias != nullptr) a += load_part(activation.bias, i, k);
-    if (activation.slope != 0) {
-      Vector power = a * (-activation.slope * kLog2E);
-      power = power > 126.0f ? Vector{} + 126.0f : power;
-      a /= exp2(power) + 1.0f;
-    }
-    if (activation.other != nullptr) a *= load_part(activation.other, i, k) * activation.other_scale;
-    if (activation.added != nullptr) a += load_part(activation.added, i, k);
-    store_part(y, i, k, a);
+  Vector a = load_at<Whole>(activation.x, i, k) * activation.scale;
+  if (activation.bias != nullptr) a += load_at<Whole>(activation.bias, i, k);
+  if (activation.slope != 0) {
+    Vector power = a * (-activation.slope * kLog2E);
+    power = power > 126.0f ? Vector{} + 126.0f : power;
+    a /= exp2(power) + 1.0f;
   }
+  if (activation.other != nullptr) a *= load_at<Whole>(activation.other, i, k) * activation.other_scale;
+  if (activation.added != nullptr) a += load_at<Whole>(activation.added, i, k);
+  store_at<Whole>(y, i, k, a);
+}
+
+TARGET void activate(const Activation& activation, int64_t k, float* y) {
+  const Activation own = activation;  // nothing that y could change
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) activate_at<true>(own, i, k, y);
+  if (i < k) activate_at<false>(own, i, k, y);
+}
+
+template <bool Whole>
+TARGET inline void normalize_at(const float* x, const Normalization& normalization, float mean, float factor,
+                                int64_t i, int64_t k, float* y) {
+  Vector value = (load_at<Whole>(x, i, k) - mean) * factor * load_at<Whole>(normalization.weight, i, k);
+  if (normalization.bias != nullptr) value += load_at<Whole>(normalization.bias, i, k);
+  store_at<Whole>(y, i, k, value);
 }
 
 TARGET void normalize(const float* x, const Normalization& normalization, int64_t k, float* y) {
@@ -52,27 +68,38 @@ TARGET void normalize(const float* x, const Normalization& normalization, int64_
   float square = sum_of(squares);
   for (int64_t i = whole; i < k; ++i) square += (x[i] - mean) * (x[i] - mean);
   const float factor = 1 / std::sqrt(square / static_cast<float>(k) + normalization.epsilon);
-  for (int64_t i = 0; i < k; i += kLanes) {
-    Vector value = (load_part(x, i, k) - mean) * factor * load_part(normalization.weight, i, k);
-    if (normalization.bias != nullptr) value += load_part(normalization.bias, i, k);
-    store_part(y, i, k, value);
-  }
+  const Normalization own = normalization;
+  for (int64_t i = 0; i < whole; i += kLanes) normalize_at<true>(x, own, mean, factor, i, k, y);
+  if (whole < k) normalize_at<false>(x, own, mean, factor, whole, k, y);
+}
+
+// Of numbers that are not negative, the order is that of their bits.
+TARGET inline Integers magnitudes(Vector value) { return reinterpret_cast<Integers>(value) & 0x7FFFFFFF; }
+
+template <bool Whole>
+TARGET inline void round_at(const float* y, int64_t i, int64_t k, float step, uint8_t zero_point,
+                            uint8_t* codes) {
+  const Vector rounded = load_at<Whole>(y, i, k) / step + kRounder;
+  const Bytes bytes = __builtin_convertvector(reinterpret_cast<Integers>(rounded) + zero_point, Bytes);
+  std::memcpy(codes + i, &bytes, Whole ? kLanes : k - i);
 }
 
 TARGET inline void quantize_block(const float* y, int64_t k, uint8_t zero_point, uint8_t* codes,
                                   float* step) {
-  Vector peaks = {};
-  for (int64_t i = 0; i < k; i += kLanes) {
-    const Vector value = load_part(y, i, k), magnitude = value < 0.0f ? -value : value;
-    peaks = magnitude > peaks ? magnitude : peaks;
+  const int64_t whole = k / kLanes * kLanes;
+  Integers peaks = {};
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Integers next = magnitudes(load(y + i));
+    peaks = next > peaks ? next : peaks;
   }
-  const float peak = largest_of(peaks);
+  if (whole < k) {
+    const Integers next = magnitudes(load_at<false>(y, whole, k));
+    peaks = next > peaks ? next : peaks;
+  }
+  const float peak = largest_of(reinterpret_cast<Vector>(peaks));
   *step = (peak > 1e-10f ? peak : 1e-10f) * (1.0f / 127);
-  for (int64_t i = 0; i < k; i += kLanes) {
-    const Vector rounded = load_part(y, i, k) / *step + kRounder;
-    const Bytes bytes = __builtin_convertvector(reinterpret_cast<Integers>(rounded) + zero_point, Bytes);
-    std::memcpy(codes + i, &bytes, i + kLanes <= k ? kLanes : k - i);
-  }
+  for (int64_t i = 0; i < whole; i += kLanes) round_at<true>(y, i, k, *step, zero_point, codes);
+  if (whole < k) round_at<false>(y, whole, k, *step, zero_point, codes);
 }
 
 TARGET void quantize(const float* y, int64_t k, int64_t block, uint8_t zero_point, uint8_t* codes,

@@ -104,7 +104,8 @@ class LinearOperator : public F {
   static int64_t tasks_of(int64_t panels, int64_t bytes, int64_t rows) {
     constexpr int64_t kBytesATask = 192 << 10;  // some microseconds at the memory's speed
     constexpr int64_t kManyRows = 12, kMostPanels = 4, kEnoughTasks = 24;
-    const int64_t together = rows < kManyRows ? 1 : std::clamp<int64_t>(panels / kEnoughTasks, 1, kMostPanels);
+    const int64_t together =
+        rows < kManyRows ? 1 : std::clamp<int64_t>(panels / kEnoughTasks, 1, kMostPanels);
     return std::clamp<int64_t>(bytes / kBytesATask, 1, (panels + together - 1) / together);
   }
 
