@@ -107,13 +107,15 @@ def build(graph: str, precision: str, attention: str, gpu: str, layers: int | No
 
 def table(reports: list[dict]) -> str:
     """Markdown."""
+    busy = max(report["busy"] for report in reports)
     lines = [
         "# TensorRT engines of the 2B shapes, built without a GPU",
         "",
         "`python -m bench.tensorrt_build`: cache of 4,096 positions, one row, prompts in chunks of 512",
         "tokens, pictures of up to 16,384 patches; bfloat16 around the matrices. `before`: graphs of these",
         "shapes written by hand and built once on another machine, before this builder existed. Peak memory",
-        "includes the weights that are built from.",
+        "includes the weights that are built from. An engine is larger than its weights by the sources of",
+        "its kernels, which TensorRT for RTX compiles where it runs: some 2 MB a layer in int8.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -125,6 +127,7 @@ def table(reports: list[dict]) -> str:
                 (report["edition"], report["gpu"], report["layers"], report["machine"]) for report in reports
             )
         ),
+        f"Load average up to {busy:.0f}: beyond 1, other work ran beside the builds and made them longer.",
         "",
     ]
     return "\n".join(lines)
