@@ -15,6 +15,8 @@ TRAINING_PHOTOS = (
     *("motorcycle_right.png", "horse.png", "hubble_deep_field.jpg", "coins.png"),
 )
 HELD_OUT_PHOTOS = ("astronaut.png", "rocket.jpg", "coffee.png", "chelsea.png")
+# A table in front of these holds what was put there and nothing else: the photograph of coffee shows a cup.
+HELD_OUT_BACKGROUNDS = ("astronaut.png", "rocket.jpg", "chelsea.png")
 
 
 @functools.cache

@@ -47,8 +47,8 @@ WANTED = {
 class Writer:
     """Saves pictures and collects questions about them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, wanted: dict[str, int]) -> None:
+        self.folder, self.wanted = folder, wanted
         (folder / "pictures").mkdir(parents=True)
         self.lines: list[dict] = []
         self.asked: Counter[str] = Counter()
@@ -73,7 +73,7 @@ class Writer:
 
     def sample(self, rng: np.random.Generator, sample: Sample, most: int) -> None:
         """Up to `most` of the sample's questions whose tasks still want some."""
-        turns = [turn for turn in sample.turns if self.asked[turn.task] < WANTED.get(turn.task, 0)]
+        turns = [turn for turn in sample.turns if self.asked[turn.task] < self.wanted.get(turn.task, 0)]
         turns = [turns[i] for i in sorted(rng.permutation(len(turns))[:most])]
         if not turns:
             return
@@ -89,7 +89,7 @@ class Writer:
             else:
                 content.append({"type": "image", "image": names[0]})
         for turn in turns:
-            if self.asked[turn.task] < WANTED[turn.task]:
+            if self.asked[turn.task] < self.wanted[turn.task]:
                 self.question(content, turn)
 
     def write(self) -> None:
@@ -126,32 +126,37 @@ def photographs(rng: np.random.Generator, writer: Writer) -> None:
             writer.question(content, Turn("exists", exists, phrases.NO), "photographs")
 
 
-def generator(section: str) -> np.random.Generator:
-    """One a section, so that a change of one generator leaves the other sections' questions as they are."""
-    return np.random.default_rng([SEED, *section.encode()])
-
-
-def make(folder: Path) -> None:
-    writer = Writer(folder)
+def make(folder: Path, seed: int = SEED, scale: int = 1) -> None:
+    """Draws the set; `scale` times as many questions a task (as far as held-out digits go round)."""
+    digits = handwriting(held_out=True)[1]
+    wanted = {task: scale * number for task, number in WANTED.items()}
+    wanted["handwriting"] = min(wanted["handwriting"], len(digits))
+    writer = Writer(folder, wanted)
 
     def wants(*tasks: str) -> bool:
-        return any(writer.asked[task] < WANTED[task] for task in tasks)
+        return any(writer.asked[task] < wanted[task] for task in tasks)
+
+    def generator(section: str) -> np.random.Generator:
+        """One a section: a change of one generator leaves the other sections as they are."""
+        return np.random.default_rng([seed, *section.encode()])
 
     rng = generator("scene")
     while wants("describe", "what", "colour", "count", "relation", "exists", "grounding", "refusal"):
         big = rng.random() < 0.08
         _, width, height = fitting(rng, "scene", 448 if big else 224)[0]
-        writer.sample(rng, scene(rng, width, height, most=6, questions=8, photos=draw.HELD_OUT_PHOTOS), 6)
+        writer.sample(
+            rng, scene(rng, width, height, most=6, questions=8, photos=draw.HELD_OUT_BACKGROUNDS), 6
+        )
     rng = generator("reading")
     while wants("reading"):
         _, width, height = fitting(rng, "printed", 168)[0]
         word = printed(rng, width, height, words=HELD_OUT_WORDS, photos=draw.HELD_OUT_PHOTOS)
         writer.sample(rng, word, 1)
     rng = generator("handwriting")
-    digits = iter(rng.permutation(len(handwriting(held_out=True)[1])))
+    order = iter(rng.permutation(len(digits)))
     while wants("handwriting"):
         _, width, height = fitting(rng, "handwritten", 112)[0]
-        writer.sample(rng, handwritten(rng, width, height, held_out=True, index=int(next(digits))), 1)
+        writer.sample(rng, handwritten(rng, width, height, held_out=True, index=int(next(order))), 1)
     rng = generator("video")
     while wants("video"):
         frames, width, height = fitting(rng, "video", 112)[0]
@@ -169,10 +174,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    make(folder)
+    parser.add_argument("--seed", type=int, default=SEED, help="of another set (default: the shipped set's)")
+    parser.add_argument("--scale", type=int, default=1, help="times as many questions")
+    options = parser.parse_args()
+    if options.folder.exists():
+        shutil.rmtree(options.folder)
+    make(options.folder, options.seed, options.scale)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ ASKED = Asked(
 )
 # Training's: more of what is learnt last.
 TAUGHT = Asked(
-    0.65,
+    0.8,
     (
-        *(("where", 3.0), ("where", 3.0), ("missing", 2.0), ("count", 3.5), ("colour", 1.2), ("exists", 1.2)),
+        *(("where", 3.0), ("where", 3.0), ("missing", 2.0), ("count", 5.0), ("colour", 1.2), ("exists", 1.2)),
         *(
             ("beside", 3.5),
             ("beside", 3.5),
