@@ -63,9 +63,10 @@ def markdown(report: dict[str, Any]) -> str:
         f"{protocol['new_tokens'] - 1} decoded one by one) and pictures for all; runtimes of a group are "
         f"loaded side by side and take turns, {protocol['rounds']} rounds after a warm-up; medians (in "
         f"parentheses: measured once, because it takes more than {protocol['slow_seconds']:.0f} s). In the "
-        f"same run the machine read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s and ONNX Runtime "
-        f"multiplied float32 at {limits['float32_rate'] / 1e9:.0f} GFLOP/s and u8 x s8 at "
-        f"{limits['rate'] / 1e9:.0f} GOP/s. Written by `python -m bench.compare`.",
+        f"same run the machine read up to {limits['read_bytes_per_second'] / 1e9:.1f} GB/s and multiplied, "
+        f"with all operands in registers or by ONNX Runtime if that was faster, float32 at up to "
+        f"{limits['float32_rate'] / 1e9:.0f} GFLOP/s and u8 x s8 at up to {limits['rate'] / 1e9:.0f} GOP/s. "
+        "Written by `python -m bench.compare`.",
         "",
         "| | prefill, tok/s | decode, tok/s | "
         + " | ".join(f"{column}, s" for column in columns[2:])

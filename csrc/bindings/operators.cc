@@ -2,6 +2,7 @@
 
 #include "bindings/bindings.h"
 #include "common/instruction_set.h"
+#include "common/multiply_rate.h"
 #include "onnxruntime/attention_operators.h"
 #include "onnxruntime/linear_operator.h"
 #include "onnxruntime/quantize_operator.h"
@@ -26,6 +27,15 @@ void register_operators(pybind11::module_& m) {
   m.def("has_integer_linear", &IntegerLinear::supported,
         "Whether the operators BlockLinear and TokenLinear run on this CPU, and may.");
   m.def("has_int8_tiles", &has_int8_tiles, "Whether the CPU multiplies int8 tiles (AMX).");
+  m.def(
+      "multiply_rate",
+      [](bool integers, int threads) {
+        return multiply_rate(integers ? Factors::kUint8Int8 : Factors::kFloat32, threads);
+      },
+      pybind11::arg("integers"), pybind11::arg("threads"),
+      pybind11::call_guard<pybind11::gil_scoped_release>(),
+      "Multiplications and additions a second that the CPU's instruction for products of float32, or of "
+      "uint8 and int8, does in registers on so many threads; 0 where it is not known.");
 }
 
 }  // namespace qwen2vl

@@ -11,10 +11,13 @@ import onnx
 import pytest
 from PIL import Image
 
-from qwen2vl_rt.benchmark.limits import Limits
+from qwen2vl_rt import _core
+from qwen2vl_rt.benchmark import limits as machine_limits
+from qwen2vl_rt.benchmark.limits import Limits, measure_limits
 from qwen2vl_rt.benchmark.work import Work, decode_work, vision_work
 from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.cli import main
+from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.plan import resident_memory
 
@@ -68,6 +71,42 @@ def test_the_limit_is_the_slower_of_multiplying_and_reading():
     limits = Limits(100.0, 50.0, 200.0, "int8")
     assert limits.seconds(Work(400, 0)) == 2
     assert limits.seconds(Work(400, 1000)) == 10
+
+
+@pytest.mark.parametrize(
+    ("instruction", "product", "limit"), [(300.0, 200.0, 300.0), (200.0, 300.0, 300.0), (0.0, 300.0, 300.0)]
+)
+def test_the_rate_is_the_better_of_the_instruction_and_the_product(monkeypatch, instruction, product, limit):
+    """Each of float32 and int8 on its own; without the instruction's rate (0) the product's is the limit."""
+    factors = {False: 1, True: 4}
+    asked = []
+
+    def instruction_rate(integers: bool, threads: int) -> float:
+        asked.append(threads)
+        return instruction * factors[integers]
+
+    monkeypatch.setattr(_core, "multiply_rate", instruction_rate)
+    monkeypatch.setattr(
+        machine_limits, "_product_rate", lambda threads, integers: product * factors[integers]
+    )
+    monkeypatch.setattr(machine_limits, "_read_rate", lambda threads: 100.0 * threads)
+    assert measure_limits(3, quantized=True) == Limits(300.0, limit, 4 * limit, "int8")
+    assert measure_limits(3, quantized=False) == Limits(300.0, limit, limit, "float32")
+    assert set(asked) == {3}
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_the_instruction_has_a_rate_where_one_is_known(integers):
+    sets = _core.instruction_sets()
+    assert (_core.multiply_rate(integers, 2) > 0) == ("avx2" in sets)
+    try:
+        for name in sets:
+            _core.limit_instruction_set(name)
+            assert (_core.multiply_rate(integers, 1) > 0) == (name != "portable")
+    finally:
+        _core.limit_instruction_set("")
+    with pytest.raises(InputError, match="0 threads"):
+        _core.multiply_rate(integers, 0)
 
 
 def test_peak_memory_begins_anew():

@@ -1,4 +1,9 @@
-"""The machine's own limits: how fast it reads memory and multiplies matrices, with as many threads."""
+"""The machine's own limits: how fast it reads memory and multiplies, with as many threads.
+
+A limit has to be one: the rate of multiplying is that of the processor's instruction with all operands in
+registers (csrc/common/multiply_rate.h), which no product that uses it exceeds. A product that uses another
+one, such as tiles, may: so the engine's product is measured as well, and the better of both counts.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.benchmark.timing import repeated
 from qwen2vl_rt.benchmark.work import Work
 
@@ -24,9 +30,10 @@ class Limits:
     read_bytes_per_second: float
     """Reading memory, all threads."""
     float32_rate: float
-    """Operations a second of the engine's float32 product, 2048 x 2048 x 2048."""
+    """Multiplications and additions of float32 a second, all threads: in registers, or in the engine's
+    product of 2048 x 2048 x 2048 if that is faster."""
     rate: float
-    """The same at the bundle's precision: the float32 rate, or that of the engine's u8 x s8 product."""
+    """The same at the bundle's precision: the float32 rate, or that of u8 x s8."""
     product: str
     """What `rate` multiplies: "float32" or "int8"."""
 
@@ -48,14 +55,23 @@ class Limits:
 
 
 def measure_limits(threads: int, quantized: bool) -> Limits:
-    """Measure memory and the engine's products; threads 0 takes all cores."""
-    float32 = _product_rate(threads, False)
+    """Measure memory and products; threads 0 takes all cores."""
+    float32 = _rate(threads, False)
     return Limits(
-        _read_rate(threads or len(os.sched_getaffinity(0))),
+        _read_rate(threads or _cores()),
         float32,
-        _product_rate(threads, True) if quantized else float32,
+        _rate(threads, True) if quantized else float32,
         "int8" if quantized else "float32",
     )
+
+
+def _rate(threads: int, integers: bool) -> float:
+    """Operations a second: the better of the instruction, where it is known, and the engine's product."""
+    return max(_core.multiply_rate(integers, threads or _cores()), _product_rate(threads, integers))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _read_rate(threads: int) -> float:

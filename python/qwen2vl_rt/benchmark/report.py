@@ -55,14 +55,14 @@ class Report:
     def table(self) -> str:
         """The report as markdown."""
         limits, integer = self.limits, self.limits.product == "int8"
-        products = f"float32 matrices at {limits.float32_rate / 1e9:.0f} GFLOP/s"
+        products = f"float32 at up to {limits.float32_rate / 1e9:.0f} GFLOP/s"
         if integer:
-            products += f" and int8 at {limits.rate / 1e9:.0f} GOP/s"
+            products += f" and int8 at up to {limits.rate / 1e9:.0f} GOP/s"
         with_memory = any(figure.memory is not None for figure in self.figures)
         heads = ["", "median", "machine's limit", "share"] + ["memory beyond weights"] * with_memory
         lines = [
             f"{self.bundle}, {self.precision}; {self.machine['cpu']}, {self.machine['threads']} threads, "
-            f"ONNX Runtime {self.machine['onnxruntime']}. The machine reads "
+            f"ONNX Runtime {self.machine['onnxruntime']}. The machine reads up to "
             f"{limits.read_bytes_per_second / 1e9:.1f} GB/s and multiplies {products}.",
             "",
             f"| {' | '.join(heads)} |",
