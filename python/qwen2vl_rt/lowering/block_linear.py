@@ -25,9 +25,7 @@ def to_block_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         if product.op_type != "MatMulNBits" or attribute(product, "block_size") != BLOCK:
             continue
         x, codes, scale, zero_points, _group, bias, *_ = [*product.input, "", "", ""]
-        (source, *scaled, other, other_scale), slope = activations.inputs(x)
-        if any(scaled) or other_scale:
-            source, other, slope = x, "", 0.0
+        source, other, slope = activations.unscaled_inputs(x)
         node = linear_node(
             "BlockLinear",
             product.name,

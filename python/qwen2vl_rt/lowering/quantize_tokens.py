@@ -81,6 +81,12 @@ class Activations:
             return [*self._scaled(a), "", ""], slope
         return [x, "", "", "", ""], 0.0
 
+    def unscaled_inputs(self, x: str) -> tuple[str, str, float]:
+        """As `inputs`, for operators that take in no scale or bias: (x, other, slope), x as it is where x is
+        made of one."""
+        (source, scale, bias, other, other_scale), slope = self.inputs(x)
+        return (x, "", 0.0) if scale or bias or other_scale else (source, other, slope)
+
     def _sigmoid(self, y: str) -> tuple[str, float] | None:
         """a and s of y = a * sigmoid(s * a)."""
         node = self.made_by.get(y)

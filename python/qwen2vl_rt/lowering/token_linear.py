@@ -46,9 +46,7 @@ def to_token_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         if add is not None and add.op_type == "Add":
             bias = next((name for name in add.input if name in tensors), "")
             last = add if bias else by_output
-        (source, *scaled, other, other_scale), slope = activations.inputs(divide.input[0])
-        if any(scaled) or other_scale:
-            source, other, slope = divide.input[0], "", 0.0
+        source, other, slope = activations.unscaled_inputs(divide.input[0])
         node = linear_node(
             "TokenLinear",
             product.name,
