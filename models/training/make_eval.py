@@ -1,7 +1,8 @@
 """Write the fixed evaluation set from held-out seeds: python -m models.training.make_eval models/tiny/eval
 
-Seeds, words, handwritten digits and background photographs are none of those trained on. A third of the
-pictures have sides that are no multiple of 28, so the processor has to resize them.
+Seeds, words and handwritten digits are none of those trained on, nor are the photographs behind scenes and
+print and those of the `photographs` task; videos and several pictures have training's backgrounds. A third of
+the pictures have sides that are no multiple of 28, so the processor has to resize them.
 """
 
 from __future__ import annotations
