@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import NodeProto, helper
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.lowering.block_linear import to_block_linear
-from tests.lowering.test_quantized_products import BlockedProduct, activations, run
+from qwen2vl_rt.lowering.linear import fuse_linear
+from tests.lowering.test_quantized_products import BlockedProduct, activations, model_of, run
 
 if not _core.has_integer_linear():
     pytest.skip("BlockLinear needs x86-64 with AVX-512 VNNI", allow_module_level=True)
@@ -91,3 +92,40 @@ def test_a_token_does_not_depend_on_the_others(bits):
     together = run(model, weights, x)
     for count in (1, 2, 3, 4, 5, 6, 7, 95, 96):
         np.testing.assert_array_equal(run(model, weights, x[:, :count]), together[:, :count])
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_neighbours_of_one_form_join(tokens):
+    """Layers over one input: zero points and biases stay their own; other bits are another operator."""
+    forms = {
+        "a": {"bits": 4, "symmetric": True, "bias": True},
+        "b": {"bits": 4, "symmetric": False},
+        "c": {"bits": 4, "symmetric": True},
+        "d": {"bits": 8, "symmetric": False, "bias": True},
+    }
+    products = {name: BlockedProduct(40 + i, 300, **form) for i, (name, form) in enumerate(forms.items())}
+    nodes, tensors, weights = [], [], {}
+    for name, product in products.items():
+        own, own_weights = product.lowered()
+        (node,) = own.graph.node
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.name = copy.output[0] = name
+        copy.input[1:] = [entry and f"{name}.{entry}" for entry in node.input[1:]]
+        nodes.append(copy)
+        for tensor in own.graph.initializer:
+            tensor.name = f"{name}.{tensor.name}"
+            tensors.append(tensor)
+        weights |= {f"{name}.{key}": value for key, value in own_weights.items()}
+    nodes.append(helper.make_node("Concat", [*forms], ["y"], "y", axis=-1))
+    model = model_of(nodes, ["B", "T", 300], tensors)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    to_block_linear(model, weights)
+    fuse_linear(model)
+    assert [list(node.output) for node in model.graph.node] == [["a", "b", "c"], ["d"], ["y"]]
+    x = activations(2, tokens, 300)
+    y = [
+        expected(product, x) + (product.bias if "bias" in forms[name] else 0)
+        for name, product in products.items()
+    ]
+    np.testing.assert_allclose(run(model, weights, x), np.concatenate(y, -1), rtol=0, atol=2e-5)

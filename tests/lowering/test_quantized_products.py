@@ -200,8 +200,8 @@ def test_a_token_does_not_depend_on_the_others():
 class IntegerProduct:
     """An int8 layer in the bundle's form: u8 activations with a scale a token, s8 weights [k, n]."""
 
-    def __init__(self, k: int, n: int, bias: bool):
-        rng = np.random.default_rng(k)
+    def __init__(self, k: int, n: int, bias: bool, seed: int = 0):
+        rng = np.random.default_rng([seed, k])
         constants = {
             "axis": np.array([-1]),
             "smallest": np.float32(1e-10),
