@@ -15,7 +15,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 from qwen2vl_export.checkpoint import Checkpoint
+from qwen2vl_rt.machine import physical_memory, processor_name
 
 RESULTS = Path(__file__).parent / "results"
 RUN = """
@@ -71,10 +71,7 @@ def measure(
 
 def machine() -> str:
     """Name the processor, its cores and the memory."""
-    info = Path("/proc/cpuinfo").read_text()
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{processor_name()}, {os.cpu_count()} cores, {physical_memory() / 2**30:.0f} GiB"
 
 
 def write_table(rows: list[dict[str, object]]) -> None:

@@ -23,6 +23,7 @@ from qwen2vl_rt.benchmark.report import DECODE, PREFILL, VISION, Figure, Report
 from qwen2vl_rt.benchmark.work import Work, decode_work, prefill_work, vision_work
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine
+from qwen2vl_rt.machine import physical_memory, processor_name
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.plan import plan_memory, resident_memory, session_limits
@@ -264,24 +265,15 @@ class _Run:
 
 
 def _all_memory(_limits: Limits) -> float:
-    return _physical_memory() / GIB
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return physical_memory() / GIB
 
 
 def machine(threads: int) -> dict[str, Any]:
     """Processor, threads and versions."""
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
     return {
-        "cpu": cpu,
+        "cpu": processor_name(),
         "threads": threads or len(os.sched_getaffinity(0)),
-        "memory": _physical_memory(),
+        "memory": physical_memory(),
         "onnxruntime": ort.__version__,
         "python": platform.python_version(),
     }
