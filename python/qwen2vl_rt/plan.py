@@ -238,10 +238,10 @@ def _bundle_max_pixels(bundle: Bundle) -> int:
     return PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels
 
 
-def kv_bytes_per_token(geometry: Geometry) -> int:
-    """Bytes of one position in the float32 KV cache, all layers: keys and values."""
+def kv_bytes_per_token(geometry: Geometry, item: int = 4) -> int:
+    """Bytes of one position in the KV cache, all layers: keys and values of `item` bytes each (float32's)."""
     decoder = geometry.decoder
-    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 4
+    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
 
 
 def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:

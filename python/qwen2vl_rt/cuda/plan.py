@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen2vl_rt import cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
-from qwen2vl_rt.plan import MIB, SessionLimits
+from qwen2vl_rt.plan import MIB, SessionLimits, kv_bytes_per_token
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 
 # The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
@@ -31,7 +31,6 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     }
     if PREFILL_WEIGHTS in sizes:  # a decoder of its own for prompts, with the last product again
         parts["prompt weights"] = round(sizes[PREFILL_WEIGHTS] * int8) + lm_head
-    kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
     # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms; dequantized weights of one
     # layer at a time for prompts.
@@ -42,7 +41,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     pixels = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
     values = vision.patch_values + 8 * vision.embed_dim + 4 * vision.mlp_size
     return parts | {
-        "KV cache": limits.max_batch * limits.max_length * kv,
+        "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry, item),
         "prefill and decode": activations + largest_matrix + sampling,
         "vision": pixels // vision.patch_size**2 * values * item + LARGEST_UPLOAD,
     }

@@ -7,7 +7,7 @@ from typing import NoReturn
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory
 from qwen2vl_rt.errors import MemoryLimitError
-from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits
+from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits, kv_bytes_per_token
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -23,7 +23,7 @@ def plan_engines(
     figures = {graph: one["figures"] for graph, one in engines.descriptions.items()}
     parts = {"CUDA context": CONTEXT_BYTES}
     parts |= {names[graph]: one["weights_bytes"] or one["engine_bytes"] for graph, one in figures.items()}
-    kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
+    kv = kv_bytes_per_token(bundle.geometry, item)
     tokens = max(limits.prefill_chunk, limits.max_batch)
     buffers = tokens * (decoder.hidden_size + decoder.head_dim) * item
     if not engines.descriptions["decoder"]["shared"]:  # new keys and values, before they are in the cache
