@@ -260,3 +260,12 @@ def test_a_constant_is_no_residual():
     network.layer("a", "x", 24, 40)
     network.op("Add", ["a", network.constant("more", 40)], "y")
     assert kinds(network.lowered()) == ["TokenLinear", "Add"]
+
+
+def test_a_number_added_is_no_bias():
+    """A bias is a number for each output."""
+    network = Network(24)
+    network.layer("layer", "x", 24, 40)
+    del network.nodes[-1]  # the bias
+    network.op("Add", ["layer.product", network.constant("one number", ())], "y")
+    assert kinds(network.lowered()) == ["TokenLinear", "Add"]

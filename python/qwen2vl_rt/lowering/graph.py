@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from qwen2vl_rt import _core
@@ -29,6 +30,33 @@ def only_readers(graph: GraphProto) -> dict[str, NodeProto]:
 def attribute(node: NodeProto, name: str) -> int:
     """An integer attribute's value, 0 where the node does not have it."""
     return next((entry.i for entry in node.attribute if entry.name == name), 0)
+
+
+def bias_behind(
+    output: str, n: int, readers: Mapping[str, NodeProto], tensors: Mapping[str, TensorProto]
+) -> tuple[NodeProto, str] | None:
+    """The Add that alone reads a product's `output`, and the constant [n] that it adds; None otherwise.
+
+    readers: `only_readers`; tensors: the graph's initializers by name.
+    """
+    add = readers.get(output)
+    if add is None or add.op_type != "Add":
+        return None
+    biases = (name for name in add.input if name in tensors and list(tensors[name].dims) == [n])
+    bias = next(biases, None)
+    return None if bias is None else (add, bias)
+
+
+def store(
+    tensor: TensorProto,
+    weights: dict[str, np.ndarray],
+    array: np.ndarray,
+    element_type: int = TensorProto.UINT8,
+) -> None:
+    """Put other values in the place of an initializer's; `weights` holds them by name."""
+    weights[tensor.name] = array
+    tensor.data_type = element_type
+    tensor.dims[:] = array.shape
 
 
 def replace_nodes(graph: GraphProto, replacements: dict[str, Sequence[NodeProto]]) -> None:

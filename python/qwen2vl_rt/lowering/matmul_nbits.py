@@ -11,10 +11,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from qwen2vl_rt.lowering.graph import (
     CONTRIB_DOMAIN,
     attribute,
+    bias_behind,
     drop_unread,
     only_readers,
     producers,
     replace_nodes,
+    store,
     use_contrib_operators,
 )
 
@@ -49,32 +51,23 @@ def to_matmul_nbits(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         if codes not in repacked:  # a matrix may serve several products
             repacked.add(codes)
             symmetric = bool((_codes(weights[zero_point], bits) == 1 << (bits - 1)).all())
-            _store(tensors[codes], weights, _blocks(weights[codes], n, k, bits, block))
+            store(tensors[codes], weights, _blocks(weights[codes], n, k, bits, block))
             if symmetric:
                 del weights[zero_point]
             else:
-                _store(tensors[zero_point], weights, _per_row(weights[zero_point], n, bits))
+                store(tensors[zero_point], weights, _per_row(weights[zero_point], n, bits))
         inputs = [product.input[0], codes, scale, zero_point if zero_point in weights else ""]
-        output = product.output[0]
-        add = readers.get(output)
-        bias = (
-            add is not None
-            and add.op_type == "Add"
-            and next(
-                (name for name in add.input if name in tensors and list(tensors[name].dims) == [n]), None
-            )
-        )
-        if bias:
-            inputs += ["", bias]
+        output, bias = product.output[0], bias_behind(product.output[0], n, readers, tensors)
+        if bias is not None:
+            add, name = bias
+            inputs += ["", name]
             output = add.output[0]
             replacements[add.name] = []
         replacements[product.name] = [
-            helper.make_node(
-                "MatMulNBits",
+            nbits_node(
+                product.name,
                 inputs,
-                [output],
-                f"{product.name}.nbits",
-                domain=CONTRIB_DOMAIN,
+                output,
                 K=k,
                 N=n,
                 bits=bits,
@@ -86,6 +79,13 @@ def to_matmul_nbits(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         replace_nodes(graph, replacements)
         drop_unread(graph)
         use_contrib_operators(model)
+
+
+def nbits_node(name: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
+    """A MatMulNBits in the place of the product `name`."""
+    return helper.make_node(
+        "MatMulNBits", inputs, [output], f"{name}.nbits", domain=CONTRIB_DOMAIN, **attributes
+    )
 
 
 def _dequantize(product: NodeProto, made_by: dict[str, NodeProto]) -> NodeProto | None:
@@ -130,10 +130,3 @@ def _per_row(stored: np.ndarray, n: int, bits: int) -> np.ndarray:
     codes = _codes(stored, bits)
     codes = codes[: len(codes) // n * n].reshape(n, -1)
     return _packed(np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))), bits) if bits == 4 else codes
-
-
-def _store(tensor: TensorProto, weights: dict[str, np.ndarray], array: np.ndarray) -> None:
-    """Put bytes in the place of a tensor's values."""
-    weights[tensor.name] = array
-    tensor.data_type = TensorProto.UINT8
-    tensor.dims[:] = array.shape

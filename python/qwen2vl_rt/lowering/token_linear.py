@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from qwen2vl_rt.lowering.graph import drop_unread, only_readers, replace_nodes, use_own_operators
+from qwen2vl_rt.lowering.graph import bias_behind, drop_unread, only_readers, replace_nodes, use_own_operators
 from qwen2vl_rt.lowering.linear import linear_node
 from qwen2vl_rt.lowering.matmul_integer import followers
 from qwen2vl_rt.lowering.quantize_tokens import Activations
@@ -41,11 +41,7 @@ def to_token_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         scale = next(name for name in by_output.input if name != by_token.output[0])
         if divide.input[1] not in by_token.input or scale not in tensors:
             continue
-        last, bias = by_output, ""
-        add = readers.get(by_output.output[0])
-        if add is not None and add.op_type == "Add":
-            bias = next((name for name in add.input if name in tensors), "")
-            last = add if bias else by_output
+        last, bias = bias_behind(by_output.output[0], weight.dims[1], readers, tensors) or (by_output, "")
         source, other, slope = activations.unscaled_inputs(divide.input[0])
         node = linear_node(
             "TokenLinear",
