@@ -9,16 +9,25 @@ typedef float Loose __attribute__((vector_size(kLanes * 4), aligned(4), may_alia
 TARGET inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 TARGET inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
 
+// Half with half, until one number is left.
+template <typename F>
+TARGET inline float fold(Vector v, F join) {
+  float part[kLanes];
+  std::memcpy(part, &v, sizeof(v));
+#pragma GCC unroll 4
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) part[i] = join(part[i], part[i + width]);
+  }
+  return part[0];
+}
+
 TARGET inline float sum_of(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+  return fold(v, [](float a, float b) { return a + b; });
 }
 
 TARGET inline float largest_of(Vector v) {
-  float largest = v[0];
-  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  return fold(v, [](float a, float b) { return a > b ? a : b; });
 }
 
 // 1.5 * 2^23: what is added to it (up to 2^22) is rounded to an integer, half to even, which is then in the
