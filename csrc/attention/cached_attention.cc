@@ -137,16 +137,18 @@ class Step {
   void many(const Parallel& parallel) const {
     const int64_t dim = call_.dim, packs = parts(longest_, kPackRows), queries = group_ * call_.tokens;
     const int64_t blocks = parts(queries, kRows);
-    const size_t head_bytes = kernels_.offset(packs * kPackRows, dim);
-    const AlignedBuffer<char> keys(head_bytes * call_.kv_heads), values(head_bytes * call_.kv_heads);
+    const size_t key_bytes = kernels_.key_offset(packs * kPackRows, dim);
+    const size_t value_bytes = kernels_.value_offset(packs * kPackRows, dim);
+    const AlignedBuffer<char> keys(key_bytes * call_.kv_heads), values(value_bytes * call_.kv_heads);
     for (int64_t row = 0; row < call_.rows; ++row) {
       const int64_t length = call_.past[row] + call_.tokens, row_packs = parts(length, kPackRows);
       parallel(call_.kv_heads * row_packs, [&](size_t i) {
         const int64_t head = i / row_packs, first = i % row_packs * kPackRows;
         const int64_t count = std::min(kPackRows, length - first), from = cached(row, head) + first * dim;
-        const size_t to = head * head_bytes + kernels_.offset(first, dim);
-        kernels_.pack_keys(call_.cached_keys + from, dim, count, dim, keys.data() + to);
-        kernels_.pack_values(call_.cached_values + from, dim, count, dim, values.data() + to);
+        kernels_.pack_keys(call_.cached_keys + from, dim, count, dim,
+                           keys.data() + head * key_bytes + kernels_.key_offset(first, dim));
+        kernels_.pack_values(call_.cached_values + from, dim, count, dim,
+                             values.data() + head * value_bytes + kernels_.value_offset(first, dim));
       });
       parallel(call_.kv_heads * blocks, [&](size_t i) {
         // The last queries see the most: they come first, so that no thread is left with a long one at the
@@ -164,8 +166,8 @@ class Step {
           outputs[r] = output(row, token, head);
           visible[r] = call_.past[row] + token + 1;
         }
-        kernels_.attend({pointers, outputs, visible, rows, dim, keys.data() + kv_head * head_bytes,
-                         values.data() + kv_head * head_bytes, scale()},
+        kernels_.attend({pointers, outputs, visible, rows, dim, keys.data() + kv_head * key_bytes,
+                         values.data() + kv_head * value_bytes, scale()},
                         thread_scratch(attention_scratch_bytes(dim)));
       });
     }

@@ -4,35 +4,47 @@
 
 #include "common/vectors.inl"
 
+using Score = Vector;
+using ScoreElement = float;
 using Element = float;
-constexpr int64_t kPair = 1;
+constexpr int64_t kScoreNumbers = 1, kPair = 1, kKeyStepBytes = 0;
 
 TARGET inline Vector multiply_add(Vector sum, const float* one, const float* many) {
   return sum + *reinterpret_cast<const Loose*>(many) * *one;
 }
 
-TARGET inline void store_elements(float* to, Vector value) { store(to, value); }
-
 TARGET inline Vector larger(Vector a, Vector b) { return b > a ? b : a; }
 
-TARGET inline Vector weigh_scores(const float* scores, int64_t count, float peak, float* weights) {
+TARGET inline PackedQuery pack_query(const float* from, int64_t dim, float* to) {
+  std::memcpy(to, from, dim * sizeof(float));
+  return {1, 0};
+}
+
+TARGET inline Vector first_score(const PackedQuery&) { return Vector{}; }
+
+TARGET inline Vector score_of(Vector sum, const char*, int64_t) { return sum; }
+
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step, float peak,
+                                  float* weights) {
   Vector total = {};
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vector weight = exp2(load(scores + i) - peak);
+    const Vector weight = exp2(load(scores + i) * step - peak);
     total += weight;
     store(weights + i, weight);
   }
   return total;
 }
 
-TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim, float* to) {
+TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim,
+                                   void* packed) {
+  auto* to = static_cast<float*>(packed);
   for (int64_t i = 0; i < kLanes; ++i) {
     for (int64_t d = 0; d < dim; ++d) to[d * kLanes + i] = i < count ? rows[i * stride + d] : 0;
   }
 }
 
 TARGET inline void pack_value_pair(const float* rows, int64_t, int64_t count, int64_t dim, float* to) {
-  for (int64_t d = 0; d < (dim + 15) / 16 * 16; ++d) to[d] = count > 0 && d < dim ? rows[d] : 0;
+  for (int64_t d = 0; d < padded_dim(dim); ++d) to[d] = count > 0 && d < dim ? rows[d] : 0;
 }
 
 #include "attention/kernels.inl"
@@ -74,7 +86,7 @@ TARGET void attend_rows(const AttentionPart& part, float* scratch) {
       visible = visible < 0 ? 0 : visible > count ? count : visible;
       float* row = scores + r * kBlockKeys;
       const float shrink =
-          weigh(row, visible, rounded_up(count, kLanes), row, part.peaks[r], part.weights[r]);
+          weigh(row, visible, rounded_up(count, kLanes), 1, row, part.peaks[r], part.weights[r]);
       for (int64_t d = 0; d < part.dim; ++d) part.sums[r * part.dim + d] *= shrink;
     }
     add_values<R, (kDimVectors == 6 ? 4 : 2)>(scores, part.values + first * part.dim, part.dim, count,

@@ -6,12 +6,11 @@ namespace qwen2vl {
 
 size_t attention_scratch_bytes(int64_t dim) {
   // Scores and weights of a block of keys; sums and scaled queries.
-  const int64_t width = (dim + 15) / 16 * 16;
-  return AttentionKernels::kQueryRows * (2 * kAttentionBlockKeys + 2 * width) * sizeof(float);
+  return AttentionKernels::kQueryRows * (2 * kAttentionBlockKeys + 2 * padded_dim(dim)) * sizeof(float);
 }
 
-const AttentionKernels& attention_kernels(bool bfloat16) {
-  if (bfloat16 && may_use(InstructionSet::kAvx512Bfloat16)) return *avx512_bfloat16_attention_kernels();
+const AttentionKernels& attention_kernels(bool rounded) {
+  if (rounded && may_use(InstructionSet::kAvx512Bfloat16)) return *avx512_bfloat16_attention_kernels();
   if (may_use(InstructionSet::kAvx512)) return *avx512_attention_kernels();
   if (may_use(InstructionSet::kAvx2)) return *avx2_attention_kernels();
   return *portable_attention_kernels();

@@ -33,6 +33,15 @@ struct AttentionPart {
   float* peaks;                 // out [rows]: the largest score, in units of log 2
 };
 
+// Numbers of a packed key or value: the last ones may be zeros.
+constexpr int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
+
+// A packed query beside its numbers.
+struct PackedQuery {
+  float step;     // what its scores are multiplied by
+  int32_t total;  // the sum of its codes, where its numbers are codes
+};
+
 // Attention's inner loops for one instruction set.
 struct AttentionKernels {
   static constexpr int64_t kQueryRows = 48;
@@ -40,11 +49,15 @@ struct AttentionKernels {
   static constexpr int64_t kPackRows = 64;  // keys and values are packed in multiples of this
 
   const char* name;
-  int64_t element_bytes;  // of a packed number
+  int64_t key_number_bytes, key_step_bytes;  // of a packed key: each number, and what its codes count in
+  int64_t value_number_bytes;
 
   // Bytes that packed keys, or packed values, take before the one at `index`, a multiple of kPackRows.
-  size_t offset(int64_t index, int64_t dim) const {
-    return static_cast<size_t>(index) * ((dim + 15) / 16 * 16) * element_bytes;
+  size_t key_offset(int64_t index, int64_t dim) const {
+    return static_cast<size_t>(index) * (padded_dim(dim) * key_number_bytes + key_step_bytes);
+  }
+  size_t value_offset(int64_t index, int64_t dim) const {
+    return static_cast<size_t>(index) * (padded_dim(dim) * value_number_bytes);
   }
 
   // A head's numbers i and i + dim / 2, a pair, turned by the angle i: from, to [dim], cos, sin [dim / 2].
@@ -74,8 +87,8 @@ const AttentionKernels* avx2_attention_kernels();
 const AttentionKernels* avx512_attention_kernels();
 const AttentionKernels* avx512_bfloat16_attention_kernels();
 
-// The best of them that this CPU runs (common/instruction_set.h). bfloat16: products of bfloat16 numbers with
-// float32 sums, where the CPU has them.
-const AttentionKernels& attention_kernels(bool bfloat16);
+// The best of them that this CPU runs (common/instruction_set.h). rounded: also those that multiply rounded
+// numbers, 8-bit codes and bfloat16.
+const AttentionKernels& attention_kernels(bool rounded);
 
 }  // namespace qwen2vl

@@ -3,20 +3,30 @@
 //
 //   TARGET             attribute of every function: the instruction set
 //   what common/vectors.inl defines
-//   Element, kPair     a number of a product, and how many of them one instruction adds up
+//   Score              the sum that becomes a score
+//   ScoreElement, kScoreNumbers   a number of a score's products, and how many one instruction adds up
+//   kKeyStepBytes      what a packed key has besides its numbers
+//   Element, kPair     a number of a weighted sum of values, and how many of them one instruction adds up
 //   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
-//   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]
-//   store_elements(to, vector)     float32 numbers as Elements
+//   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]; for Scores, too
 //   larger(a, b)                   of each pair of numbers
-//   weigh_scores(scores, count, peak, weights)      weights 2^(score - peak) of `count` scores, a multiple of
-//   2 *
-//                                  kLanes, as Elements; returns a vector whose numbers add up to theirs
-//   pack_key_vector(rows, stride, count, dim, to)   `count` (1 .. kLanes) rows to [dim /
-//   kPair][kLanes][kPair] pack_value_pair(rows, stride, count, dim, to)   `count` (1 .. kPair) rows to [dim
-//   padded to 16][kPair]
+//   pack_key_vector(rows, stride, count, dim, to)   `count` (0 .. kLanes) rows to [dim / kScoreNumbers]
+//                                  [kLanes][kScoreNumbers], and then their steps
+//   pack_query(from, dim, to)      [dim] numbers as ScoreElements; returns its PackedQuery
+//   first_score(query)             a sum of no products yet
+//   score_of(sum, keys, dim)       scores, but for the query's step, of a packed vector of keys
+//   weigh_scores(scores, count, step, peak, weights)   weights 2^(score * step - peak) of `count` scores, a
+//                                  multiple of 2 * kLanes, as Elements; returns a vector whose numbers add up
+//                                  to theirs
+//   pack_value_pair(rows, stride, count, dim, to)   `count` (0 .. kPair) rows to [dim padded to 16][kPair]
 //
 // The loops over registers must be unrolled: hence the pragmas.
+
+// A vector of packed keys.
+TARGET inline size_t key_vector_bytes(int64_t dim) {
+  return kLanes * (padded_dim(dim) * sizeof(ScoreElement) + kKeyStepBytes);
+}
 
 constexpr int64_t kScoreRows = 6;
 constexpr int64_t kValueRows = 4;
@@ -27,30 +37,32 @@ constexpr int64_t kBlockKeys = kAttentionBlockKeys;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
 
-// Scores of R queries and C vectors of packed keys.
+// Scores of R queries, but for their steps, and C vectors of packed keys.
 template <int R, int C>
-TARGET inline void score_tile(const Element* queries, int64_t query_stride, const Element* keys,
-                              int64_t key_stride, int64_t dim, float* scores) {
-  Vector sums[R][C];
+TARGET inline void score_tile(const PackedQuery* queries, const ScoreElement* numbers, int64_t stride,
+                              const char* keys, int64_t key_bytes, int64_t dim, float* scores) {
+  Score sums[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sums[r][c] = Vector{};
+    for (int c = 0; c < C; ++c) sums[r][c] = first_score(queries[r]);
   }
-  for (int64_t d = 0; d < dim; d += kPair) {
+  for (int64_t d = 0; d < dim; d += kScoreNumbers) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
-        sums[r][c] =
-            multiply_add(sums[r][c], queries + r * query_stride + d, keys + c * key_stride + d * kLanes);
+        const auto* many = reinterpret_cast<const ScoreElement*>(keys + c * key_bytes) + d * kLanes;
+        sums[r][c] = multiply_add(sums[r][c], numbers + r * stride + d, many);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+  for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(scores + r * kBlockKeys + c * kLanes, sums[r][c]);
+    for (int r = 0; r < R; ++r) {
+      store(scores + r * kBlockKeys + c * kLanes, score_of(sums[r][c], keys + c * key_bytes, dim));
+    }
   }
 }
 
@@ -92,16 +104,16 @@ TARGET inline void add_values(const Element* weights, const Element* values, int
   }
 }
 
-// A row's scores [padded], of which it sees the first `visible`, become weights 2^(score - peak). Updates the
-// row's peak and sum of weights; returns the factor by which what was summed up before shrinks.
-TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, Element* weights, float& peak,
-                          float& sum) {
+// A row's scores [padded], of which it sees the first `visible`, become weights 2^(score * step - peak).
+// Updates the row's peak and sum of weights; returns the factor by which what was summed up before shrinks.
+TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float step, Element* weights,
+                          float& peak, float& sum) {
   for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
   Vector largest = load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) largest = larger(largest, load(scores + i));
-  const float block_peak = largest_of(largest);
+  const float block_peak = largest_of(largest) * step;
   const float new_peak = block_peak > peak ? block_peak : peak;
-  const Vector total = weigh_scores(scores, padded, new_peak, weights);
+  const Vector total = weigh_scores(scores, padded, step, new_peak, weights);
   const float shrink = exp2(Vector{} + (peak - new_peak))[0];
   sum = sum * shrink + sum_of(total);
   peak = new_peak;
@@ -111,41 +123,43 @@ TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, Elemen
 TARGET inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 TARGET void attend(const AttentionBlock& block, void* scratch) {
-  const int64_t dim = block.dim, width = rounded_up(dim, 16), vectors = (dim + kLanes - 1) / kLanes;
-  auto* scores = static_cast<float*>(scratch);                                // [kQueryRows, kBlockKeys]
-  float* sums = scores + kQueryRows * kBlockKeys;                             // [kQueryRows, width]
-  auto* queries = reinterpret_cast<Element*>(sums + kQueryRows * width);      // [kQueryRows, width]
-  auto* weights = reinterpret_cast<Element*>(sums + 2 * kQueryRows * width);  // [kQueryRows, kBlockKeys]
+  const int64_t dim = block.dim, width = padded_dim(dim), vectors = (dim + kLanes - 1) / kLanes;
+  auto* scores = static_cast<float*>(scratch);                                 // [kQueryRows, kBlockKeys]
+  float* sums = scores + kQueryRows * kBlockKeys;                              // [kQueryRows, width]
+  auto* numbers = reinterpret_cast<ScoreElement*>(sums + kQueryRows * width);  // [kQueryRows, width]
+  auto* weights = reinterpret_cast<Element*>(sums + 2 * kQueryRows * width);   // [kQueryRows, kBlockKeys]
+  PackedQuery queries[kQueryRows];
   float peaks[kQueryRows], totals[kQueryRows];
   const int64_t rows = rounded_up(block.rows, kScoreRows), value_rows = rounded_up(block.rows, kValueRows);
   int64_t keys = 0;
   for (int64_t r = 0; r < (rows > value_rows ? rows : value_rows); ++r) {
-    float scaled[kMostAttentionDim];
+    alignas(64) float scaled[kMostAttentionDim] = {};
     const int64_t there = r < block.rows ? dim : 0;
     for (int64_t d = 0; d < there; ++d) scaled[d] = block.queries[r][d] * (block.scale * kLog2E);
-    for (int64_t d = there; d < width; ++d) scaled[d] = 0;
-    for (int64_t d = 0; d < width; d += kLanes) store_elements(queries + r * width + d, load(scaled + d));
+    queries[r] = pack_query(scaled, width, numbers + r * width);
     for (int64_t d = 0; d < width; ++d) sums[r * width + d] = 0;
     peaks[r] = kUnseen;
     totals[r] = 0;
     if (r < block.rows && block.visible[r] > keys) keys = block.visible[r];
   }
   constexpr int64_t kTile = kKeyVectors * kLanes;
+  const auto key_bytes = static_cast<int64_t>(key_vector_bytes(dim));
   for (int64_t first = 0; first < keys; first += kBlockKeys) {
     const int64_t count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
     const int64_t padded = rounded_up(count, kTile);
-    const auto* block_keys = static_cast<const Element*>(block.keys) + first * width;
+    const char* block_keys = static_cast<const char*>(block.keys) + first / kLanes * key_bytes;
     for (int64_t key = 0; key < padded; key += kTile) {
       for (int64_t r = 0; r < rows; r += kScoreRows) {
-        score_tile<kScoreRows, kKeyVectors>(queries + r * width, width, block_keys + key * width,
-                                            kLanes * width, dim, scores + r * kBlockKeys + key);
+        score_tile<kScoreRows, kKeyVectors>(queries + r, numbers + r * width, width,
+                                            block_keys + key / kLanes * key_bytes, key_bytes, dim,
+                                            scores + r * kBlockKeys + key);
       }
     }
     for (int64_t r = 0; r < value_rows; ++r) {
       int64_t visible = r < block.rows ? block.visible[r] - first : count;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
-      const float shrink =
-          weigh(scores + r * kBlockKeys, visible, padded, weights + r * kBlockKeys, peaks[r], totals[r]);
+      const float shrink = weigh(scores + r * kBlockKeys, visible, padded, queries[r].step,
+                                 weights + r * kBlockKeys, peaks[r], totals[r]);
       if (shrink != 1) {
         for (int64_t v = 0; v < vectors; ++v) {
           float* sum = sums + r * width + v * kLanes;
@@ -169,7 +183,14 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
 TARGET void rotate(const float* __restrict from, const float* __restrict cos, const float* __restrict sin,
                    int64_t dim, float* __restrict to) {
   const int64_t half = dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
+  // The last whole vector may begin before the one in front of it ends.
+  for (int64_t next = 0; next < half && half >= kLanes; next += kLanes) {
+    const int64_t i = next + kLanes <= half ? next : half - kLanes;
+    const Vector a = load(from + i), b = load(from + i + half), c = load(cos + i), s = load(sin + i);
+    store(to + i, a * c - b * s);
+    store(to + i + half, b * c + a * s);
+  }
+  for (int64_t i = 0; i < half && half < kLanes; ++i) {
     const float a = from[i], b = from[i + half];
     to[i] = a * cos[i] - b * sin[i];
     to[i + half] = b * cos[i] + a * sin[i];
@@ -177,19 +198,23 @@ TARGET void rotate(const float* __restrict from, const float* __restrict cos, co
 }
 
 TARGET void pack_keys(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed) {
-  const int64_t width = rounded_up(dim, 16);
-  auto* to = static_cast<Element*>(packed);
-  for (int64_t i = 0; i < rounded_up(count, kPackRows); i += kLanes, to += kLanes * width) {
+  auto* to = static_cast<char*>(packed);
+  for (int64_t i = 0; i < rounded_up(count, kPackRows); i += kLanes, to += key_vector_bytes(dim)) {
     const int64_t left = count - i;
     pack_key_vector(rows + i * stride, stride, left < 0 ? 0 : left < kLanes ? left : kLanes, dim, to);
   }
 }
 
 TARGET void pack_values(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed) {
-  const int64_t width = rounded_up(dim, 16);
+  const int64_t width = padded_dim(dim);
   auto* to = static_cast<Element*>(packed);
   for (int64_t i = 0; i < rounded_up(count, kPackRows); i += kPair, to += kPair * width) {
     const int64_t left = count - i;
     pack_value_pair(rows + i * stride, stride, left < 0 ? 0 : left < kPair ? left : kPair, dim, to);
   }
+}
+
+AttentionKernels kernels_of(const char* name, decltype(AttentionKernels::attend_part) few_queries) {
+  return {name,      sizeof(ScoreElement), kKeyStepBytes, sizeof(Element), rotate,
+          pack_keys, pack_values,          attend,        few_queries};
 }

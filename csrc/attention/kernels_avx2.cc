@@ -19,8 +19,7 @@ constexpr int kDimVectors = 3;
 }  // namespace
 
 const AttentionKernels* avx2_attention_kernels() {
-  static const AttentionKernels kernels{"avx2",      sizeof(Element), rotate,     pack_keys,
-                                        pack_values, attend,          attend_part};
+  static const AttentionKernels kernels = kernels_of("avx2", attend_part);
   return &kernels;
 }
 

@@ -19,8 +19,7 @@ constexpr int kDimVectors = 6;
 }  // namespace
 
 const AttentionKernels* avx512_attention_kernels() {
-  static const AttentionKernels kernels{"avx512",    sizeof(Element), rotate,     pack_keys,
-                                        pack_values, attend,          attend_part};
+  static const AttentionKernels kernels = kernels_of("avx512", attend_part);
   return &kernels;
 }
 

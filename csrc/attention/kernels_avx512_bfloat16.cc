@@ -8,22 +8,27 @@
 #include <immintrin.h>
 #endif
 
-// x86-64 with AVX-512 and its bfloat16 products: two of them, added up in float32, in the place of one.
+// x86-64 with AVX-512 and its products of rounded numbers, in the place of one float32 product each:
+//   scores            four of 8-bit codes, -127 .. 127 with a step for each query and for each key
+//   sums of values    two of bfloat16 numbers, added up in float32. Weights need its range: most of a sum may
+//                     be weights that are far below the largest, which codes of 8 bits would drop
 namespace qwen2vl {
 
 #ifdef __x86_64__
 
 namespace {
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")))
 constexpr int kLanes = 16;
 constexpr int kKeyVectors = 4;
 constexpr int kDimVectors = 6;
-constexpr int64_t kPair = 2;
 
 #include "common/vectors.inl"
 
+using Score = __m512i;
+using ScoreElement = uint8_t;
 using Element = uint16_t;
+constexpr int64_t kScoreNumbers = 4, kPair = 2, kKeyStepBytes = sizeof(float);
 
 TARGET inline Vector multiply_add(Vector sum, const uint16_t* one, const uint16_t* many) {
   int32_t two;
@@ -33,15 +38,59 @@ TARGET inline Vector multiply_add(Vector sum, const uint16_t* one, const uint16_
                                                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(many))));
 }
 
-// 16 numbers, those that are missing zero, in bfloat16: to the nearest, ties to even.
-TARGET inline __m256i rounded(const float* from, int64_t count) {
-  const __mmask16 mask = count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from)));
+// Codes of keys are unsigned, and those of a query signed, as the instruction wants them. Not
+// _mm512_dpbusd_epi32: around it GCC 12 moves the sums from register to register, and to memory.
+TARGET inline __m512i multiply_add(__m512i sum, const uint8_t* one, const uint8_t* many) {
+  int32_t four;
+  std::memcpy(&four, one, sizeof(four));
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(_mm512_loadu_si512(many)), "v"(_mm512_set1_epi32(four)));
+  return sum;
 }
 
-TARGET inline void store_elements(uint16_t* to, Vector value) {
-  const auto rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(rounded));
+constexpr int kMiddle = 128;  // the code of a key's zero
+
+TARGET inline __m512i first_score(const PackedQuery& query) {
+  return _mm512_set1_epi32(-kMiddle * query.total);
+}
+
+TARGET inline Vector score_of(__m512i sum, const char* keys, int64_t dim) {
+  const __m512 steps = _mm512_loadu_ps(keys + kLanes * padded_dim(dim));
+  return reinterpret_cast<Vector>(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), steps));
+}
+
+TARGET inline __mmask16 first(int64_t count) {
+  return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// 16 numbers, those that are missing zero, in bfloat16: to the nearest, ties to even.
+TARGET inline __m256i rounded(const float* from, int64_t count) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(first(count), from)));
+}
+
+// What codes -127 .. 127 of [dim] numbers count in.
+TARGET inline float step_of(const float* from, int64_t dim) {
+  __m512 peak = _mm512_set1_ps(1e-20f);
+  for (int64_t d = 0; d < dim; d += 16) {
+    peak = _mm512_max_ps(peak, _mm512_abs_ps(_mm512_maskz_loadu_ps(first(dim - d), from + d)));
+  }
+  return _mm512_reduce_max_ps(peak) * (1.0f / 127);
+}
+
+// 16 codes, in 32 bits each.
+TARGET inline __m512i codes_of(const float* from, int64_t count, float steps_a_number) {
+  return _mm512_cvtps_epi32(
+      _mm512_mul_ps(_mm512_maskz_loadu_ps(first(count), from), _mm512_set1_ps(steps_a_number)));
+}
+
+TARGET inline PackedQuery pack_query(const float* from, int64_t dim, uint8_t* to) {
+  const float step = step_of(from, dim);
+  __m512i total = _mm512_setzero_si512();
+  for (int64_t d = 0; d < dim; d += 16) {
+    const __m512i codes = codes_of(from + d, dim - d, 1 / step);
+    total = _mm512_add_epi32(total, codes);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + d), _mm512_cvtepi32_epi8(codes));
+  }
+  return {step, _mm512_reduce_add_epi32(total)};
 }
 
 TARGET inline Vector larger(Vector a, Vector b) {
@@ -59,12 +108,13 @@ TARGET inline __m512 loose_exp2(__m512 x) {
   return _mm512_scalef_ps(p, x);
 }
 
-TARGET inline Vector weigh_scores(const float* scores, int64_t count, float peak, uint16_t* weights) {
-  const __m512 shift = _mm512_set1_ps(peak);
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step, float peak,
+                                  uint16_t* weights) {
+  const __m512 factor = _mm512_set1_ps(step), shift = _mm512_set1_ps(peak);
   __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int64_t i = 0; i < count; i += 32) {
-    const __m512 first = loose_exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + i), shift));
-    const __m512 second = loose_exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + i + 16), shift));
+    const __m512 first = loose_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + i), factor, shift));
+    const __m512 second = loose_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + i + 16), factor, shift));
     total[0] = _mm512_add_ps(total[0], first);
     total[1] = _mm512_add_ps(total[1], second);
     _mm512_storeu_si512(weights + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
@@ -103,20 +153,27 @@ TARGET inline void transpose(__m512i (&a)[16]) {
   }
 }
 
-// A pair of a key's numbers is a 32-bit one: 16 keys and 16 pairs are transposed at a time.
+// Four of a key's codes are a 32-bit number: 16 keys and 16 of these are transposed at a time.
 TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t count, int64_t dim,
-                                   uint16_t* to) {
-  for (int64_t d = 0; d < dim; d += 32) {
-    __m512i pairs[16];
+                                   void* packed) {
+  auto* to = static_cast<uint8_t*>(packed);
+  float steps[16] = {};
+  for (int64_t i = 0; i < count; ++i) steps[i] = step_of(rows + i * stride, dim);
+  for (int64_t d = 0; d < dim; d += 64) {
+    __m512i keys[16];
     for (int64_t i = 0; i < 16; ++i) {
-      const float* row = rows + i * stride + d;
-      pairs[i] = i < count ? _mm512_inserti64x4(_mm512_castsi256_si512(rounded(row, dim - d)),
-                                                rounded(row + 16, dim - d - 16), 1)
-                           : _mm512_setzero_si512();
+      alignas(64) uint8_t codes[64] = {};
+      for (int64_t part = 0; i < count && part < 64 && d + part < dim; part += 16) {
+        const __m512i own = codes_of(rows + i * stride + d + part, dim - d - part, 1 / steps[i]);
+        _mm_store_si128(reinterpret_cast<__m128i*>(codes + part),
+                        _mm512_cvtepi32_epi8(_mm512_add_epi32(own, _mm512_set1_epi32(kMiddle))));
+      }
+      keys[i] = _mm512_load_si512(codes);
     }
-    transpose(pairs);
-    for (int64_t i = 0; i < 16 && d + 2 * i < dim; ++i) _mm512_storeu_si512(to + (d + 2 * i) * 16, pairs[i]);
+    transpose(keys);
+    for (int64_t i = 0; i < 16 && d + 4 * i < dim; ++i) _mm512_storeu_si512(to + (d + 4 * i) * 16, keys[i]);
   }
+  std::memcpy(to + kLanes * padded_dim(dim), steps, sizeof(steps));
 }
 
 TARGET inline void pack_value_pair(const float* rows, int64_t stride, int64_t count, int64_t dim,
@@ -134,13 +191,8 @@ TARGET inline void pack_value_pair(const float* rows, int64_t stride, int64_t co
 
 const AttentionKernels* avx512_bfloat16_attention_kernels() {
   // A few queries are bound by the reading of the cache, which is float32.
-  static const AttentionKernels kernels{"avx512-bfloat16",
-                                        sizeof(Element),
-                                        rotate,
-                                        pack_keys,
-                                        pack_values,
-                                        attend,
-                                        avx512_attention_kernels()->attend_part};
+  static const AttentionKernels kernels =
+      kernels_of("avx512-bfloat16", avx512_attention_kernels()->attend_part);
   return &kernels;
 }
 

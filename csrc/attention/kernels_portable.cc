@@ -22,8 +22,7 @@ constexpr int kDimVectors = 3;
 }  // namespace
 
 const AttentionKernels* portable_attention_kernels() {
-  static const AttentionKernels kernels{"portable",  sizeof(Element), rotate,     pack_keys,
-                                        pack_values, attend,          attend_part};
+  static const AttentionKernels kernels = kernels_of("portable", attend_part);
   return &kernels;
 }
 

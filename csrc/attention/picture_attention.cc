@@ -32,8 +32,9 @@ class Picture {
       const int64_t angle = (first + i) * (dim / 2);
       kernels_.rotate(numbers(1, head, first + i), cos_ + angle, sin_ + angle, dim, rotated + i * dim);
     }
-    kernels_.pack_keys(rotated, dim, count, dim, keys + kernels_.offset(first, dim));
-    kernels_.pack_values(numbers(2, head, first), token(), count, dim, values + kernels_.offset(first, dim));
+    kernels_.pack_keys(rotated, dim, count, dim, keys + kernels_.key_offset(first, dim));
+    kernels_.pack_values(numbers(2, head, first), token(), count, dim,
+                         values + kernels_.value_offset(first, dim));
   }
 
   void attend(int64_t head, int64_t first, const char* keys, const char* values) const {
@@ -70,20 +71,21 @@ class Picture {
 
 void attend(const PictureAttention& call, const AttentionKernels& kernels, const Parallel& parallel) {
   const int64_t packs = parts(call.patches, kPackRows), blocks = parts(call.patches, kRows);
-  const size_t head_bytes = kernels.offset(packs * kPackRows, call.dim);
+  const size_t key_bytes = kernels.key_offset(packs * kPackRows, call.dim);
+  const size_t value_bytes = kernels.value_offset(packs * kPackRows, call.dim);
   // Kept from layer to layer: the system would clear the pages of new memory every time.
-  auto* keys = static_cast<char*>(shared_scratch(2 * head_bytes * call.heads));
-  char* values = keys + head_bytes * call.heads;
+  auto* keys = static_cast<char*>(shared_scratch((key_bytes + value_bytes) * call.heads));
+  char* values = keys + key_bytes * call.heads;
   for (int64_t index = 0; index < call.pictures; ++index) {
     const Picture picture(call, kernels, index);
     parallel(call.heads * packs, [&](size_t i) {
       const int64_t head = i / packs;
-      picture.pack(head, i % packs * kPackRows, keys + head * head_bytes, values + head * head_bytes);
+      picture.pack(head, i % packs * kPackRows, keys + head * key_bytes, values + head * value_bytes);
     });
     // Head by head: the threads share a head's keys and values.
     parallel(call.heads * blocks, [&](size_t i) {
       const int64_t head = i / blocks;
-      picture.attend(head, i % blocks * kRows, keys + head * head_bytes, values + head * head_bytes);
+      picture.attend(head, i % blocks * kRows, keys + head * key_bytes, values + head * value_bytes);
     });
   }
 }

@@ -25,7 +25,8 @@ bool has(InstructionSet set) {
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq");
     case InstructionSet::kAvx512Bfloat16:
-      return has(InstructionSet::kAvx512) && __builtin_cpu_supports("avx512bf16");
+      return has(InstructionSet::kAvx512) && __builtin_cpu_supports("avx512vnni") &&
+             __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return set == InstructionSet::kPortable;

@@ -5,8 +5,9 @@
 
 namespace qwen2vl {
 
-// The instruction sets that kernels are compiled for, each including those before it. Which ones run is
-// decided when the program does, so that one build serves every CPU.
+// The instruction sets that kernels are compiled for, each including those before it; the last one has
+// integer dot products (VNNI), too. Which ones run is decided when the program does, so that one build serves
+// every CPU.
 enum class InstructionSet { kPortable, kAvx2, kAvx512, kAvx512Bfloat16 };
 
 // Whether kernels may use a set: this CPU has it, and limit_instruction_set does not forbid it.

@@ -18,8 +18,8 @@ inline Parallel threads_of(const Call& call) {
   return [&call](size_t count, const std::function<void(size_t)>& body) { call.parallel(count, body); };
 }
 
-// qkv float32 [N, P, 3 * heads * D], cos and sin [N, P, D / 2] -> [N, P, heads * D]. Attribute bfloat16:
-// whether products may be of bfloat16 numbers.
+// qkv float32 [N, P, 3 * heads * D], cos and sin [N, P, D / 2] -> [N, P, heads * D]. Attribute rounded:
+// whether products may be of rounded numbers (attention/kernels.h).
 class PictureAttentionOperator {
  public:
   static constexpr const char* kName = "PictureAttention";
@@ -27,7 +27,7 @@ class PictureAttentionOperator {
   static constexpr Port kOutputs[] = {{kFloat}};
 
   PictureAttentionOperator(const Api& api, const KernelInfo* info)
-      : kernels_(attention_kernels(integer_attribute(api, info, "bfloat16") != 0)) {}
+      : kernels_(attention_kernels(integer_attribute(api, info, "rounded") != 0)) {}
 
   void compute(const Call& call) const {
     auto shape = call.shape(0);

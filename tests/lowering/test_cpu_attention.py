@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 from qwen2vl_rt import InputError, _core
 from qwen2vl_rt.lowering.cpu_attention import DOMAIN
 
-# Allowed errors: as a part of the largest value that is averaged; as a part of the result's norm for bfloat16
-# (numbers are rounded by up to 1/256, and so are scores whose standard deviation is 4).
-EXACT, ROUNDED = 2e-6, 0.015
+# Allowed errors: as a part of the largest value that is averaged; as a part of the result's norm for rounded
+# products (of scores whose standard deviation is 4, from numbers whose error's is 1/150 of theirs).
+EXACT, ROUNDED = 2e-6, 0.025
 
 
 @pytest.fixture(params=_core.instruction_sets())
@@ -74,17 +74,17 @@ def tables(rng: np.random.Generator, rows: int, tokens: int, dim: int) -> tuple[
         (1, 49, 2, 256),
     ],
 )
-@pytest.mark.parametrize("bfloat16", [0, 1])
-def test_pictures(instruction_set, pictures, patches, heads, dim, bfloat16):
+@pytest.mark.parametrize("rounded", [0, 1])
+def test_pictures(instruction_set, pictures, patches, heads, dim, rounded):
     rng = np.random.default_rng(patches)
     cos, sin = tables(rng, pictures, patches, dim)
     qkv = 2 * rng.standard_normal((pictures, patches, 3, heads, dim), np.float32)
     inputs = {"qkv": qkv.reshape(pictures, patches, -1), "cos": cos, "sin": sin}
-    (actual,) = session("PictureAttention", inputs, ["y"], bfloat16=bfloat16).run(None, inputs)
+    (actual,) = session("PictureAttention", inputs, ["y"], rounded=rounded).run(None, inputs)
     q, k = rotated(qkv[:, :, 0], cos, sin), rotated(qkv[:, :, 1], cos, sin)
     expected = [attention(q[i], k[i], qkv[i, :, 2]) for i in range(pictures)]
     expected = np.reshape(expected, actual.shape)
-    if bfloat16 and instruction_set == "avx512-bfloat16":
+    if rounded and instruction_set == "avx512-bfloat16":
         assert np.linalg.norm(actual - expected) < ROUNDED * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT * np.abs(qkv[:, :, 2]).max())

@@ -120,7 +120,8 @@ def test_quantized_vision(bundles, route):
         portable(bundle, "vision.onnx", feed),
         lowered(bundle, "vision.onnx", lower_vision, feed),
     )
-    assert np.linalg.norm(actual - expected) < 0.02 * np.linalg.norm(expected)
+    # Attention multiplies rounded numbers in the lowered graph only.
+    assert np.linalg.norm(actual - expected) < 0.03 * np.linalg.norm(expected)
 
 
 def test_operators_of_a_quantized_layer(bundles):

@@ -34,8 +34,8 @@ def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Ge
     quantized = any(node.op_type == "MatMulInteger" for node in model.graph.node)
     _lower_products(model, weights)
     if fits(geometry.vision.head_dim):
-        # Rounding to bfloat16 is well below what rounding activations to 8 bits does.
-        to_picture_attention(model, bfloat16=quantized)
+        # Queries and keys are what a product of 8-bit activations made.
+        to_picture_attention(model, rounded=quantized)
     else:
         to_multi_head_attention(model, geometry.vision.heads)
 

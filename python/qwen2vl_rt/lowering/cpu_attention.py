@@ -19,12 +19,12 @@ def fits(head_dim: int) -> bool:
     return head_dim % 2 == 0 and head_dim <= _core.MOST_ATTENTION_DIM
 
 
-def to_picture_attention(model: ModelProto, *, bfloat16: bool) -> None:
+def to_picture_attention(model: ModelProto, *, rounded: bool) -> None:
     """Replace the vision tower's split, rotations and Attention by one PictureAttention a block, in place.
 
     Args:
         model: the portable vision graph.
-        bfloat16: products may be of bfloat16 numbers (sums stay float32), where the CPU multiplies them.
+        rounded: products may be of 8-bit codes and of bfloat16 numbers, where the CPU multiplies those faster.
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
@@ -42,7 +42,7 @@ def to_picture_attention(model: ModelProto, *, bfloat16: bool) -> None:
                 [_merged(readers, attention)],
                 f"{attention.name}.picture",
                 domain=DOMAIN,
-                bfloat16=int(bfloat16),
+                rounded=int(rounded),
             )
         ]
     _put(model, replacements, readers)
