@@ -197,14 +197,15 @@ VNNI void unpack(const uint8_t* records, int64_t record, int64_t blocks, int64_t
 }
 
 VNNI void add_up_codes(const int8_t* codes, int64_t count, int64_t block, int32_t* sums) {
-  const __m128i ones = _mm_set1_epi8(1);
-  for (int64_t i = 0; i < count; ++i) {
-    __m128i sum = _mm_setzero_si128();
-    for (int64_t j = 0; j < block; j += 16, codes += 16) {
-      sum = _mm_dpbusd_epi32(sum, ones, _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t i = 0; i < count; ++i, codes += block) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t j = 0; j < block; j += 64) {
+      const int64_t left = block - j;
+      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+      sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(mask, codes + j));
     }
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
-    sums[i] = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1)));
+    sums[i] = _mm512_reduce_add_epi32(sum);
   }
 }
 
