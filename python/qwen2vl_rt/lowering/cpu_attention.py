@@ -24,7 +24,7 @@ def to_picture_attention(model: ModelProto, *, rounded: bool) -> None:
 
     Args:
         model: the portable vision graph.
-        rounded: products may be of 8-bit codes and of bfloat16 numbers, where the CPU multiplies those faster.
+        rounded: products may be of 8-bit codes and bfloat16 numbers, where the CPU multiplies those faster.
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
