@@ -67,8 +67,8 @@ def _add_residuals(model: ModelProto) -> None:
         add = readers.get(node.output[0]) if node.op_type in MATRIX else None
         if add is None or add.op_type != "Add" or add.name in replacements:
             continue
-        added = next((name for name in add.input if name != node.output[0]), "")
-        if not added or added in constants or len(node.output) > 1:
+        added = next(name for name in add.input if name != node.output[0])
+        if added in constants:
             continue
         fused = _copy(node)
         fused.input[ADDED] = added
