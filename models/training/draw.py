@@ -8,9 +8,10 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# Photographs and textures inside scikit-image's wheel, used as backgrounds. The evaluation set keeps its own
-# for scenes, print and photographs, all free of rights: NASA's astronaut, SpaceX's rocket, Rachel Michetti's
-# coffee, Stéfan van der Walt's cat.
+# Photographs and textures inside scikit-image's wheel, used as backgrounds; training's licences stand in
+# README.md. The pictures that are shipped, the evaluation's and the calibration's, show only the held-out
+# ones, all free of rights: NASA's astronaut, SpaceX's rocket, Rachel Michetti's coffee, Stéfan van der Walt's
+# cat.
 TRAINING_PHOTOS = (
     *("brick.png", "grass.png", "gravel.png", "camera.png", "page.png", "moon.png", "ihc.png", "retina.jpg"),
     *("motorcycle_right.png", "horse.png", "hubble_deep_field.jpg", "coins.png"),

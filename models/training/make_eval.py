@@ -1,8 +1,7 @@
 """Write the fixed evaluation set from held-out seeds: python -m models.training.make_eval models/tiny/eval
 
-Seeds, words and handwritten digits are none of those trained on, nor are the photographs behind scenes and
-print and those of the `photographs` task; videos and several pictures have training's backgrounds. A third of
-the pictures have sides that are no multiple of 28, so the processor has to resize them.
+Seeds, words, handwritten digits and photographs are none of those trained on. A third of the pictures have
+sides that are no multiple of 28, so the processor has to resize them.
 """
 
 from __future__ import annotations
@@ -161,11 +160,12 @@ def make(folder: Path, seed: int = SEED, scale: int = 1) -> None:
     rng = generator("video")
     while wants("video"):
         frames, width, height = fitting(rng, "video", 112)[0]
-        writer.sample(rng, video(rng, frames, width, height), 3)
+        writer.sample(rng, video(rng, frames, width, height, photos=draw.HELD_OUT_BACKGROUNDS), 3)
     rng = generator("pictures")
     while wants("pictures"):
         layout = fitting(rng, "several", 112)
-        writer.sample(rng, several(rng, [(width, height) for _, width, height in layout]), 3)
+        sizes = [(width, height) for _, width, height in layout]
+        writer.sample(rng, several(rng, sizes, photos=draw.HELD_OUT_BACKGROUNDS), 3)
     photographs(generator("photographs"), writer)
     writer.write()
 

@@ -9,12 +9,17 @@ from .sample import Block, Cells, Sample, Turn, pick
 
 
 def several(
-    rng: np.random.Generator, sizes: list[tuple[int, int]], *, most: int = 3, questions: int = 4
+    rng: np.random.Generator,
+    sizes: list[tuple[int, int]],
+    *,
+    most: int = 3,
+    questions: int = 4,
+    photos: tuple[str, ...] = draw.TRAINING_PHOTOS,
 ) -> Sample:
     """One picture a size (width, height); half of the time all but one show the same."""
     if len({size for size in sizes}) == 1 and len(sizes) > 1 and rng.random() < 0.5:
-        return spot_the_difference(rng, sizes, most=most, questions=questions)
-    return unrelated(rng, sizes, most=most, questions=questions)
+        return spot_the_difference(rng, sizes, most=most, questions=questions, photos=photos)
+    return unrelated(rng, sizes, most=most, questions=questions, photos=photos)
 
 
 def picture(rng: np.random.Generator, canvas: np.ndarray, things: list[scenes.Thing]) -> Block:
@@ -25,11 +30,18 @@ def picture(rng: np.random.Generator, canvas: np.ndarray, things: list[scenes.Th
     return Block(draw.Camera(rng).take(drawn)[None], cells)
 
 
-def unrelated(rng: np.random.Generator, sizes: list[tuple[int, int]], *, most: int, questions: int) -> Sample:
+def unrelated(
+    rng: np.random.Generator,
+    sizes: list[tuple[int, int]],
+    *,
+    most: int,
+    questions: int,
+    photos: tuple[str, ...],
+) -> Sample:
     """Different tables; asked is in which picture something is."""
     blocks, shown = [], []
     for width, height in sizes:
-        canvas = draw.background(rng, width, height)
+        canvas = draw.background(rng, width, height, photos)
         things = scenes.place(rng, canvas, scenes.draw_wanted(rng, int(rng.integers(1, most + 1))))
         blocks.append(picture(rng, canvas, things))
         shown.append(things)
@@ -76,11 +88,16 @@ def _shows(things: list[scenes.Thing], name: str) -> bool:
 
 
 def spot_the_difference(
-    rng: np.random.Generator, sizes: list[tuple[int, int]], *, most: int, questions: int
+    rng: np.random.Generator,
+    sizes: list[tuple[int, int]],
+    *,
+    most: int,
+    questions: int,
+    photos: tuple[str, ...],
 ) -> Sample:
     """The same table photographed several times; in one picture (or in none) a thing is another one."""
     width, height = sizes[0]
-    canvas = draw.background(rng, width, height)
+    canvas = draw.background(rng, width, height, photos)
     things: list[scenes.Thing] = []
     while not things:
         things = scenes.place(

@@ -11,12 +11,19 @@ STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def video(
-    rng: np.random.Generator, frames: int, width: int, height: int, *, most: int = 3, questions: int = 3
+    rng: np.random.Generator,
+    frames: int,
+    width: int,
+    height: int,
+    *,
+    most: int = 3,
+    questions: int = 3,
+    photos: tuple[str, ...] = draw.TRAINING_PHOTOS,
 ) -> Sample:
     """An even number of frames and questions about what happens."""
     if rng.random() < 0.5:
-        return moving(rng, frames, width, height, most=most, questions=questions)
-    return appearing(rng, frames, width, height, most=most, questions=questions)
+        return moving(rng, frames, width, height, most=most, questions=questions, photos=photos)
+    return appearing(rng, frames, width, height, most=most, questions=questions, photos=photos)
 
 
 def distinct(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
@@ -56,10 +63,17 @@ def film(
 
 
 def moving(
-    rng: np.random.Generator, frames: int, width: int, height: int, *, most: int, questions: int
+    rng: np.random.Generator,
+    frames: int,
+    width: int,
+    height: int,
+    *,
+    most: int,
+    questions: int,
+    photos: tuple[str, ...],
 ) -> Sample:
     """At most one of the things moves, straight on and in one of four directions."""
-    canvas = draw.background(rng, width, height)
+    canvas = draw.background(rng, width, height, photos)
     things: list[scenes.Thing] = []
     while not things:
         things = scenes.place(rng, canvas, distinct(rng, int(rng.integers(1, most + 1))), sizes=(0.22, 0.42))
@@ -110,10 +124,17 @@ def moving_turns(
 
 
 def appearing(
-    rng: np.random.Generator, frames: int, width: int, height: int, *, most: int, questions: int
+    rng: np.random.Generator,
+    frames: int,
+    width: int,
+    height: int,
+    *,
+    most: int,
+    questions: int,
+    photos: tuple[str, ...],
 ) -> Sample:
     """Things appear one after the other, or one of them disappears."""
-    canvas = draw.background(rng, width, height)
+    canvas = draw.background(rng, width, height, photos)
     things: list[scenes.Thing] = []
     while not things:
         things = scenes.place(rng, canvas, distinct(rng, int(rng.integers(1, most + 1))), sizes=(0.22, 0.42))

@@ -39,14 +39,16 @@ def made(tmp_path, monkeypatch):
     return make
 
 
-def test_no_cup_stands_behind_a_scene(made):
-    wanted = {"what": 2, "count": 3, "refusal": 2}
+@pytest.mark.parametrize("wanted", [{"what": 2, "count": 3, "refusal": 2}, {"video": 12}, {"pictures": 12}])
+def test_no_cup_and_no_photograph_of_trainings_stands_behind_objects(made, wanted):
     folder, lines, offered = made(wanted)
     assert set(offered) == {draw.HELD_OUT_BACKGROUNDS}
     for task, number in wanted.items():
         assert sum(line["task"] == task for line in lines) == number
     for line in lines:
-        assert (folder / line["messages"][0]["content"][0]["image"]).is_file()
+        for part in line["messages"][0]["content"][:-1]:
+            for name in part.get("video") or [part["image"]]:
+                assert (folder / name).is_file()
 
 
 def test_print_takes_held_out_words_before_held_out_photographs(made, monkeypatch):
