@@ -15,7 +15,8 @@ constexpr int64_t kFewRows = AttentionKernels::kFewRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr int64_t kMostDim = kMostAttentionDim;
 
-// So few tokens are bound by the reading of the cache, which packing would read once more.
+// So few tokens are bound by the reading of the cache, which packing would read once more. Kernels that round
+// take no such way, so that a token's result is the same however many come with it.
 constexpr int64_t kFewTokens = 4;
 
 // Keys of one part of a cache that a few tokens attend to. Fixed, so that the number of threads changes no
@@ -33,7 +34,7 @@ class Step {
 
   void run(const Parallel& parallel) const {
     append(parallel);
-    if (call_.tokens <= kFewTokens && call_.dim % 16 == 0) {
+    if (kernels_.attend_part != nullptr && call_.tokens <= kFewTokens && call_.dim % 16 == 0) {
       few(parallel);
     } else {
       many(parallel);

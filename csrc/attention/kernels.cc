@@ -9,8 +9,11 @@ size_t attention_scratch_bytes(int64_t dim) {
   return AttentionKernels::kQueryRows * (2 * kAttentionBlockKeys + 2 * padded_dim(dim)) * sizeof(float);
 }
 
-const AttentionKernels& attention_kernels(bool rounded) {
-  if (rounded && may_use(InstructionSet::kAvx512Bfloat16)) return *avx512_bfloat16_attention_kernels();
+const AttentionKernels& attention_kernels(AttentionNumbers numbers) {
+  if (numbers != AttentionNumbers::kFloat32 && may_use(InstructionSet::kAvx512Bfloat16)) {
+    return numbers == AttentionNumbers::kCodes ? *avx512_codes_attention_kernels()
+                                               : *avx512_bfloat16_attention_kernels();
+  }
   if (may_use(InstructionSet::kAvx512)) return *avx512_attention_kernels();
   if (may_use(InstructionSet::kAvx2)) return *avx2_attention_kernels();
   return *portable_attention_kernels();

@@ -69,6 +69,7 @@ struct AttentionKernels {
 
   // scratch: attention_scratch_bytes(dim), aligned to 64.
   void (*attend)(const AttentionBlock& block, void* scratch);
+  // Null where numbers are rounded: a few queries are bound by the reading of the cache, which is float32.
   void (*attend_part)(const AttentionPart& part, void* scratch);
 };
 
@@ -86,9 +87,17 @@ const AttentionKernels* portable_attention_kernels();
 const AttentionKernels* avx2_attention_kernels();
 const AttentionKernels* avx512_attention_kernels();
 const AttentionKernels* avx512_bfloat16_attention_kernels();
+const AttentionKernels* avx512_codes_attention_kernels();
 
-// The best of them that this CPU runs (common/instruction_set.h). rounded: also those that multiply rounded
-// numbers, 8-bit codes and bfloat16.
-const AttentionKernels& attention_kernels(bool rounded);
+// What products of queries and keys, and of weights and values, are of.
+enum class AttentionNumbers {
+  kFloat32,
+  kBfloat16,  // both
+  kCodes,     // 8-bit codes, and bfloat16
+};
+
+// The best of them that this CPU runs (common/instruction_set.h); where it has no products of such numbers,
+// those of float32.
+const AttentionKernels& attention_kernels(AttentionNumbers numbers);
 
 }  // namespace qwen2vl

@@ -18,8 +18,8 @@ inline Parallel threads_of(const Call& call) {
   return [&call](size_t count, const std::function<void(size_t)>& body) { call.parallel(count, body); };
 }
 
-// qkv float32 [N, P, 3 * heads * D], cos and sin [N, P, D / 2] -> [N, P, heads * D]. Attribute rounded:
-// whether products may be of rounded numbers (attention/kernels.h).
+// qkv float32 [N, P, 3 * heads * D], cos and sin [N, P, D / 2] -> [N, P, heads * D]. Attribute codes:
+// whether scores may be of 8-bit codes, and the rest of bfloat16 numbers.
 class PictureAttentionOperator {
  public:
   static constexpr const char* kName = "PictureAttention";
@@ -27,7 +27,8 @@ class PictureAttentionOperator {
   static constexpr Port kOutputs[] = {{kFloat}};
 
   PictureAttentionOperator(const Api& api, const KernelInfo* info)
-      : kernels_(attention_kernels(integer_attribute(api, info, "rounded") != 0)) {}
+      : kernels_(attention_kernels(integer_attribute(api, info, "codes") ? AttentionNumbers::kCodes
+                                                                         : AttentionNumbers::kFloat32)) {}
 
   void compute(const Call& call) const {
     auto shape = call.shape(0);
@@ -47,7 +48,8 @@ class PictureAttentionOperator {
 
 // q float32 [B, T, heads * D], k and v [B, T, kv_heads * D], cos and sin [B, T, D / 2], past keys and values
 // [B, kv_heads, S, D], past length int64 [B] -> [B, T, heads * D], present keys and values: the past ones,
-// updated in place where the caller bound one buffer to both.
+// updated in place where the caller bound one buffer to both. Attribute bfloat16: whether products may be of
+// bfloat16 numbers.
 class CachedAttentionOperator {
  public:
   static constexpr const char* kName = "CachedAttention";
@@ -55,7 +57,9 @@ class CachedAttentionOperator {
                                      {kFloat}, {kFloat}, {kFloat}, {kInt64}};
   static constexpr Port kOutputs[] = {{kFloat}, {kFloat}, {kFloat}};
 
-  CachedAttentionOperator(const Api&, const KernelInfo*) : kernels_(attention_kernels(false)) {}
+  CachedAttentionOperator(const Api& api, const KernelInfo* info)
+      : kernels_(attention_kernels(integer_attribute(api, info, "bfloat16") ? AttentionNumbers::kBfloat16
+                                                                            : AttentionNumbers::kFloat32)) {}
 
   void compute(const Call& call) const {
     const auto shape = call.shape(0), cache = call.shape(5);

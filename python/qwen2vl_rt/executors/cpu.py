@@ -128,8 +128,10 @@ class CpuVision:
 def _lowered(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
     model = onnx.load(bundle.file(file), load_external_data=False)
     weights = map_weights(model, bundle.path)
-    lower = lower_vision if file == VISION_GRAPH else lower_decoder
-    lower(model, weights, bundle.geometry)
+    if file == VISION_GRAPH:
+        lower_vision(model, weights, bundle.geometry)
+    else:
+        lower_decoder(model, weights, bundle.geometry, prompts=file == PREFILL_GRAPH)
     return model, weights
 
 

@@ -20,11 +20,22 @@ from qwen2vl_rt.lowering.token_linear import to_token_linear
 from qwen2vl_rt.lowering.widen import widen_to_float32
 
 
-def lower_decoder(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
-    """Lower the decoder and its external weights in place."""
+def lower_decoder(
+    model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry, *, prompts: bool = False
+) -> None:
+    """Lower the decoder and its external weights in place.
+
+    Args:
+        model: the portable graph.
+        weights: its external data by initializer name.
+        geometry: the bundle's.
+        prompts: whether it takes the tokens of prompts only, and they take no other graph (int4-int8). Then
+            attention multiplies bfloat16 numbers; otherwise a token's result would depend on whether it came
+            alone, since the few queries of a decode step attend in float32.
+    """
     _lower_products(model, weights)
     if fits(geometry.decoder.head_dim):
-        to_cached_attention(model)
+        to_cached_attention(model, bfloat16=prompts)
     else:
         to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
 
@@ -35,7 +46,7 @@ def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Ge
     _lower_products(model, weights)
     if fits(geometry.vision.head_dim):
         # Queries and keys are what a product of 8-bit activations made.
-        to_picture_attention(model, rounded=quantized)
+        to_picture_attention(model, codes=quantized)
     else:
         to_multi_head_attention(model, geometry.vision.heads)
 

@@ -19,12 +19,13 @@ def fits(head_dim: int) -> bool:
     return head_dim % 2 == 0 and head_dim <= _core.MOST_ATTENTION_DIM
 
 
-def to_picture_attention(model: ModelProto, *, rounded: bool) -> None:
+def to_picture_attention(model: ModelProto, *, codes: bool) -> None:
     """Replace the vision tower's split, rotations and Attention by one PictureAttention a block, in place.
 
     Args:
         model: the portable vision graph.
-        rounded: products may be of 8-bit codes and bfloat16 numbers, where the CPU multiplies those faster.
+        codes: scores may be products of 8-bit codes, and the rest of bfloat16 numbers, where the CPU
+            multiplies those faster.
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
@@ -42,17 +43,21 @@ def to_picture_attention(model: ModelProto, *, rounded: bool) -> None:
                 [_merged(readers, attention)],
                 f"{attention.name}.picture",
                 domain=DOMAIN,
-                rounded=int(rounded),
+                codes=int(codes),
             )
         ]
     _put(model, replacements, readers)
 
 
-def to_cached_attention(model: ModelProto) -> None:
+def to_cached_attention(model: ModelProto, *, bfloat16: bool) -> None:
     """Replace the decoder's rotations, TensorScatter pair and Attention by one CachedAttention a layer.
 
     In place. Its cost follows what the cache holds, not its capacity, and any number of rows and tokens goes
     together.
+
+    Args:
+        model: the portable decoder.
+        bfloat16: products may be of bfloat16 numbers, where the CPU multiplies those faster.
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
@@ -64,7 +69,14 @@ def to_cached_attention(model: ModelProto) -> None:
         inputs += [q.input[1], q.input[2], keys.input[0], values.input[0], keys.input[2]]
         outputs = [_merged(readers, attention), keys.output[0], values.output[0]]
         replacements[attention.name] = [
-            helper.make_node("CachedAttention", inputs, outputs, f"{attention.name}.cached", domain=DOMAIN)
+            helper.make_node(
+                "CachedAttention",
+                inputs,
+                outputs,
+                f"{attention.name}.cached",
+                domain=DOMAIN,
+                bfloat16=int(bfloat16),
+            )
         ]
         replacements |= {keys.name: [], values.name: []}
     _put(model, replacements, readers)
