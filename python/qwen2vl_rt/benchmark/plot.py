@@ -59,7 +59,6 @@ def write_plot(report: Report, file: Path) -> None:
             [f.size for f in line], [f.memory / 2**30 for f in line], "o-", label=f"{title}, by {size}"
         )
     _scales(panels[3], "memory beyond the loaded bundle", "patches or tokens", "GiB")
-    panels[3].set_yscale("linear")
     try:
         figure.savefig(file, format="png", dpi=110)
     except OSError as error:
@@ -73,7 +72,13 @@ def _series(report: Report, kind: str, batch: int) -> list[Figure]:
 
 
 def _scales(axes: Any, title: str, size: str, unit: str) -> None:
-    axes.set(title=title, xlabel=size, ylabel=unit, xscale="log", yscale="log")
+    """Sizes double and double again, and times with them; a rate or an amount of memory begins at zero."""
+    axes.set(title=title, xlabel=size, ylabel=unit, xscale="log")
+    if unit == "seconds":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(bottom=0)
     axes.grid(True, which="both", alpha=0.3)
     if axes.lines:
         sizes = sorted({x for line in axes.lines for x in line.get_xdata()})
