@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 OUT    := out
 TINY   := $(OUT)/tiny-fp32
 
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
-LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' 2>/dev/null)
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inl' 2>/dev/null)
 
 # Where `make bench-2b` keeps its checkpoint and bundles (11 GB), and where its results go.
 BENCH_2B     ?= $(OUT)/bench-2b
