@@ -6,6 +6,7 @@
 constexpr int kLanes = 16;
 constexpr int kKeyVectors = 4;
 constexpr int kDimVectors = 6;
+constexpr int64_t kBlockKeys = 1024;  // processors with such products have a second-level cache of 1 MB
 
 #include "common/vectors.inl"
 

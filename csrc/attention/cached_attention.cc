@@ -106,7 +106,7 @@ class Step {
       kernels_.attend_part({pointers, visible, rows, dim, call_.cached_keys + cached(row, kv_head),
                             call_.cached_values + cached(row, kv_head), begin, end, scale(), sums,
                             sums + kFewRows * dim, sums + kFewRows * (dim + 1)},
-                           thread_scratch(attention_scratch_bytes(dim)));
+                           thread_scratch(kernels_.scratch_bytes(dim)));
     });
     for (int64_t row = 0; row < call_.rows; ++row) {
       for (int64_t head = 0; head < call_.heads; ++head) {
@@ -169,7 +169,7 @@ class Step {
         }
         kernels_.attend({pointers, outputs, visible, rows, dim, keys.data() + kv_head * key_bytes,
                          values.data() + kv_head * value_bytes, scale()},
-                        thread_scratch(attention_scratch_bytes(dim)));
+                        thread_scratch(kernels_.scratch_bytes(dim)));
       });
     }
   }

@@ -7,6 +7,7 @@
 using Score = Vector;
 using ScoreElement = float;
 using Element = float;
+constexpr int64_t kBlockKeys = 256;
 constexpr int64_t kScoreNumbers = 1, kPair = 1, kKeyStepBytes = 0;
 
 TARGET inline Vector multiply_add(Vector sum, const float* one, const float* many) {

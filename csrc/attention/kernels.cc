@@ -4,11 +4,6 @@
 
 namespace qwen2vl {
 
-size_t attention_scratch_bytes(int64_t dim) {
-  // Scores and weights of a block of keys; sums and scaled queries.
-  return AttentionKernels::kQueryRows * (2 * kAttentionBlockKeys + 2 * padded_dim(dim)) * sizeof(float);
-}
-
 const AttentionKernels& attention_kernels(AttentionNumbers numbers) {
   if (numbers != AttentionNumbers::kFloat32 && may_use(InstructionSet::kAvx512Bfloat16)) {
     return numbers == AttentionNumbers::kCodes ? *avx512_codes_attention_kernels()

@@ -67,20 +67,15 @@ struct AttentionKernels {
   void (*pack_keys)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);
   void (*pack_values)(const float* rows, int64_t stride, int64_t count, int64_t dim, void* packed);
 
-  // scratch: attention_scratch_bytes(dim), aligned to 64.
+  // Working memory of the two below, aligned to 64.
+  size_t (*scratch_bytes)(int64_t dim);
   void (*attend)(const AttentionBlock& block, void* scratch);
   // Null where numbers are rounded: a few queries are bound by the reading of the cache, which is float32.
   void (*attend_part)(const AttentionPart& part, void* scratch);
 };
 
-// Keys whose scores are computed, weighed and used at a time: a block of them, of their values and of the
-// scores of AttentionKernels::kQueryRows queries stays in the second-level cache.
-constexpr int64_t kAttentionBlockKeys = 256;
-
 // Numbers of a head that the kernels can take: even, and at most this many.
 constexpr int64_t kMostAttentionDim = 256;
-
-size_t attention_scratch_bytes(int64_t dim);
 
 // The kernels of each instruction set, null where the compiler's target is another processor.
 const AttentionKernels* portable_attention_kernels();

@@ -9,6 +9,8 @@
 //   Element, kPair     a number of a weighted sum of values, and how many of them one instruction adds up
 //   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
+//   kBlockKeys         keys whose scores are computed, weighed and used at a time: these keys, their values,
+//                      the scores and weights of kQueryRows queries stay in the second-level cache
 //   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]; for Scores, too
 //   larger(a, b)                   of each pair of numbers
 //   pack_key_vector(rows, stride, count, dim, to)   `count` (0 .. kLanes) rows to [dim / kScoreNumbers]
@@ -33,7 +35,6 @@ constexpr int64_t kValueRows = 4;
 constexpr int64_t kQueryRows = AttentionKernels::kQueryRows;
 constexpr int64_t kFewRows = AttentionKernels::kFewRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
-constexpr int64_t kBlockKeys = kAttentionBlockKeys;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
 
@@ -121,6 +122,11 @@ TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float 
 }
 
 TARGET inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Scores and weights of a block of keys; sums and packed queries.
+size_t scratch_bytes(int64_t dim) {
+  return kQueryRows * (kBlockKeys * (sizeof(float) + sizeof(Element)) + padded_dim(dim) * 2 * sizeof(float));
+}
 
 TARGET void attend(const AttentionBlock& block, void* scratch) {
   const int64_t dim = block.dim, width = padded_dim(dim), vectors = (dim + kLanes - 1) / kLanes;
@@ -216,5 +222,5 @@ TARGET void pack_values(const float* rows, int64_t stride, int64_t count, int64_
 
 AttentionKernels kernels_of(const char* name, decltype(AttentionKernels::attend_part) few_queries) {
   return {name,      sizeof(ScoreElement), kKeyStepBytes, sizeof(Element), rotate,
-          pack_keys, pack_values,          attend,        few_queries};
+          pack_keys, pack_values,          scratch_bytes, attend,          few_queries};
 }

@@ -52,7 +52,7 @@ class Picture {
     }
     const float scale = 1 / std::sqrt(static_cast<float>(dim));
     kernels_.attend({queries, outputs, visible, rows, dim, keys, values, scale},
-                    thread_scratch(attention_scratch_bytes(dim)));
+                    thread_scratch(kernels_.scratch_bytes(dim)));
   }
 
  private:

@@ -69,6 +69,7 @@ def tables(rng: np.random.Generator, rows: int, tokens: int, dim: int) -> tuple[
         (1, 4, 16, 80),
         (2, 50, 3, 80),
         (1, 513, 2, 80),
+        (1, 2100, 1, 16),
         (1, 65, 2, 20),
         (1, 1, 1, 2),
         (3, 300, 1, 128),
