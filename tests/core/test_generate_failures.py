@@ -238,14 +238,19 @@ def test_the_gil_is_released_between_runs(toy):
             beats.append(time.perf_counter())
             time.sleep(0.0005)
 
+    def beats_of_one_call() -> int:
+        before = len(beats)
+        toy.generate(TEXT, max_new_tokens=150)
+        return len(beats) - before
+
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        toy.generate(TEXT, max_new_tokens=150)
+        # A busy machine may not run the other thread during one call; during none of many it is held up.
+        assert any(beats_of_one_call() > 10 for _ in range(50))
     finally:
         stop.set()
         thread.join()
-    assert len(beats) > 10
 
 
 def test_nothing_is_leaked(tmp_path):
