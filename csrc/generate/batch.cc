@@ -84,9 +84,15 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
     decoder_.prefill(row, sequence.request, prompt, begin, end);
     cache_.append(row, &prompt.identities[begin], end - begin);
   }
-  sequence.result.prefill_seconds = watch.seconds();
-  sequence.start_decode_clock();
-  accept(sequence, row, [&] { return decoder_.first_token(row); });
+  const auto stop = [&] { sequence.result.prefill_seconds = watch.seconds(); };
+  stop();  // for a request that wants no token, which nobody waits for
+  accept(sequence, row, [&] {
+    SampledToken token = decoder_.first_token(row);
+    // A device's work was only queued before: it is this token that was waited for.
+    stop();
+    sequence.start_decode_clock();
+    return token;
+  });
 }
 
 void Generator::Batch::decode() {

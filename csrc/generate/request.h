@@ -48,6 +48,7 @@ struct Result {
   int64_t steps = 0;            // decode steps, each of which may serve several rows
   int64_t drafted_tokens = 0;   // checked by these steps beside the tokens that they were given
   int64_t accepted_tokens = 0;  // of the drafted ones, those that came true
+  // Until the first token is chosen; where none is wanted, until the prompt's last chunk is queued.
   double prefill_seconds = 0;
   double decode_seconds = 0;  // from the first token to the last, other rows' prefills included
 };

@@ -43,7 +43,7 @@ class Timings:
     vision: float
     """The vision tower."""
     prefill: float
-    """The prompt through the decoder, up to the first token's logits."""
+    """The prompt through the decoder, up to the first token."""
     decode: float
     """All tokens after the first."""
     prefill_tokens_per_second: float

@@ -145,6 +145,31 @@ def test_max_new_tokens_zero_only_fills_the_cache(toy):
     assert result.token_ids == reference_answer(toy.model, PICTURE, 12)
 
 
+def test_choosing_the_first_token_counts_as_prefill(tmp_path):
+    """A device has only queued the prompt's work until then. Here the choice takes far longer than the rest:
+    nearly all of a million tokens are kept."""
+    vocab = 1 << 20
+    noise = np.random.default_rng(0).standard_normal(vocab, np.float32)
+
+    class Noise(_core.Executor):
+        def run(self, step):
+            step.logits[...] = noise
+
+    path = tmp_path / "embedding.bin"
+    path.write_bytes(bytes(2 * 8 * vocab))
+    generator = _core.Generator(
+        Noise(),
+        _core.KVCache(1, 1, 1, 8, 8),
+        _core.EmbeddingTable(str(path), vocab, 8, "float16"),
+        _core.TokenText([b"a"]),
+        **Toy(tmp_path).settings | {"hidden_size": 8, "vocab_size": vocab},
+    )
+    sampling = _core.SamplingOptions(temperature=100.0, top_p=0.999, seed=1)
+    (result,) = generator.generate([_core.Request([1, 2], sampling=sampling, max_new_tokens=1)])
+    assert len(result.token_ids) == 1
+    assert result.decode_seconds < 0.1 * result.prefill_seconds
+
+
 def test_stop_id_ends_the_answer_and_stays_out_of_the_text(toy):
     full = toy.generate(TEXT, keep_special=True)
     stop = full.token_ids[5]
