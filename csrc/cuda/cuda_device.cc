@@ -6,6 +6,31 @@
 
 namespace qwen2vl::cuda {
 
+namespace {
+
+class GraphRecording : public Recording {
+ public:
+  explicit GraphRecording(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
+
+  bool replay() override {
+    if (!graph_.ready()) return false;
+    graph_.launch(*stream_);
+    return true;
+  }
+  void begin() override { graph_.begin(*stream_); }
+  void end() override {
+    graph_.end();
+    graph_.launch(*stream_);
+  }
+  void abandon() noexcept override { graph_.abandon(); }
+
+ private:
+  std::shared_ptr<Stream> stream_;
+  Graph graph_;
+};
+
+}  // namespace
+
 CudaDevice::CudaDevice(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
 
 void* CudaDevice::allocate(size_t bytes) {
@@ -73,27 +98,6 @@ void CudaDevice::wait_for(int slot) { marks_[slot].synchronize(); }
 
 void CudaDevice::synchronize() { stream_->synchronize(); }
 
-bool CudaDevice::replay(int64_t key) {
-  const auto found = graphs_.find(key);
-  if (found == graphs_.end() || !found->second.ready()) return false;
-  found->second.launch(*stream_);
-  return true;
-}
-
-void CudaDevice::record(int64_t key) {
-  recording_ = &graphs_[key];
-  recording_->begin(*stream_);
-}
-
-void CudaDevice::end_record() {
-  Graph* const graph = std::exchange(recording_, nullptr);
-  graph->end();
-  graph->launch(*stream_);
-}
-
-void CudaDevice::abandon_record() noexcept {
-  if (recording_ != nullptr) recording_->abandon();
-  recording_ = nullptr;
-}
+std::unique_ptr<Recording> CudaDevice::recording() { return std::make_unique<GraphRecording>(stream_); }
 
 }  // namespace qwen2vl::cuda

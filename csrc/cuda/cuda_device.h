@@ -36,16 +36,11 @@ class CudaDevice : public Device {
   void mark(int slot) override;
   void wait_for(int slot) override;
   void synchronize() override;
-  bool replay(int64_t key) override;
-  void record(int64_t key) override;
-  void end_record() override;
-  void abandon_record() noexcept override;
+  std::unique_ptr<Recording> recording() override;
 
  private:
   std::shared_ptr<Stream> stream_;
   Event marks_[2];
-  std::map<int64_t, Graph> graphs_;  // by key
-  Graph* recording_ = nullptr;
   std::mutex blocks_mutex_;  // blocks are let go by any thread
   std::map<void*, DeviceBuffer> blocks_;
   std::map<void*, PinnedBuffer> shared_blocks_;

@@ -34,6 +34,21 @@ QWEN2VL_HOST_DEVICE void advance_row(const StepRows& step, int64_t row) {
   step.position[row] += 1;
 }
 
+// Work recorded once and run as a whole from then on; what it reads from memory is not recorded. This one is
+// that of a device that has no use for recordings: it never has any.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+
+  // Queues the recorded work; false where there is none.
+  virtual bool replay() { return false; }
+  // Work queued between begin() and end(), which runs it, is recorded.
+  virtual void begin() {}
+  virtual void end() {}
+  // Forgets it, after something went wrong between begin() and end().
+  virtual void abandon() noexcept {}
+};
+
 // Where a decoder's data lie and its kernels run, in order of the calls: a GPU with a stream, or the CPU,
 // whose calls return when the work is done. Pointers that the kernels take are the device's.
 class Device : public std::enable_shared_from_this<Device> {
@@ -68,12 +83,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // Waits for everything. Throws DeviceError when something failed.
   virtual void synchronize() = 0;
 
-  // Recordings of work, one for each `key`: where replay(key) returns false there is none, or the device has
-  // no use for it; then the caller may queue the work between record(key) and end_record(), which runs it.
-  virtual bool replay(int64_t) { return false; }
-  virtual void record(int64_t) {}
-  virtual void end_record() {}
-  virtual void abandon_record() noexcept {}
+  // A new recording of this device's work, still empty.
+  virtual std::unique_ptr<Recording> recording() { return std::make_unique<Recording>(); }
 };
 
 // A block of a device's memory that lives as long as the object.

@@ -274,21 +274,20 @@ void DeviceDecoder::launch() {
     finish_step(slot);
   };
   if (!recordable_) run_engine();
-  const int64_t key = 2 * decode_rows_ + slot;
-  if (!device_->replay(key)) {
+  std::unique_ptr<Recording>& recording = recordings_[2 * decode_rows_ + slot];
+  if (!recording) {
     // The first run loads what has to be loaded, which can't be recorded.
-    if (ran_.insert(key).second) {
+    recording = device_->recording();
+    work();
+  } else if (!recording->replay()) {
+    recording->begin();
+    try {
       work();
-    } else {
-      device_->record(key);
-      try {
-        work();
-      } catch (...) {
-        device_->abandon_record();
-        throw;
-      }
-      device_->end_record();
+    } catch (...) {
+      recording->abandon();
+      throw;
     }
+    recording->end();
   }
   device_->mark(static_cast<int>(slot));
 }

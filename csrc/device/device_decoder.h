@@ -2,7 +2,6 @@
 
 #include <map>
 #include <memory>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -43,6 +42,7 @@ class DeviceDecoder : public Decoder {
   void set_engine(std::shared_ptr<DeviceEngine> engine) {
     engine_ = std::move(engine);
     recordable_ = engine_->recordable();
+    recordings_.clear();
   }
   const Buffers& buffers() const { return buffers_; }
   const std::shared_ptr<DeviceCache>& cache() const { return cache_; }
@@ -107,7 +107,9 @@ class DeviceDecoder : public Decoder {
   std::vector<uint64_t> chosen_;                 // [rows], tokens chosen of each row's answer
   std::vector<int32_t> logprobs_;                // [rows], as SamplingOptions::logprobs
   std::map<const float*, DeviceBlock> visuals_;  // of the prompt being filled, by the host's address
-  std::set<int64_t> ran_;                        // recordings that ran once without being recorded
+  // What a step records, by 2 * rows + slot. They hold this decoder's addresses, so that another decoder on
+  // the same device has its own.
+  std::map<int64_t, std::unique_ptr<Recording>> recordings_;
   int64_t decode_rows_ = 0;
   int64_t launched_ = 0, waited_ = 0;  // steps since begin()
 };

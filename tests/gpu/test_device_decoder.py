@@ -170,6 +170,15 @@ def test_the_next_step_runs_ahead_but_never_past_what_is_wanted(tmp_path, device
         toy.cache.truncate(0, 0)
 
 
+def test_two_decoders_on_one_device_have_recordings_of_their_own(tmp_path, device):
+    expected = Toy(tmp_path).generate(PROMPTS[0]).token_ids
+    toys = [DeviceToy(tmp_path, device) for _ in range(2)]
+    for _ in range(2):
+        for toy in toys:
+            assert toy.generate(PROMPTS[0]).token_ids == expected
+            toy.cache.truncate(0, 0)
+
+
 def test_an_answer_may_fill_the_cache(tmp_path, device):
     toy = DeviceToy(tmp_path, device, rows=2, capacity=24)
     prompts = [PROMPTS[0], PROMPTS[4]]
