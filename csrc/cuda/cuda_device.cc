@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "cuda/ignore_other_recordings.h"
 #include "cuda/step_kernel.h"
 
 namespace qwen2vl::cuda {
@@ -86,7 +87,10 @@ void CudaDevice::cache_copy_row(const CacheRowCopy& copy) { cuda::cache_copy_row
 
 void CudaDevice::cache_shift(const CacheShift& shift) { cuda::cache_shift(shift, stream_->handle()); }
 
-void CudaDevice::prepare_frame_job(const FrameJob& job) { cuda::prepare_frame_job(job, stream_->handle()); }
+void CudaDevice::prepare_frame_job(const FrameJob& job) {
+  const IgnoreOtherRecordings guard;  // a kernel's first launch loads it
+  cuda::prepare_frame_job(job, stream_->handle());
+}
 
 void CudaDevice::sample_rows(const SampleStep& step) { cuda::sample_rows(step, stream_->handle()); }
 

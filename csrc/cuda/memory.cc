@@ -7,15 +7,21 @@
 #include <utility>
 
 #include "cuda/error.h"
+#include "cuda/ignore_other_recordings.h"
 
 namespace qwen2vl::cuda {
 
 DeviceBuffer::DeviceBuffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
+  const IgnoreOtherRecordings guard;
   check(cudaMalloc(&data_, bytes), ("allocating " + std::to_string(bytes) + " bytes on the GPU").c_str());
 }
 
-DeviceBuffer::~DeviceBuffer() { cudaFree(data_); }
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ == nullptr) return;
+  const IgnoreOtherRecordings guard;
+  cudaFree(data_);
+}
 
 DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
 
@@ -27,6 +33,7 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
 
 PinnedBuffer::PinnedBuffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
+  const IgnoreOtherRecordings guard;
   check(cudaHostAlloc(&data_, bytes, cudaHostAllocMapped),
         ("allocating " + std::to_string(bytes) + " bytes of pinned host memory").c_str());
   std::memset(data_, 0, bytes);
@@ -37,7 +44,11 @@ PinnedBuffer::PinnedBuffer(size_t bytes) : size_(bytes) {
   }
 }
 
-PinnedBuffer::~PinnedBuffer() { cudaFreeHost(data_); }
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ == nullptr) return;
+  const IgnoreOtherRecordings guard;
+  cudaFreeHost(data_);
+}
 
 PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(other); }
 
@@ -50,11 +61,13 @@ PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
 
 void copy_to_device(void* device, const void* host, size_t bytes, const Stream& stream) {
   if (bytes == 0) return;
+  const IgnoreOtherRecordings guard;
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.handle()), "copying to the GPU");
 }
 
 void copy_to_host(void* host, const void* device, size_t bytes, const Stream& stream) {
   if (bytes == 0) return;
+  const IgnoreOtherRecordings guard;
   check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream.handle()),
         "copying from the GPU");
 }

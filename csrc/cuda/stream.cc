@@ -3,23 +3,33 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/error.h"
+#include "cuda/ignore_other_recordings.h"
 
 namespace qwen2vl::cuda {
 
 Stream::Stream(int device) : device_(device) {
+  const IgnoreOtherRecordings guard;
   check(cudaSetDevice(device), "selecting the GPU");
   check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "creating a stream");
 }
 
-Stream::~Stream() { cudaStreamDestroy(handle_); }
+Stream::~Stream() {
+  const IgnoreOtherRecordings guard;
+  cudaStreamDestroy(handle_);
+}
 
-void Stream::synchronize() const { check(cudaStreamSynchronize(handle_), "running on the GPU"); }
+void Stream::synchronize() const {
+  const IgnoreOtherRecordings guard;
+  check(cudaStreamSynchronize(handle_), "running on the GPU");
+}
 
 void synchronize_stream(uintptr_t handle) {
+  const IgnoreOtherRecordings guard;
   check(cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(handle)), "waiting for a frame's producer");
 }
 
 Event::Event(bool timing) {
+  const IgnoreOtherRecordings guard;
   check(cudaEventCreateWithFlags(&handle_, timing ? cudaEventDefault : cudaEventDisableTiming),
         "creating an event");
 }
@@ -34,7 +44,10 @@ void Event::hold_back(const Stream& stream) const {
   check(cudaStreamWaitEvent(stream.handle(), handle_, 0), "waiting for an event");
 }
 
-void Event::synchronize() const { check(cudaEventSynchronize(handle_), "running on the GPU"); }
+void Event::synchronize() const {
+  const IgnoreOtherRecordings guard;
+  check(cudaEventSynchronize(handle_), "running on the GPU");
+}
 
 float Event::milliseconds_since(const Event& start) const {
   float milliseconds = 0;

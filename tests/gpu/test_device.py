@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -77,6 +79,35 @@ def test_a_graph_replays_what_was_recorded_on_what_memory_holds_then():
         graph.launch(stream)
         target.download(value, stream)
         assert value[0] == number
+
+
+@pytest.mark.gpu
+def test_other_threads_work_on_while_one_records():
+    """In CUDA's global mode, ONNX Runtime's: allocating, copying, waiting and freeing don't spoil it."""
+    module, driver = cuda.load(), ctypes.CDLL("libcuda.so.1")
+    stream, recorded = module.Stream(), module.DeviceBuffer(4096)
+    handle, graph = ctypes.c_void_p(stream.handle), ctypes.c_void_p()
+    values, copied = np.arange(1024, dtype=np.float32), np.zeros(1024, np.float32)
+
+    def work():
+        own, pinned = module.Stream(), module.PinnedBuffer(64)
+        buffer, event = module.DeviceBuffer(values.nbytes), module.Event()
+        buffer.upload(values, own)
+        event.record(own)
+        event.synchronize()
+        buffer.download(copied, own)
+        module.synchronize_stream(own.handle)
+        del buffer, pinned, event, own
+
+    assert driver.cuStreamBeginCapture_v2(handle, 0) == 0
+    recorded.zero(stream)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert driver.cuStreamEndCapture(handle, ctypes.byref(graph)) == 0
+    assert graph.value
+    np.testing.assert_array_equal(copied, values)
+    driver.cuGraphDestroy(graph)
 
 
 @pytest.mark.gpu
