@@ -57,6 +57,7 @@ OnnxSession::OnnxSession(const std::string& model, const std::vector<OnnxTensor>
     device_ = make<MemoryInfo>("naming memory", kCreateMemoryInfo, "Cuda", kDeviceAllocator, device,
                                kDefaultMemory);
     add_cuda(options.get(), *cuda);
+    if (cuda->count("enable_cuda_graph") > 0) worker_ = std::make_unique<Worker>();
   }
   std::vector<const char*> names;
   std::vector<const Value*> values;
@@ -101,7 +102,14 @@ std::unique_ptr<OnnxSession::Bound> OnnxSession::bind(const std::vector<OnnxTens
 }
 
 void OnnxSession::run(const Bound& bound) const {
-  call("a run", kRunWithBinding, session_.get(), bound.options.get(), bound.binding.get());
+  const auto run = [&] {
+    call("a run", kRunWithBinding, session_.get(), bound.options.get(), bound.binding.get());
+  };
+  if (worker_) {
+    worker_->run(run);
+  } else {
+    run();
+  }
 }
 
 }  // namespace qwen2vl::cuda

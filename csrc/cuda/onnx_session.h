@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/worker.h"
 #include "cuda/onnx_api.h"
 
 namespace qwen2vl::cuda {
@@ -41,7 +42,7 @@ class OnnxSession {
 
   // run_entries: the run's options by name.
   std::unique_ptr<Bound> bind(const std::vector<OnnxTensor>& tensors, const Options& run_entries) const;
-  // Queues a run.
+  // Queues a run, on a thread of the session's own where the provider records. Needs no Python lock.
   void run(const Bound& bound) const;
 
  private:
@@ -51,6 +52,9 @@ class OnnxSession {
   onnx::Owned<onnx::MemoryInfo> host_, device_;
   std::vector<onnx::Owned<onnx::Value>> weights_;
   onnx::Owned<onnx::Session> session_;
+  // Where the CUDA provider records: it keeps recordings and library handles for each thread that calls it,
+  // until the session ends, and answers come from many threads (a stream has its own).
+  std::unique_ptr<Worker> worker_;
 };
 
 }  // namespace qwen2vl::cuda
