@@ -49,6 +49,7 @@ DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<Dev
       cache_(std::move(cache)),
       type_(type),
       rows_(cache_->rows()),
+      row_stride_((rows_ + 63) / 64 * 64),
       prefill_chunk_(std::min(prefill_chunk, cache_->capacity())),
       rope_width_(rope.width()),
       chosen_(rows_),
@@ -101,8 +102,8 @@ size_t DeviceDecoder::place(char* memory) {
   carver.take(&buffers_.cos, tokens * rope_width_, size);
   carver.take(&buffers_.sin, tokens * rope_width_, size);
   carver.take(&buffers_.logits, rows_ * table_.rows);
-  carver.take(&row_numbers_, 4 * rows_);
-  carver.take(&row_words_, 2 * rows_);
+  carver.take(&row_numbers_, 4 * row_stride_);
+  carver.take(&row_words_, 2 * row_stride_);
   carver.take(&inv_freq_, rope_width_);
   carver.take(&axis_, rope_width_);
   carver.take(&chunk_ids_, prefill_chunk_);
@@ -113,8 +114,8 @@ size_t DeviceDecoder::place(char* memory) {
   carver.take(&sampled_, rows_);
   carver.take(&sample_scratch_, sample_scratch_bytes(rows_, table_.rows));
   buffers_.past_length = row_numbers_;
-  buffers_.present_length = row_numbers_ + rows_;
-  buffers_.logit_rows = row_numbers_ + 3 * rows_;
+  buffers_.present_length = row_numbers_ + row_stride_;
+  buffers_.logit_rows = row_numbers_ + 3 * row_stride_;
   buffers_.last_position = row_words_;
   return carver.used();
 }
@@ -236,14 +237,14 @@ void DeviceDecoder::move(int64_t from, int64_t to) {
 void DeviceDecoder::begin(const std::vector<DecodeRow>& rows) {
   decode_rows_ = static_cast<int64_t>(rows.size());
   launched_ = waited_ = 0;
-  std::vector<int64_t> numbers(4 * rows_);
-  std::vector<int32_t> words(2 * rows_);
+  std::vector<int64_t> numbers(4 * row_stride_);
+  std::vector<int32_t> words(2 * row_stride_);
   for (int64_t row = 0; row < decode_rows_; ++row) {
     numbers[row] = rows[row].past_length;
-    numbers[rows_ + row] = rows[row].past_length + 1;
-    numbers[2 * rows_ + row] = rows[row].position;
+    numbers[row_stride_ + row] = rows[row].past_length + 1;
+    numbers[2 * row_stride_ + row] = rows[row].position;
     words[row] = static_cast<int32_t>(rows[row].past_length);
-    words[rows_ + row] = rows[row].token;
+    words[row_stride_ + row] = rows[row].token;
   }
   device_->upload(row_numbers_, numbers.data(), numbers.size() * sizeof(int64_t));
   device_->upload(row_words_, words.data(), words.size() * sizeof(int32_t));
@@ -252,8 +253,8 @@ void DeviceDecoder::begin(const std::vector<DecodeRow>& rows) {
 
 void DeviceDecoder::embed_rows() {
   device_->gather_embeddings(
-      {table_, row_words_ + rows_, nullptr, decode_rows_, type_, buffers_.inputs_embeds});
-  device_->rope_rows({inv_freq_, axis_, rope_width_, row_numbers_ + 2 * rows_, 0, decode_rows_, type_,
+      {table_, row_words_ + row_stride_, nullptr, decode_rows_, type_, buffers_.inputs_embeds});
+  device_->rope_rows({inv_freq_, axis_, rope_width_, row_numbers_ + 2 * row_stride_, 0, decode_rows_, type_,
                       buffers_.cos, buffers_.sin});
 }
 
@@ -263,7 +264,7 @@ void DeviceDecoder::finish_step(int64_t slot) {
   sample(0, decode_rows_);
   device_->copy(results_.on_device<SampledRow>() + slot * rows_, sampled_, decode_rows_ * sizeof(SampledRow));
   device_->advance_rows({decode_rows_, buffers_.past_length, buffers_.present_length, buffers_.last_position,
-                         row_numbers_ + 2 * rows_, row_words_ + rows_, sampled_});
+                         row_numbers_ + 2 * row_stride_, row_words_ + row_stride_, sampled_});
   embed_rows();
 }
 

@@ -20,8 +20,8 @@ namespace qwen2vl {
 // (with the engine's own step where it can be recorded).
 class DeviceDecoder : public Decoder {
  public:
-  // The engine's inputs and output on the device; addresses never change. B rows of T tokens, B * T at most
-  // max(cache rows, prefill_chunk).
+  // The engine's inputs and output on the device; addresses never change, and are multiples of 256 bytes,
+  // which TensorRT asks of tensors. B rows of T tokens, B * T at most max(cache rows, prefill_chunk).
   struct Buffers {
     char* inputs_embeds;      // [B, T, hidden], of `type`
     char* cos;                // [B, T, head_dim / 2], of `type`
@@ -84,7 +84,9 @@ class DeviceDecoder : public Decoder {
   std::shared_ptr<DeviceEngine> engine_;
   bool recordable_ = false;
   FloatType type_;
-  int64_t rows_, prefill_chunk_, rope_width_;
+  int64_t rows_;
+  int64_t row_stride_;  // between numbers of all rows: 256 bytes, or a multiple, for either width
+  int64_t prefill_chunk_, rope_width_;
 
   SharedBlock table_memory_;
   TableView table_;
@@ -94,8 +96,8 @@ class DeviceDecoder : public Decoder {
   Buffers buffers_{};
   float* inv_freq_ = nullptr;              // [head_dim / 2]
   uint8_t* axis_ = nullptr;                // [head_dim / 2]
-  int64_t* row_numbers_ = nullptr;         // [4, rows]: past and present length, position, logit row
-  int32_t* row_words_ = nullptr;           // [2, rows]: last position, id
+  int64_t* row_numbers_ = nullptr;         // [4, row_stride]: past and present length, position, logit row
+  int32_t* row_words_ = nullptr;           // [2, row_stride]: last position, id
   int32_t* chunk_ids_ = nullptr;           // [prefill_chunk]
   int64_t* chunk_positions_ = nullptr;     // [3, prefill_chunk]
   const float** chunk_visuals_ = nullptr;  // [prefill_chunk]

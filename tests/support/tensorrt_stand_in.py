@@ -25,6 +25,7 @@ from qwen2vl_rt.tensorrt.builder import Figures
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
+from qwen2vl_rt.tensorrt.runtime import ALIGNMENT
 from qwen2vl_rt.tensorrt.target import Target
 from qwen2vl_rt.weights import map_weights
 from tests.support.graph_feeds import with_weights
@@ -178,6 +179,8 @@ class StandInExecution:
         ]
         if wrong:
             raise BackendError(f"{wrong} are bound the wrong way round")
+        if crooked := [name for name, (_, pointer) in self.bound.items() if pointer % ALIGNMENT]:
+            raise BackendError(f"{crooked} don't begin at multiples of {ALIGNMENT} bytes")
         if missing := names - set(self.bound):
             raise BackendError(f"nothing is bound to {missing}")
         for name, (smallest, _, largest) in self.ranges.items():

@@ -49,6 +49,10 @@ class DeviceVisionTower(ABC):
         self._hidden_size = geometry.decoder.hidden_size
         self._inputs: dict[str, _core.DeviceBlock] = {}  # kept from call to call, and grown
 
+    def runs(self, n: int, count: int) -> list[tuple[int, int]]:
+        """How N pictures of `count` patches are parted in runs, `begin` to `end`: all in one, by default."""
+        return [(0, n)]
+
     @abstractmethod
     def enqueue(self, tensors: Sequence[Tensor]) -> None:
         """Queue a run over `patches`, `cos`, `sin` and `visual_embeddings` (float32), each [N, ...]."""
@@ -62,18 +66,25 @@ class DeviceVisionTower(ABC):
         queued: what is queued behind it may read them.
         """
         n, count, _ = patches.shape
-        tensors = []
-        if isinstance(patches, DevicePatches):
-            tensors.append(Tensor("patches", patches.shape, patches.block.pointer))
-        else:
-            tensors.append(self._upload("patches", patches))
-        for name, table in (("cos", cos), ("sin", sin)):
-            tensors.append(self._upload(name, np.broadcast_to(table, (n, *table.shape))))
-        shape = (n, count // self._merged_patches, self._hidden_size)
-        embeddings = self._device.allocate(4 * n * shape[1] * shape[2])
-        tensors.append(Tensor("visual_embeddings", shape, embeddings.pointer, output=True))
-        self.enqueue(tensors)
-        return DeviceEmbeddings(embeddings, shape)
+        runs = self.runs(n, count)
+        most = max(end - begin for begin, end in runs)
+        tables = [
+            self._upload(name, np.broadcast_to(table, (most, *table.shape)))
+            for name, table in (("cos", cos), ("sin", sin))
+        ]
+        tokens = count // self._merged_patches
+        row = 4 * tokens * self._hidden_size
+        embeddings = self._device.allocate(n * row)
+        for begin, end in runs:
+            size = end - begin
+            if isinstance(patches, DevicePatches):  # of one picture
+                inputs = [Tensor("patches", patches.shape, patches.block.pointer)]
+            else:  # each run's where the last one's were: it is queued behind it
+                inputs = [self._upload("patches", patches[begin:end])]
+            inputs += [table._replace(shape=(size, *table.shape[1:])) for table in tables]
+            shape, pointer = (size, tokens, self._hidden_size), embeddings.pointer + begin * row
+            self.enqueue([*inputs, Tensor("visual_embeddings", shape, pointer, output=True)])
+        return DeviceEmbeddings(embeddings, (n, tokens, self._hidden_size))
 
     def _upload(self, name: str, array: np.ndarray) -> Tensor:
         array = np.ascontiguousarray(array, self._dtype)

@@ -20,7 +20,7 @@ from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
-from qwen2vl_rt.tensorrt.runtime import Engine, Execution
+from qwen2vl_rt.tensorrt.runtime import ALIGNMENT, Engine, Execution
 
 # TensorRT's names of number formats, in a description.
 DTYPES = {"float": "float32", "bf16": "bfloat16", "half": "float16"}
@@ -91,7 +91,8 @@ class TensorRTDecoder(_core.DeviceEngine):
         if not engines.answer.description["shared"]:
             geometry, limits = self._geometry, cache.rows
             tokens = max(limits, _largest_chunk(engines.prompt))
-            self._new_bytes = tokens * geometry.kv_heads * geometry.head_dim * ITEM_BYTES[engines.dtype]
+            layer_bytes = tokens * geometry.kv_heads * geometry.head_dim * ITEM_BYTES[engines.dtype]
+            self._new_bytes = math.ceil(layer_bytes / ALIGNMENT) * ALIGNMENT
             self._new = engines.device.allocate(2 * geometry.layers * self._new_bytes)
         # Shapes vary from chunk to chunk. It is never recorded.
         self._prompt = engines.execution(engines.prompt, "prefill", fixed=False)
@@ -157,27 +158,23 @@ class TensorRTVision(DeviceVisionTower):
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         engine = engines.vision
-        self._item = ITEM_BYTES[_dtype(engine, "patches")]
         super().__init__(engines.device, bundle.geometry, numpy_dtype(_dtype(engine, "patches")))
         self._picture = engines.execution(engine, "picture", fixed=False)
         self._frames = engines.execution(engine, "frames", fixed=False)
         most = engine.description["key"]["profiles"]["frames"]["patches"][2]
         self._most_frames, self._most_patches = most[:2]
 
-    def enqueue(self, tensors: Sequence[Tensor]) -> None:
-        """See `DeviceVisionTower`; more than the engine takes at once goes in several runs."""
-        n, count, _ = next(tensor.shape for tensor in tensors if tensor.name == "patches")
+    def runs(self, n: int, count: int) -> list[tuple[int, int]]:
+        """See `DeviceVisionTower`: no more in a run than the engine takes at once."""
         step = self._most_frames if count <= self._most_patches else 1
-        for begin in range(0, n, step):
-            end = min(begin + step, n)
-            execution = self._picture if end - begin == 1 else self._frames
-            execution.bind([self._rows(tensor, begin, end) for tensor in tensors])
-            execution.enqueue()
+        return [(begin, min(begin + step, n)) for begin in range(0, n, step)]
 
-    def _rows(self, tensor: Tensor, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a tensor's first axis; outputs are float32."""
-        row = math.prod(tensor.shape[1:]) * (4 if tensor.output else self._item)
-        return tensor._replace(shape=(end - begin, *tensor.shape[1:]), pointer=tensor.pointer + begin * row)
+    def enqueue(self, tensors: Sequence[Tensor]) -> None:
+        """See `DeviceVisionTower`."""
+        pictures = next(tensor.shape[0] for tensor in tensors if tensor.name == "patches")
+        execution = self._picture if pictures == 1 else self._frames
+        execution.bind(tensors)
+        execution.enqueue()
 
 
 def tensorrt_decoder(

@@ -18,12 +18,18 @@ from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.logger import first_error
 
+ALIGNMENT = 256  # bytes, of every address bound: `IExecutionContext::setTensorAddress` asks for it
+
 
 class Execution(Protocol):
     """An engine with a profile, scratch memory and a stream: what is bound once may be run many times."""
 
     def bind(self, tensors: Sequence[Tensor]) -> None:
-        """Bind shapes and device addresses of inputs and outputs; those that it doesn't have are left."""
+        """Bind shapes and device addresses of inputs and outputs; those that it doesn't have are left.
+
+        Raises:
+            BackendError: it doesn't take one of them, or an address is no multiple of `ALIGNMENT`.
+        """
 
     def enqueue(self) -> None:
         """Queue a run on the stream."""
@@ -72,7 +78,7 @@ class TensorRTExecution(Execution):
                 continue
             if not tensor.output and not self._context.set_input_shape(name, tuple(shape)):
                 raise self._engine.failure(f"does not take {name} of shape {list(shape)}")
-            if not self._context.set_tensor_address(name, pointer):
+            if pointer % ALIGNMENT or not self._context.set_tensor_address(name, pointer):
                 raise self._engine.failure(f"does not take {name} at address {pointer:#x}")
         if unbound := self._context.infer_shapes():
             raise self._engine.failure(f"has no value for {', '.join(unbound)}")
