@@ -36,10 +36,9 @@ def bundles(tmp_path_factory) -> dict[str, Bundle]:
 def provider_of(device, compiled: bool = False) -> Provider:
     if isinstance(device, _core.HostDevice):
         return Provider("CPUExecutionProvider", "cpu", compiled=compiled)
-    from qwen2vl_rt.executors.cuda import OPTIONS
+    from qwen2vl_rt.executors.cuda import CudaSettings, cuda_provider
 
-    options = OPTIONS | {"device_id": "0", "user_compute_stream": str(device.stream.handle)}
-    return Provider("CUDAExecutionProvider", "cuda", options, graphs=True, compiled=compiled)
+    return cuda_provider(device.stream, CudaSettings(compiled=compiled))
 
 
 CALLS = pytest.mark.parametrize(

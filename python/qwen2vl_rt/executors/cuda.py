@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import onnxruntime as ort
 
@@ -55,11 +56,15 @@ class CudaSettings:
 def cuda_device(device: int = 0, settings: CudaSettings | None = None) -> tuple[_core.Device, Provider]:
     """The GPU as a device with a stream of its own, and ONNX Runtime's provider on that stream."""
     module = cuda.load()
+    stream = module.Stream(device)
+    return module.CudaDevice(stream), cuda_provider(stream, settings or CudaSettings.from_environment())
+
+
+def cuda_provider(stream: Any, settings: CudaSettings) -> Provider:
+    """ONNX Runtime's provider on a stream of `_cuda`, the libraries that it is linked against loaded."""
     built_for = getattr(ort, "cuda_version", None) or cuda.status().toolkit or "13"
     load_cuda_libraries(int(built_for.split(".")[0]))
-    stream = module.Stream(device)
-    options = OPTIONS | {"device_id": str(device), "user_compute_stream": str(stream.handle)}
-    settings = settings or CudaSettings.from_environment()
-    return module.CudaDevice(stream), Provider(
+    options = OPTIONS | {"device_id": str(stream.device), "user_compute_stream": str(stream.handle)}
+    return Provider(
         "CUDAExecutionProvider", "cuda", options, settings.graphs, settings.compiled, settings.grouped
     )
