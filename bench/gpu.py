@@ -46,7 +46,7 @@ from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
 from qwen2vl_rt.tensorrt.gpu import compute_capability
-from qwen2vl_rt.tensorrt.target import choose_target
+from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
@@ -285,8 +285,14 @@ def step_bytes(bundle: Bundle) -> int:
     return bundle.files[DECODER_WEIGHTS].size + (bundle.files[EMBEDDING].size if tied else 0)
 
 
+def skip_reason(backend: str) -> str:
+    """Why the GPU here has no use for the backend, which is no failure; "" if it has, or there is none."""
+    here = compute_capability()
+    return edition_problem(here) if backend == "tensorrt" and here else ""
+
+
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; what its GPU has no use for is written as skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
     model = what.add_parser("model", help="one bundle")
@@ -303,6 +309,10 @@ def main() -> None:
     if options.what == "limits":
         rates = {"copy_bytes_per_second": copy_bandwidth(), "matrix_flops": matrix_rate()}
         _write(options.output, {"machine": machine(), "limits": rates})
+        return
+    if reason := skip_reason(options.backend):
+        _write(options.output, {"skipped": reason})
+        print(f"skipped: {reason}")
         return
     limits: dict[str, Any] = {}
     if options.limits is not None and options.limits.exists():

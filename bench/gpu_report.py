@@ -5,7 +5,8 @@
 Each stage is a process of its own with a time limit; one that fails, hangs or finds no time left is recorded
 and the others go on. What each gave is kept in --work, so that stages may be run in several calls: the
 report, OUTPUT.json and OUTPUT.md, is of all that have run there, and is written after each. Exits with 1 when
-a stage of this call didn't pass.
+a stage of this call neither passed nor was skipped: a stage that the GPU has no use for says so in its JSON
+("skipped": why) and exits with 0.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ def run(name: str, settings: Settings, seconds: float) -> dict[str, Any]:
     result: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - started, 1)}
     result["note"] = _note(log.read_text(errors="replace"), state == "passed")
     with contextlib.suppress(OSError, ValueError):
-        result |= json.loads(result_file.read_text())
+        measured = json.loads(result_file.read_text())
+        if state == "passed" and (reason := measured.pop("skipped", "")):
+            measured |= {"state": "skipped", "note": reason}
+        result |= measured
     return result
 
 
@@ -234,7 +238,7 @@ def main() -> int:
             result = {"state": "not run", "seconds": 0.0, "note": "no time was left in this call"}
         else:
             result = run(name, settings, seconds)
-        failed |= result["state"] != "passed"
+        failed |= result["state"] not in ("passed", "skipped")
         print(f"{name}: {result['state']} in {result['seconds']} s. {result['note']}", flush=True)
         (settings.work / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         write_report(settings, options.output)

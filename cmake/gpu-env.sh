@@ -2,18 +2,13 @@
 # An installation for a machine with a GPU and no network: the project built from source, with the machine's own
 # Python packages and whatever lies as wheels in a folder.
 #   cmake/gpu-env.sh PYTHON SITE [WHEELS]
-# SITE: the folder to install into; use it as PYTHONPATH. WHEELS: a folder of wheels, default wheels/. A large one
-# may come in pieces, NAME.whl.part-aa, NAME.whl.part-ab, ... (split -b 60m NAME.whl NAME.whl.part-).
+# SITE: the folder to install into; use it as PYTHONPATH. WHEELS: a folder of wheels, default wheels/.
 set -eu
 cd "$(dirname "$0")/.."
 python=$1 site=$2 wheels=${3:-wheels}
 mkdir -p "$site"
 
-for first in "$wheels"/*.whl.part-aa; do
-  test -e "$first" || continue
-  whole=${first%.part-aa}
-  test -e "$whole" || cat "$whole".part-* > "$whole"
-done
+cmake/join-wheels.sh "$wheels"
 if ls "$wheels"/*.whl > /dev/null 2>&1; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
 fi
