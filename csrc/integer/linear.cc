@@ -7,11 +7,14 @@
 #include <emmintrin.h>
 #endif
 
+#include "common/float_type.h"
+
 // A panel's block is a record of
 //   codes        groups of four inputs; an output's four side by side. 8 bits: 128 bytes a group, 32 outputs.
 //                4 bits: 64 bytes, the first 16 outputs in the low halves of the bytes, the others in the
 //                high ones
-//   scales       float32 [32]
+//   scales       [32]: float16 of kShortScale times the scale if that is exact for all of the layer, as it is
+//                for the exporter's: of 4-bit blocks a token reads 3% less so; otherwise float32
 //   zero points  uint8 [32], padded to a line, unless all are the middle of the codes' range
 // so that one token's product reads a panel's memory once, from its beginning to its end.
 namespace qwen2vl {
@@ -19,7 +22,14 @@ namespace qwen2vl {
 namespace {
 
 constexpr int64_t kPanel = IntegerLinear::kPanel, kLine = 64;
-constexpr int64_t kScaleBytes = kPanel * sizeof(float);
+
+uint16_t shortened(float scale) { return float_to_float16(scale * IntegerLinear::kShortScale); }
+
+bool all_short(const float* scales, int64_t count) {
+  return std::all_of(scales, scales + count, [](float scale) {
+    return float16_to_float(shortened(scale)) / IntegerLinear::kShortScale == scale;
+  });
+}
 
 // Four codes, two in a byte, as the low halves of four bytes.
 uint32_t spread(const uint8_t* packed) {
@@ -50,19 +60,22 @@ void interleave(const int8_t* const (&rows)[4], uint8_t* to) {
 
 }  // namespace
 
-IntegerLinear::IntegerLinear(int bits, bool zero_points, int64_t block, int64_t k, int64_t n)
+IntegerLinear::IntegerLinear(int bits, bool short_scales, bool zero_points, int64_t block, int64_t k,
+                             int64_t n)
     : bits_(bits),
+      short_scales_(short_scales),
       zero_points_(zero_points),
       block_(block),
       k_(k),
       n_(n),
-      record_(code_bytes() + kScaleBytes + (zero_points ? kLine : 0)),
+      record_(code_bytes() + scale_bytes() + (zero_points ? kLine : 0)),
       packed_(panels() * panel_bytes()) {}
 
 IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const float* scales,
                                        const uint8_t* zero_points, int64_t k, int64_t n) {
-  IntegerLinear linear(bits, zero_points != nullptr, kBlock, k, n);
-  const int64_t blocks = linear.blocks(), bytes = kBlock * bits / 8, row = blocks * bytes;
+  const int64_t blocks = (k + kBlock - 1) / kBlock;
+  IntegerLinear linear(bits, all_short(scales, n * blocks), zero_points != nullptr, kBlock, k, n);
+  const int64_t bytes = kBlock * bits / 8, row = blocks * bytes;
   const int64_t zero_row = (blocks * bits + 7) / 8;
   const uint8_t missing[kBlock] = {};
   for (int64_t panel = 0; panel < linear.panels(); ++panel) {
@@ -87,12 +100,17 @@ IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const flo
       for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t output = panel * kPanel + i;
         const float scale = output < n ? scales[output * blocks + block] : 0;
-        std::memcpy(record + i * sizeof(float), &scale, sizeof(scale));
+        if (linear.short_scales_) {
+          const uint16_t two_bytes = shortened(scale);
+          std::memcpy(record + i * sizeof(two_bytes), &two_bytes, sizeof(two_bytes));
+        } else {
+          std::memcpy(record + i * sizeof(scale), &scale, sizeof(scale));
+        }
         if (zero_points == nullptr) continue;
         const uint8_t* zeros = zero_points + output * zero_row;
         uint8_t zero = 0;
         if (output < n) zero = bits == 8 ? zeros[block] : zeros[block / 2] >> (block % 2 * 4) & 15;
-        record[kScaleBytes + i] = zero;
+        record[linear.scale_bytes() + i] = zero;
       }
     }
   }
@@ -100,7 +118,7 @@ IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const flo
 }
 
 IntegerLinear IntegerLinear::of_channels(const int8_t* codes, const float* scales, int64_t k, int64_t n) {
-  IntegerLinear linear(8, false, k, k, n);
+  IntegerLinear linear(8, false, false, k, k, n);
   constexpr int64_t kColumns = 256;  // read together: whole lines of memory
   const int8_t zeros[16] = {};
   for (int64_t first = 0; first < n; first += kColumns) {

@@ -26,6 +26,8 @@ class IntegerLinear {
  public:
   static constexpr int64_t kBlock = 128;  // inputs, of weights in blocks
   static constexpr int64_t kPanel = 32;   // outputs that are computed together
+  // Scales are kept in float16 as so many times their value: from 2^-29 to 2 they have all of its 11 bits.
+  static constexpr float kShortScale = 0x1p15f;
 
   // Whether this CPU runs it, and may (common/instruction_set.h).
   static bool supported();
@@ -55,16 +57,18 @@ class IntegerLinear {
            float* y) const;
 
  private:
-  IntegerLinear(int bits, bool zero_points, int64_t block, int64_t k, int64_t n);
+  IntegerLinear(int bits, bool short_scales, bool zero_points, int64_t block, int64_t k, int64_t n);
 
   // A block's inputs are whole steps of the kernels' loops; an input that is not there has zero codes.
   int64_t padded_block() const { return (block_ + 15) / 16 * 16; }
   int64_t code_bytes() const { return padded_block() * kPanel * bits_ / 8; }
+  int64_t scale_bytes() const { return kPanel * (short_scales_ ? 2 : 4); }
   uint8_t* record(int64_t panel, int64_t block) {
     return packed_.data() + panel * panel_bytes() + block * record_;
   }
 
   int bits_;
+  bool short_scales_;  // in two bytes, where that is exact
   bool zero_points_;
   int64_t block_, k_, n_;
   int64_t record_;  // bytes of a panel's block: codes, scales and zero points, in the order they are read

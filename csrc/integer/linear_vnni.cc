@@ -31,10 +31,12 @@ namespace {
 // One panel, as a kernel reads it.
 struct Panel {
   const uint8_t* codes;
-  int64_t code_stride;    // bytes from a block's codes to the next one's
-  const uint8_t* scales;  // zero points after them
-  int64_t scale_stride;   // bytes
-  bool zero_points;       // or all are `middle`
+  int64_t code_stride;  // bytes from a block's codes to the next one's
+  const uint8_t* scales;
+  int64_t scale_stride;  // bytes from a block's scales to the next one's
+  bool short_scales;     // kShortScale times as large, in float16
+  int64_t scale_bytes;   // of a block; zero points after them
+  bool zero_points;      // or all are `middle`
   int32_t middle;
   int64_t groups, blocks;  // groups of four inputs in a block, padded
 };
@@ -53,6 +55,13 @@ constexpr int64_t kAhead = 2048;        // bytes that are fetched ahead of what 
 // Not _mm512_dpbusd_epi32: around it GCC 12 moves the sums from register to register, and to memory.
 VNNI_INLINE void add_products(__m512i& sum, __m512i weights, __m512i inputs) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(inputs));
+}
+
+// Of 16 outputs, the first or the second of a panel.
+VNNI_INLINE __m512 load_scales(const Panel& panel, const uint8_t* scales, int half) {
+  if (!panel.short_scales) return _mm512_load_ps(scales + 64 * half);
+  const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(scales + 32 * half));
+  return _mm512_mul_ps(_mm512_cvtph_ps(codes), _mm512_set1_ps(1 / IntegerLinear::kShortScale));
 }
 
 // Adds the products of R tokens and a block of a panel.
@@ -130,8 +139,8 @@ VNNI void tokens_by_panel(const TokenCodes& x, const Panel& panel, const Target&
     if (panel.zero_points) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const __m512i zero =
-            _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales + 128 + 16 * half)));
+        const __m512i zero = _mm512_cvtepu8_epi32(
+            _mm_load_si128(reinterpret_cast<const __m128i*>(scales + panel.scale_bytes + 16 * half)));
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
           sums[r][half] = _mm512_mullo_epi32(zero, _mm512_set1_epi32(-x.sums[r * panel.blocks + block]));
@@ -145,7 +154,7 @@ VNNI void tokens_by_panel(const TokenCodes& x, const Panel& panel, const Target&
                       panel.groups, sums);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512 scale = _mm512_load_ps(scales + 64 * half);
+      const __m512 scale = load_scales(panel, scales, half);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
         const __m512 step = _mm512_set1_ps(x.steps[r * panel.blocks + block]);
@@ -245,6 +254,8 @@ void IntegerLinear::run(const TokenCodes& x, int64_t tokens, const Addends& adde
                           unpacked ? padded_block() * kPanel : record_,
                           records + code_bytes(),
                           record_,
+                          short_scales_,
+                          scale_bytes(),
                           zero_points_,
                           1 << (bits_ - 1),
                           padded_block() / 4,

@@ -66,6 +66,18 @@ def test_scales_are_positive_and_zero_points_in_the_middle():
     assert (blocks.codes[[0, 2, 3]] == 8).all()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [0, 1e-30, 1e-9, 1e-3, 1, 10])
+def test_scales_fit_in_two_bytes(bits, size):
+    """As float16 of 2^15 times their value, which is how a CPU keeps them."""
+    rng = np.random.default_rng(4)
+    matrix = rng.standard_normal((16, 384), dtype=np.float32) / 4 * np.float32(size)
+    x = np.eye(384, dtype=np.float32)
+    for blocks in (nearest_blocks(matrix, bits), gptq.quantize(matrix, factors(x), bits)):
+        np.testing.assert_array_equal(np.float16(blocks.scales * 2**15) / np.float32(2**15), blocks.scales)
+        assert np.abs(blocks.dequantized() - matrix).max() <= max(0.5 * np.abs(matrix).max(), 2e-9)
+
+
 @pytest.mark.parametrize("inputs", [40, 256, 600])
 def test_factors_solve(inputs):
     rng = np.random.default_rng(2)

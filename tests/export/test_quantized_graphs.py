@@ -163,7 +163,7 @@ def test_an_untied_head_is_stored_once_for_both_decoders(pristine_checkpoint, tm
 def test_eight_bit_table_is_near_the_checkpoint(bundles, precision):
     exact = table(bundles["fp32"])
     step = np.abs(exact).max(axis=1, keepdims=True) / 127
-    assert (np.abs(table(bundles[precision]) - exact) <= 0.5001 * step).all()
+    assert (np.abs(table(bundles[precision]) - exact) <= 0.5003 * step).all()
 
 
 def decoder_feed(bundle: Bundle, tokens: int) -> dict[str, np.ndarray]:

@@ -131,7 +131,7 @@ def test_other_groups_are_quantized_anew(layout, tmp_path):
     ):
         scales, zeros = (found[f"{name}.weight.{part}"].repeat(128, 1) for part in ("scale", "zero_point"))
         values = (found[f"{name}.weight"] - zeros) * scales
-        assert (np.abs(values - layer.weight) <= 1.001 * scales).all()  # the eighth step up is not there
+        assert (np.abs(values - layer.weight) <= 1.004 * scales).all()  # the eighth step up is not there
 
 
 def test_eight_bit_layers_are_rounded_once_more_for_a_scale_an_output(tmp_path):

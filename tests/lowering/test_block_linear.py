@@ -36,9 +36,10 @@ def expected(product: BlockedProduct, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 21, 100])
 @pytest.mark.parametrize(("n", "k"), [(48, 256), (33, 384), (5, 200), (64, 130), (320, 2048)])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("short", [False, True], ids=["float32 scales", "float16 scales"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-def test_product(bits, tokens, n, k, symmetric, bias):
-    product = BlockedProduct(n, k, bits, symmetric=symmetric, bias=bias)
+def test_product(bits, tokens, n, k, symmetric, short, bias):
+    product = BlockedProduct(n, k, bits, symmetric=symmetric, short=short, bias=bias)
     model, weights = product.lowered()
     to_block_linear(model, weights)
     assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
@@ -71,6 +72,19 @@ def test_a_gate_before_it(tokens):
     # A number on the border of two codes may take the other one.
     actual = run(model, weights, x)
     assert np.linalg.norm(actual - y) < 5e-4 * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-30, 2.0**-39, 65504 / 2**15, 2, 1e30, 3e38])
+def test_scales_of_any_size(scale):
+    """What has no float16 stays as it is: one such scale, and the largest and smallest that fit."""
+    product = BlockedProduct(40, 256, 4, short=True)
+    product.scale[3] = scale
+    model, weights = product.lowered()
+    to_block_linear(model, weights)
+    x = activations(product.rank, 2, 256) * np.float32(1e-3)
+    y, actual = expected(product, x), run(model, weights, x)
+    for own, wanted in ((actual[..., 3], y[..., 3]), (actual, y)):
+        np.testing.assert_allclose(own, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_a_table():

@@ -33,11 +33,23 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
 class BlockedProduct:
     """x @ W^T for W [n, k] in blocks along k, in the bundle's form."""
 
-    def __init__(self, n: int, k: int, bits: int, *, symmetric: bool = True, gemm: bool = False, bias=False):
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        bits: int,
+        *,
+        symmetric: bool = True,
+        short: bool = False,
+        gemm: bool = False,
+        bias=False,
+    ):
         rng = np.random.default_rng(n * k)
         blocks, middle = -(-k // BLOCK), 1 << (bits - 1)
         self.codes = rng.integers(0, 2 * middle, (n, k), np.uint8)
         self.scale = rng.uniform(0.5, 1.5, (n, blocks)).astype(np.float32) / (middle * k**0.5)
+        if short:  # as the exporter's are
+            self.scale = self.scale.astype(np.float16).astype(np.float32)
         self.zero_point = rng.integers(0, 2 * middle, (n, blocks), np.uint8)
         if symmetric:
             self.zero_point[:] = middle

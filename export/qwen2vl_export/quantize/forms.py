@@ -3,6 +3,8 @@
 int4 blocks    w = (code - 8) * scale,   code 0..15,     a scale for BLOCK inputs of an output
 8-bit blocks   w = (code - 128) * scale, code 1..255,    the same
 8 bit, rows    w = code * scale,         code -127..127, a scale an output
+
+Scales of blocks have the 11 bits of float16, so that a runtime may keep them in two bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from qwen2vl_export.precisions import BLOCK
 
 ZERO_POINTS = {4: 8, 8: 128}
 STEPS = {4: 8, 8: 127}  # steps that the largest magnitude of a block gets at round-to-nearest
+SMALLEST = np.float32(2**-29)  # scale of a block
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = No
     """Round a float32 matrix to the nearest codes; `scales` [N, G] by default reach each block's peak."""
     zero_point = ZERO_POINTS[bits]
     if scales is None:
-        scales = nonzero(peaks(matrix) / np.float32(STEPS[bits]))
+        scales = short(peaks(matrix) / np.float32(STEPS[bits]))
     steps = np.rint(matrix / spread(scales, matrix.shape[1]))
     low = 1 if bits == 8 else 0
     codes = np.clip(steps + zero_point, low, 2 * zero_point - 1).astype(np.uint8)
@@ -64,13 +67,18 @@ def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = No
 def nearest_rows(matrix: np.ndarray, scales: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Round a float32 matrix [N, K] to int8 with a scale a row: codes [N, K], scales [N]."""
     if scales is None:
-        scales = nonzero(np.abs(matrix).max(axis=1) / np.float32(127))
+        scales = np.abs(matrix).max(axis=1) / np.float32(127)
+        scales = np.where(scales > 0, scales, np.float32(1))  # of numbers that are all zero
     return np.clip(np.rint(matrix / scales[:, None]), -127, 127).astype(np.int8), scales
 
 
-def nonzero(scales: np.ndarray) -> np.ndarray:
-    """Give 1 for the scale of numbers that are all zero."""
-    return np.where(scales > 0, scales, 1).astype(np.float32)
+def short(scales: np.ndarray) -> np.ndarray:
+    """Round positive float32 scales to 11 significant bits; those under 2^-29, zero with them, become that.
+
+    Steps so small are beneath what float32 tells apart beside weights of an ordinary size.
+    """
+    bits = np.maximum(scales, SMALLEST).astype(np.float32).view(np.uint32)
+    return (bits + 0x1000 & 0xFFFFE000).view(np.float32)  # 13 of the 24 bits go
 
 
 def packed(codes: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen2vl_export.precisions import BLOCK
-from qwen2vl_export.quantize.forms import ZERO_POINTS, Blocks, nonzero
+from qwen2vl_export.quantize.forms import ZERO_POINTS, Blocks, short
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 # Columns that one H spans; wider matrices (7B and 72B down) are split, which only loses what crosses the
@@ -180,10 +180,10 @@ def search_scales(columns: np.ndarray, importance: np.ndarray, zero_point: int) 
 
 def _search_scale(block: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
     """Return the scales [N] of one block [BLOCK, N]."""
-    largest = nonzero(np.abs(block).max(axis=0) / np.float32(zero_point - 1))
-    best, least = largest, np.full(largest.shape, np.inf, np.float32)
+    largest = np.abs(block).max(axis=0) / np.float32(zero_point - 1)
+    best, least = short(largest), np.full(largest.shape, np.inf, np.float32)
     for ratio in _RATIOS:
-        scale = largest * ratio
+        scale = short(largest * ratio)
         error = np.rint(block / scale)
         np.clip(error, -zero_point, zero_point - 1, out=error)
         error *= scale
