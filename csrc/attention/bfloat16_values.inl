@@ -21,13 +21,9 @@ TARGET inline Vector multiply_add(Vector sum, const uint16_t* one, const uint16_
                                                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(many))));
 }
 
-TARGET inline __mmask16 first(int64_t count) {
-  return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
-}
-
 // 16 numbers, those that are missing zero, in bfloat16: to the nearest, ties to even.
 TARGET inline __m256i rounded(const float* from, int64_t count) {
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(first(count), from)));
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(first_lanes(count), from)));
 }
 
 TARGET inline Vector larger(Vector a, Vector b) {
@@ -47,14 +43,17 @@ TARGET inline __m512 loose_exp2(__m512 x) {
 
 TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step, float peak,
                                   uint16_t* weights) {
-  const __m512 factor = _mm512_set1_ps(step), shift = _mm512_set1_ps(peak);
+  const __m512 factor = _mm512_set1_ps(step), top = _mm512_set1_ps(peak);
   __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int64_t i = 0; i < count; i += 32) {
-    const __m512 first = loose_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + i), factor, shift));
-    const __m512 second = loose_exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + i + 16), factor, shift));
-    total[0] = _mm512_add_ps(total[0], first);
-    total[1] = _mm512_add_ps(total[1], second);
-    _mm512_storeu_si512(weights + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+    __m512 own[2];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512 beneath = _mm512_sub_ps(_mm512_loadu_ps(scores + i + 16 * half), top);
+      own[half] = loose_exp2(_mm512_mul_ps(beneath, factor));
+      total[half] = _mm512_add_ps(total[half], own[half]);
+    }
+    _mm512_storeu_si512(weights + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(own[1], own[0])));
   }
   return reinterpret_cast<Vector>(_mm512_add_ps(total[0], total[1]));
 }

@@ -29,7 +29,7 @@ TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step
                                   float* weights) {
   Vector total = {};
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vector weight = exp2(load(scores + i) * step - peak);
+    const Vector weight = exp2((load(scores + i) - peak) * step);
     total += weight;
     store(weights + i, weight);
   }

@@ -18,7 +18,7 @@
 //   pack_query(from, dim, to)      [dim] numbers as ScoreElements; returns its PackedQuery
 //   first_score(query)             a sum of no products yet
 //   score_of(sum, keys, dim)       scores, but for the query's step, of a packed vector of keys
-//   weigh_scores(scores, count, step, peak, weights)   weights 2^(score * step - peak) of `count` scores, a
+//   weigh_scores(scores, count, step, peak, weights)   weights 2^((score - peak) * step) of `count` scores, a
 //                                  multiple of 2 * kLanes, as Elements; returns a vector whose numbers add up
 //                                  to theirs
 //   pack_value_pair(rows, stride, count, dim, to)   `count` (0 .. kPair) rows to [dim padded to 16][kPair]
@@ -27,7 +27,7 @@
 
 // A vector of packed keys.
 TARGET inline size_t key_vector_bytes(int64_t dim) {
-  return kLanes * (padded_dim(dim) * sizeof(ScoreElement) + kKeyStepBytes);
+  return kLanes * packed_key_bytes(dim, sizeof(ScoreElement), kKeyStepBytes);
 }
 
 constexpr int64_t kScoreRows = 6;
@@ -105,17 +105,18 @@ TARGET inline void add_values(const Element* weights, const Element* values, int
   }
 }
 
-// A row's scores [padded], of which it sees the first `visible`, become weights 2^(score * step - peak).
-// Updates the row's peak and sum of weights; returns the factor by which what was summed up before shrinks.
+// A row's scores [padded], of which it sees the first `visible`, become weights 2^((score - peak) * step):
+// the peak's own is 1 whatever the scores' size. Updates the row's peak, a score, and its sum of weights;
+// returns the factor by which what was summed up before shrinks.
 TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float step, Element* weights,
                           float& peak, float& sum) {
   for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
   Vector largest = load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) largest = larger(largest, load(scores + i));
-  const float block_peak = largest_of(largest) * step;
+  const float block_peak = largest_of(largest);
   const float new_peak = block_peak > peak ? block_peak : peak;
   const Vector total = weigh_scores(scores, padded, step, new_peak, weights);
-  const float shrink = exp2(Vector{} + (peak - new_peak))[0];
+  const float shrink = exp2(Vector{} + (peak - new_peak) * step)[0];
   sum = sum * shrink + sum_of(total);
   peak = new_peak;
   return shrink;
@@ -220,7 +221,7 @@ TARGET void pack_values(const float* rows, int64_t stride, int64_t count, int64_
   }
 }
 
-AttentionKernels kernels_of(const char* name, decltype(AttentionKernels::attend_part) few_queries) {
-  return {name,      sizeof(ScoreElement), kKeyStepBytes, sizeof(Element), rotate,
-          pack_keys, pack_values,          scratch_bytes, attend,          few_queries};
+AttentionKernels kernels_of(const char* name, decltype(AttentionKernels::attend_part) attend_part) {
+  return {name,      sizeof(ScoreElement), kKeyStepBytes, sizeof(Element), nullptr,    rotate,
+          pack_keys, pack_values,          scratch_bytes, attend,          attend_part};
 }

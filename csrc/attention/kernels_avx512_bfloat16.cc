@@ -1,12 +1,7 @@
 #include <cstring>
 
 #include "attention/kernels.h"
-
-#ifdef __x86_64__
-// GCC 12 warns of its own "undefined" vectors (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
+#include "common/avx512.h"
 
 // x86-64 with AVX-512 and its bfloat16 products, of scores, too.
 namespace qwen2vl {

@@ -1,12 +1,8 @@
 #include <cstring>
+#include <limits>
 
 #include "attention/kernels.h"
-
-#ifdef __x86_64__
-// GCC 12 warns of its own "undefined" vectors (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
+#include "common/avx512.h"
 
 // x86-64 with AVX-512 and its integer and bfloat16 products: scores are products of 8-bit codes, -127 .. 127
 // with a step for each query and for each key, four in the place of one.
@@ -42,19 +38,23 @@ TARGET inline Vector score_of(__m512i sum, const char* keys, int64_t dim) {
   return reinterpret_cast<Vector>(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), steps));
 }
 
-// What codes -127 .. 127 of [dim] numbers count in.
+// What codes -127 .. 127 of [dim] numbers count in. NaN among them makes it NaN: codes alone would hide it.
 TARGET inline float step_of(const float* from, int64_t dim) {
   __m512 peak = _mm512_set1_ps(1e-20f);
+  __mmask16 not_numbers = 0;
   for (int64_t d = 0; d < dim; d += 16) {
-    peak = _mm512_max_ps(peak, _mm512_abs_ps(_mm512_maskz_loadu_ps(first(dim - d), from + d)));
+    const __m512 own = _mm512_maskz_loadu_ps(first_lanes(dim - d), from + d);
+    not_numbers |= _mm512_cmp_ps_mask(own, own, _CMP_UNORD_Q);
+    peak = _mm512_max_ps(peak, _mm512_abs_ps(own));
   }
-  return _mm512_reduce_max_ps(peak) * (1.0f / 127);
+  const float step = _mm512_reduce_max_ps(peak) * (1.0f / 127);
+  return not_numbers == 0 ? step : std::numeric_limits<float>::quiet_NaN();
 }
 
 // 16 codes, in 32 bits each.
 TARGET inline __m512i codes_of(const float* from, int64_t count, float steps_a_number) {
   return _mm512_cvtps_epi32(
-      _mm512_mul_ps(_mm512_maskz_loadu_ps(first(count), from), _mm512_set1_ps(steps_a_number)));
+      _mm512_mul_ps(_mm512_maskz_loadu_ps(first_lanes(count), from), _mm512_set1_ps(steps_a_number)));
 }
 
 TARGET inline PackedQuery pack_query(const float* from, int64_t dim, uint8_t* to) {
@@ -96,7 +96,11 @@ TARGET inline void pack_key_vector(const float* rows, int64_t stride, int64_t co
 }  // namespace
 
 const AttentionKernels* avx512_codes_attention_kernels() {
-  static const AttentionKernels kernels = kernels_of("avx512-codes", nullptr);
+  static const AttentionKernels kernels = [] {
+    AttentionKernels found = kernels_of("avx512-codes", nullptr);
+    found.finer = avx512_bfloat16_attention_kernels();
+    return found;
+  }();
   return &kernels;
 }
 

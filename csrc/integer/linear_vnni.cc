@@ -3,16 +3,10 @@
 #include <cstring>
 #include <utility>
 
+#include "common/avx512.h"
 #include "common/instruction_set.h"
 #include "common/scratch.h"
 #include "integer/linear.h"
-
-#ifdef __x86_64__
-// GCC 12 warns of its own "undefined" vectors (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
 
 // The products of integer/linear.h: sums of up to twelve tokens and 32 outputs in registers. Codes of weights
 // are unsigned there and those of activations signed, as the instruction wants them; what a zero point adds
@@ -218,10 +212,6 @@ VNNI void add_up_codes(const int8_t* codes, int64_t count, int64_t block, int32_
   }
 }
 
-__mmask16 first(int64_t count) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
-}
-
 }  // namespace
 
 void IntegerLinear::add_up(const int8_t* codes, int64_t tokens, int32_t* sums) const {
@@ -265,7 +255,7 @@ void IntegerLinear::run(const TokenCodes& x, int64_t tokens, const Addends& adde
                             addends.bias == nullptr ? nullptr : addends.bias + column,
                             addends.added == nullptr ? nullptr : addends.added + at,
                             n_,
-                            {first(n_ - column), first(n_ - column - 16)}};
+                            {first_lanes(n_ - column), first_lanes(n_ - column - 16)}};
         kernel[std::min(rows, tokens - token) - 1](own, panel, target);
       }
     }

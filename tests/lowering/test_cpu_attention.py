@@ -92,11 +92,61 @@ def test_pictures(instruction_set, pictures, patches, heads, dim, codes):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT * np.abs(qkv[:, :, 2]).max())
 
 
+def common(qkv: np.ndarray) -> None:
+    """A number that every key has: no softmax sees it, but codes or bfloat16 numbers with it are coarse."""
+    qkv[:, :, 1, :, 3] += 1000
+
+
+def far_above(qkv: np.ndarray) -> None:
+    """Channels that would decide on the step of all."""
+    qkv[:, :, 0, :, 3] *= 64
+    qkv[:, :, 1, :, 7] *= 64
+
+
+@pytest.mark.parametrize("change", [common, far_above])
+def test_pictures_whose_numbers_differ_much_in_size(instruction_set, change):
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((1, 300, 3, 2, 80), np.float32)
+    change(qkv)
+    cos, sin = np.ones((1, 300, 40), np.float32), np.zeros((1, 300, 40), np.float32)
+    inputs = {"qkv": qkv.reshape(1, 300, -1), "cos": cos, "sin": sin}
+    (actual,) = session("PictureAttention", inputs, ["y"], codes=1).run(None, inputs)
+    expected = attention(*qkv[0].swapaxes(0, 1)).reshape(actual.shape)
+    assert np.linalg.norm(actual - expected) < CODES * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("codes", [0, 1])
+def test_pictures_with_enormous_scores(instruction_set, codes):
+    """Each patch looks at one other: its values come out, not the NaN of weights beyond all numbers."""
+    rng = np.random.default_rng(1)
+    keys = np.sign(rng.standard_normal((64, 2, 80)))
+    qkv = np.stack([1e8 * keys, 1e8 * keys, rng.standard_normal((64, 2, 80))])[None].swapaxes(1, 2)
+    inputs = {"qkv": qkv.reshape(1, 64, -1).astype(np.float32)}
+    inputs |= {"cos": np.ones((1, 64, 40), np.float32), "sin": np.zeros((1, 64, 40), np.float32)}
+    (actual,) = session("PictureAttention", inputs, ["y"], codes=codes).run(None, inputs)
+    np.testing.assert_allclose(actual[0], qkv[0, :, 2].reshape(64, -1), rtol=0.005)
+
+
+@pytest.mark.parametrize("codes", [0, 1])
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
+def test_nan_stays_nan(instruction_set, codes, part):
+    """What is not a number in a picture's layers must show in the end, not become some number."""
+    qkv = np.random.default_rng(2).standard_normal((1, 300, 3, 2, 80), np.float32)
+    qkv[0, 1, part, 0, 5] = np.nan
+    inputs = {"qkv": qkv.reshape(1, 300, -1)}
+    inputs |= dict(zip(("cos", "sin"), tables(np.random.default_rng(3), 1, 300, 80), strict=True))
+    (y,) = session("PictureAttention", inputs, ["y"], codes=codes).run(None, inputs)
+    lost = np.isnan(y.reshape(300, 2, 80))
+    assert lost[1, 0, 5] and not lost[:, 1].any()
+    assert lost[:, 0].all() if part == 1 else lost[1, 0].all() if part == 0 else lost[:, 0, 5].all()
+
+
 CAPACITY = 2100
 STEPS = {
     "first tokens": ([0], 70),
     "a chunk": ([300], 33),
     "one token": ([1023], 1),
+    "a chunk over the end of a block": ([1020], 12),
     "rows of different lengths": ([0, 2090, 1], 1),
     "drafts": ([5, 1300], 4),
     "chunks of two rows": ([0, 511], 9),
@@ -152,11 +202,11 @@ def test_cached(instruction_set, past, tokens, heads, kv_heads, dim, bfloat16):
 
 
 def test_rounding_does_not_depend_on_how_many_tokens_come_together():
-    past, tokens = 300, 7
-    step = Step([past], tokens, 12, 2, 128)
-    together, keys, values = step.session(bfloat16=1).run(None, step.inputs)
     if "avx512-bfloat16" not in _core.instruction_sets():
         pytest.skip("no products of bfloat16 numbers on this CPU")
+    past, tokens = 1020, 7  # over the end of a block of keys
+    step = Step([past], tokens, 12, 2, 128)
+    together, keys, values = step.session(bfloat16=1).run(None, step.inputs)
     for token in range(tokens):
         alone = step.inputs | {"past_k": keys, "past_v": values, "past_length": np.array([past + token])}
         alone |= {name: step.inputs[name][:, token : token + 1] for name in ("q", "k", "v", "cos", "sin")}
