@@ -22,7 +22,8 @@ void register_operators(pybind11::module_& m) {
   m.attr("OPERATOR_DOMAIN") = kDomain;
   m.attr("MOST_ATTENTION_DIM") = kMostAttentionDim;
   m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
-        "The largest instruction set that kernels loaded from now on may use; '' takes all there are.");
+        "The largest instruction set that kernels loaded from now on may use; '' takes what "
+        "QWEN2VL_INSTRUCTION_SET names, or all.");
   m.def("instruction_sets", &instruction_sets, "The instruction sets that may be used, by name.");
   m.def("has_integer_linear", &IntegerLinear::supported,
         "Whether the operators BlockLinear and TokenLinear run on this CPU, and may.");

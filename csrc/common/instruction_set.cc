@@ -33,18 +33,19 @@ bool has(InstructionSet set) {
 }
 
 InstructionSet named(const std::string& name) {
-  if (name.empty()) return InstructionSet::kAvx512Bfloat16;
   for (const InstructionSet set : kSets) {
     if (name == kNames[static_cast<int>(set)]) return set;
   }
   throw InputError("instruction set '" + name + "': take portable, avx2, avx512 or avx512-bfloat16");
 }
 
+InstructionSet of_environment() {
+  const char* name = std::getenv("QWEN2VL_INSTRUCTION_SET");
+  return name == nullptr || *name == 0 ? InstructionSet::kAvx512Bfloat16 : named(name);
+}
+
 std::atomic<InstructionSet>& limit() {
-  static std::atomic<InstructionSet> value = [] {
-    const char* name = std::getenv("QWEN2VL_INSTRUCTION_SET");
-    return named(name == nullptr ? "" : name);
-  }();
+  static std::atomic<InstructionSet> value = of_environment();
   return value;
 }
 
@@ -68,7 +69,9 @@ bool has_int8_tiles() {
 #endif
 }
 
-void limit_instruction_set(const std::string& name) { limit() = named(name); }
+void limit_instruction_set(const std::string& name) {
+  limit() = name.empty() ? of_environment() : named(name);
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -17,9 +17,9 @@ bool may_use_vnni();
 // Whether the CPU multiplies int8 tiles (AMX), as the engine's own products do where they can.
 bool has_int8_tiles();
 
-// The largest set that may be used from now on, by name: "portable", "avx2", "avx512", "avx512-bfloat16"; ""
-// takes all there are. Kernels that were chosen before stay. For checks and comparisons; at the start it is
-// what the environment variable QWEN2VL_INSTRUCTION_SET names.
+// The largest set that may be used from now on, by name: "portable", "avx2", "avx512", "avx512-bfloat16"
+// (with VNNI). "", as at the start, is what the environment variable QWEN2VL_INSTRUCTION_SET names, all there
+// are without it. Kernels that were chosen before stay. For checks and comparisons.
 void limit_instruction_set(const std::string& name);
 // The sets that may be used, by name.
 std::vector<std::string> instruction_sets();
