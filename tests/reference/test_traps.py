@@ -16,6 +16,7 @@ from tests.support.random_model import random_model, save_checkpoint
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 TOKENS = 32
+FEW_TOKENS = 4  # that come together and attend as a decode step's do (csrc/attention/cached_attention.cc)
 QUANTIZED = ("int8", "int4", "int4-int8")
 
 
@@ -99,17 +100,19 @@ def test_the_answer_does_not_depend_on_the_chunk_size(any_session, bundle, chunk
     messages = [
         user("First?", image(1)),
         {"role": "assistant", "content": "yes"},
-        user("Then?", long_video()),
+        user("Describe the picture.", long_video(), image(2)),
     ]
     expected = any_session.generate(messages, max_new_tokens=TOKENS, logprobs=3)
+    assert len(expected.token_ids) > 8
     with Session(bundle, max_length=1024, prefill_chunk=chunk) as other:
         found = other.generate(messages, max_new_tokens=TOKENS, logprobs=3)
-    if chunk == 1 and bundle.name in ("int8", "int4"):
-        # A token that comes alone attends in another order, whose last bits decide between two codes of an
-        # activation now and then (docs/prompt-lookup.md): as likely, not equal.
+    last_chunk = (expected.usage.prompt_tokens - 1) % chunk + 1
+    if last_chunk <= FEW_TOKENS and bundle.name in ("int8", "int4"):
+        # Few tokens attend in another order, whose last bits decide between two codes of an activation now
+        # and then (docs/prompt-lookup.md): as likely, not equal.
         likely, other_likely = (dict(each.logprobs[0].top) for each in (expected, found))
         assert likely.keys() == other_likely.keys()
-        assert all(abs(likely[token] - other_likely[token]) < 0.3 for token in likely)
+        assert all(abs(likely[token] - other_likely[token]) < 0.1 for token in likely)
     else:
         assert found.token_ids == expected.token_ids
 
