@@ -7,7 +7,6 @@ one, such as tiles, may: so the engine's product is measured as well, and the be
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qwen2vl_rt import _core
 from qwen2vl_rt.benchmark.timing import repeated
 from qwen2vl_rt.benchmark.work import Work
+from qwen2vl_rt.machine import usable_cores
 
 READ_BYTES = 256 << 20
 PRODUCT = 2048  # rows, columns and depth of the measured product
@@ -40,7 +40,8 @@ class Limits:
     def seconds(self, work: Work) -> float:
         """The least time for `work`: multiplying and reading side by side.
 
-        Attention counts like the rest, though it needs more precise products than int8: a strict limit.
+        Attention counts like the rest, though its sums of values need more precise products than int8 and its
+        softmax is no product at all: a strict limit.
         """
         return max(work.operations / self.rate, work.read_bytes / self.read_bytes_per_second)
 
@@ -56,9 +57,10 @@ class Limits:
 
 def measure_limits(threads: int, quantized: bool) -> Limits:
     """Measure memory and products; threads 0 takes all cores."""
+    threads = threads or usable_cores()
     float32 = _rate(threads, False)
     return Limits(
-        _read_rate(threads or _cores()),
+        _read_rate(threads),
         float32,
         _rate(threads, True) if quantized else float32,
         "int8" if quantized else "float32",
@@ -67,11 +69,7 @@ def measure_limits(threads: int, quantized: bool) -> Limits:
 
 def _rate(threads: int, integers: bool) -> float:
     """Operations a second: the better of the instruction, where it is known, and the engine's product."""
-    return max(_core.multiply_rate(integers, threads or _cores()), _product_rate(threads, integers))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return max(_core.multiply_rate(integers, threads), _product_rate(threads, integers))
 
 
 def _read_rate(threads: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import statistics
 import time
@@ -23,7 +22,7 @@ from qwen2vl_rt.benchmark.report import DECODE, PREFILL, VISION, Figure, Report
 from qwen2vl_rt.benchmark.work import Work, decode_work, prefill_work, vision_work
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine
-from qwen2vl_rt.machine import physical_memory, processor_name
+from qwen2vl_rt.machine import physical_memory, processor_name, usable_cores
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.plan import plan_memory, resident_memory, session_limits
@@ -272,7 +271,7 @@ def machine(threads: int) -> dict[str, Any]:
     """Processor, threads and versions."""
     return {
         "cpu": processor_name(),
-        "threads": threads or len(os.sched_getaffinity(0)),
+        "threads": threads or usable_cores(),
         "memory": physical_memory(),
         "onnxruntime": ort.__version__,
         "python": platform.python_version(),

@@ -47,12 +47,7 @@ def bias_behind(
     return None if bias is None else (add, bias)
 
 
-def store(
-    tensor: TensorProto,
-    weights: dict[str, np.ndarray],
-    array: np.ndarray,
-    element_type: int = TensorProto.UINT8,
-) -> None:
+def store(tensor: TensorProto, weights: dict[str, np.ndarray], array: np.ndarray, element_type: int) -> None:
     """Put other values in the place of an initializer's; `weights` holds them by name."""
     weights[tensor.name] = array
     tensor.data_type = element_type

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
+from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.lowering.graph import (
     bias_behind,
     drop_unread,
@@ -33,9 +34,13 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
     for product in graph.node:
         if product.op_type != "MatMulInteger":
             continue
-        divide = activations.chain(activations.made_by[product.input[0]])
+        made_by = activations.made_by.get(product.input[0])
+        divide = made_by and activations.chain(made_by)
         if divide is None:
-            raise ValueError(f"{product.input[0]} is not quantized in the bundle's way")
+            raise BundleError(
+                f"{graph.name}: {product.input[0]} is not quantized as an exporter of this version does it. "
+                "Export the bundle again."
+            )
         counts = readers[product.output[0]]
         by_token = readers[counts.output[0]]
         by_output = readers[by_token.output[0]]
