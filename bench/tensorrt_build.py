@@ -127,7 +127,7 @@ def table(reports: list[dict]) -> str:
                 (report["edition"], report["gpu"], report["layers"], report["machine"]) for report in reports
             )
         ),
-        f"Load average up to {busy:.0f}: beyond 1, other work ran beside the builds and made them longer.",
+        f"Load average up to {busy:.1f}: beyond 1, other work ran beside the builds and made them longer.",
         "",
     ]
     return "\n".join(lines)

@@ -33,7 +33,8 @@ struct DecoderSettings {
 using TextCallback = std::function<bool(int64_t index, const std::string& piece, int32_t token_id)>;
 
 // The generation loop: prefill in chunks, row by row, then batched decode steps. An answer does not depend on
-// the chunk size, on the rest of the batch or on what the cache held before.
+// the chunk size, on the rest of the batch or on what the cache held before, but for the order in which a
+// decoder adds numbers up.
 //
 // A decode step feeds the tokens that the one before chose; where the decoder has room for two steps, the
 // next one runs while this loop looks at the last one's text and stops. With Request::prompt_lookup, a row

@@ -50,7 +50,8 @@ class Session:
         memory_limit: bytes the session may use; the machine's available memory if None.
         threads: threads of one operator and of picture preparation; 0 takes all cores.
         max_pixels: the largest picture or frame after resizing, in pixels; the bundle's own setting if None.
-        prefill_chunk: prompt tokens computed in one step: fewer take less memory, the answer stays the same.
+        prefill_chunk: prompt tokens computed in one step: fewer take less memory, the answer stays the same
+            (in int8 and int4: as likely, docs/prompt-lookup.md).
 
     Raises:
         BundleError: the bundle is incomplete or damaged.
