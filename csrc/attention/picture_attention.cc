@@ -15,7 +15,11 @@ constexpr int64_t kMostDim = kMostAttentionDim;
 
 int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-constexpr int64_t kSamples = 64;  // patches that are looked at to choose the numbers of a head's scores
+void subtract(const float* __restrict what, int64_t dim, float* __restrict from) {
+  for (int64_t d = 0; d < dim; ++d) from[d] -= what[d];
+}
+
+constexpr int64_t kSamples = 16;  // patches that are looked at to choose the numbers of a head's scores
 
 // One picture of the call: its keys and values are packed, then its queries attend.
 class Picture {
@@ -47,9 +51,8 @@ class Picture {
     float rotated[kPackRows * kMostDim];
     const AttentionKernels& own = kernels(head);
     for (int64_t i = 0; i < count; ++i) {
-      float* key = rotated + i * dim;
-      rotate(1, head, first + i, key);
-      for (int64_t d = 0; own.in_codes() && d < dim; ++d) key[d] -= heads_[head].centre[d];
+      rotate(1, head, first + i, rotated + i * dim);
+      if (own.in_codes()) subtract(heads_[head].centre, dim, rotated + i * dim);
     }
     own.pack_keys(rotated, dim, count, dim, keys + own.key_offset(first, dim));
     own.pack_values(numbers(2, head, first), token(), count, dim, values + own.value_offset(first, dim));
