@@ -1,11 +1,11 @@
 """Compare quantized bundles with float32 on an evaluation set: accuracy by task, logits, greedy agreement.
 
-    python bench/quantized_accuracy.py --reference FP32_BUNDLE BUNDLE... [--output bench/results]
+    python bench/quantized_accuracy.py --reference FP32_BUNDLE BUNDLE... [--output bench/results --name NAME]
 
 Each bundle answers every question greedily, in a Session on the CPU. Then its portable graphs (no lowering)
 are shown float32's own answers, token by token, and the logits there are compared: the KL divergence from
 float32's distribution, and the largest difference of a logit. Writes the table and the figures to
-bench/results/quantized-accuracy.{md,json}.
+bench/results/NAME.{md,json}.
 """
 
 from __future__ import annotations
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="folder for the results; not written without")
+    parser.add_argument("--name", default="quantized-accuracy", help="of the results' files")
     options = parser.parse_args()
     with ProcessPoolExecutor(options.processes) as pool:
         parts = list(pool.map(run, itertools.repeat(options), range(options.processes)))
@@ -249,12 +250,12 @@ def main() -> None:
     text = table(names, figures)
     print(text)
     if options.output:
-        name = Bundle.open(options.reference).name
-        title = f"# Quantized bundles against float32\n\n{name}, {asked} questions of `{options.set}`, "
+        model = Bundle.open(options.reference).name
+        title = f"# Quantized bundles against float32\n\n{model}, {asked} questions of `{options.set}`, "
         title += f"on a CPU with ONNX Runtime {onnxruntime.__version__}.\n\n"
-        (options.output / "quantized-accuracy.md").write_text(title + text + "\n")
+        (options.output / f"{options.name}.md").write_text(title + text + "\n")
         found = {name: figure.to_json(figures[0]) for name, figure in zip(names, figures, strict=True)}
-        (options.output / "quantized-accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
+        (options.output / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
