@@ -28,12 +28,14 @@ for library in libasan.so libubsan.so libstdc++.so.6; do
 done
 # What Python itself never frees would count as leaked, so leaks are left to the tests' own reference counts.
 # A failed large allocation must come back as an exception, as it does without the sanitizer.
+# The use of a function's variables after its return is not looked for: on the stack that this takes, GCC before 13.3
+# puts vectors of 64 bytes where they can't be stored (its bug 110027).
 # pytest captures standard error, and a report ends the process: so reports go to files.
 reports=$(mktemp -d)
-test $# -gt 0 || set -- tests/core tests/processing tests/gpu
+test $# -gt 0 || set -- tests/core tests/lowering tests/processing tests/gpu
 status=0
 LD_PRELOAD="$preload" PYTHONMALLOC=malloc UBSAN_OPTIONS="print_stacktrace=1:log_path=$reports/ubsan" \
-  ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1:log_path=$reports/asan" \
+  ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:log_path=$reports/asan" \
   $env/bin/python -m pytest -q -p no:cacheprovider "$@" || status=$?
 cat "$reports"/* 2> /dev/null && status=1
 rm -r "$reports"

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -59,6 +60,10 @@ TARGET inline __m512i codes_of(const float* from, int64_t count, float steps_a_n
 
 TARGET inline PackedQuery pack_query(const float* from, int64_t dim, uint8_t* to) {
   const float step = step_of(from, dim);
+  if (!std::isfinite(step)) {  // nor is any score
+    std::memset(to, 0, dim);
+    return {step, 0};
+  }
   __m512i total = _mm512_setzero_si512();
   for (int64_t d = 0; d < dim; d += 16) {
     const __m512i codes = codes_of(from + d, dim - d, 1 / step);
