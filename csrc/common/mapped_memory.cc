@@ -24,6 +24,25 @@ MappedMemory MappedMemory::anonymous(size_t bytes) {
   return {static_cast<std::byte*>(pages), bytes};
 }
 
+MappedMemory MappedMemory::large_pages(size_t bytes) {
+  constexpr uintptr_t kLargePage = 2 << 20;
+  if (bytes < kLargePage) return anonymous(bytes);
+  // A large page begins at a multiple of its size: what lies before and behind such a range is given back.
+  MappedMemory around = anonymous(bytes + kLargePage);
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(around.data_), last = first + around.size_;
+  const uintptr_t begin = (first + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (begin + bytes + page - 1) / page * page;
+  if (begin > first) munmap(reinterpret_cast<void*>(first), begin - first);
+  if (last > end) munmap(reinterpret_cast<void*>(end), last - end);
+  around.data_ = reinterpret_cast<std::byte*>(begin);
+  around.size_ = bytes;
+#ifdef MADV_HUGEPAGE
+  madvise(around.data_, bytes, MADV_HUGEPAGE);
+#endif
+  return around;
+}
+
 MappedMemory MappedMemory::file(const std::string& path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) throw BundleError("cannot open " + path + ": " + std::strerror(errno));

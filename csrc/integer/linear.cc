@@ -69,7 +69,7 @@ IntegerLinear::IntegerLinear(int bits, bool short_scales, bool zero_points, int6
       k_(k),
       n_(n),
       record_(code_bytes() + scale_bytes() + (zero_points ? kLine : 0)),
-      packed_(panels() * panel_bytes()) {}
+      packed_(MappedMemory::large_pages(panels() * panel_bytes())) {}
 
 IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const float* scales,
                                        const uint8_t* zero_points, int64_t k, int64_t n) {

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "common/aligned_buffer.h"
+#include "common/mapped_memory.h"
 
 namespace qwen2vl {
 
@@ -63,16 +63,15 @@ class IntegerLinear {
   int64_t padded_block() const { return (block_ + 15) / 16 * 16; }
   int64_t code_bytes() const { return padded_block() * kPanel * bits_ / 8; }
   int64_t scale_bytes() const { return kPanel * (short_scales_ ? 2 : 4); }
-  uint8_t* record(int64_t panel, int64_t block) {
-    return packed_.data() + panel * panel_bytes() + block * record_;
-  }
+  uint8_t* packed() const { return reinterpret_cast<uint8_t*>(packed_.data()); }
+  uint8_t* record(int64_t panel, int64_t block) { return packed() + panel * panel_bytes() + block * record_; }
 
   int bits_;
   bool short_scales_;  // in two bytes, where that is exact
   bool zero_points_;
   int64_t block_, k_, n_;
   int64_t record_;  // bytes of a panel's block: codes, scales and zero points, in the order they are read
-  AlignedBuffer<uint8_t> packed_;
+  MappedMemory packed_;
 };
 
 }  // namespace qwen2vl

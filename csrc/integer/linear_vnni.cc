@@ -232,14 +232,14 @@ void IntegerLinear::run(const TokenCodes& x, int64_t tokens, const Addends& adde
   for (; begin < end; begin += together) {
     const int64_t count = std::min(together, end - begin);
     for (int64_t i = 0; unpacked && i < count; ++i) {
-      unpack(packed_.data() + (begin + i) * panel_bytes(), record_, blocks(), padded_block() / 4,
+      unpack(packed() + (begin + i) * panel_bytes(), record_, blocks(), padded_block() / 4,
              codes + i * bytes);
     }
     for (int64_t token = 0; token < tokens; token += rows) {
       const int64_t part = token * blocks();
       const TokenCodes own{x.codes + token * padded_inputs(), x.steps + part, x.sums + part};
       for (int64_t i = 0; i < count; ++i) {
-        const uint8_t* records = packed_.data() + (begin + i) * panel_bytes();
+        const uint8_t* records = packed() + (begin + i) * panel_bytes();
         const Panel panel{unpacked ? codes + i * bytes : records,
                           unpacked ? padded_block() * kPanel : record_,
                           records + code_bytes(),
