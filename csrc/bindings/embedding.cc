@@ -8,7 +8,8 @@ namespace qwen2vl {
 
 void register_embedding(py::module_& m) {
   py::class_<EmbeddingTable, std::shared_ptr<EmbeddingTable>>(
-      m, "EmbeddingTable", "The token embedding table [rows, width], memory-mapped and read as float32.")
+      m, "EmbeddingTable",
+      "The token embedding table [rows, width], read from its file row by row, as float32.")
       .def(
           py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype,
                       int64_t offset) {

@@ -1,8 +1,6 @@
 #include "common/mapped_memory.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -41,27 +39,6 @@ MappedMemory MappedMemory::large_pages(size_t bytes) {
   madvise(around.data_, bytes, MADV_HUGEPAGE);
 #endif
   return around;
-}
-
-MappedMemory MappedMemory::file(const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw BundleError("cannot open " + path + ": " + std::strerror(errno));
-  struct stat status;
-  int failure = 0;
-  void* pages = MAP_FAILED;
-  size_t bytes = 0;
-  if (fstat(descriptor, &status) != 0) {
-    failure = errno;
-  } else if (!S_ISREG(status.st_mode) || status.st_size == 0) {
-    failure = EINVAL;
-  } else {
-    bytes = static_cast<size_t>(status.st_size);
-    pages = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
-    if (pages == MAP_FAILED) failure = errno;
-  }
-  close(descriptor);
-  if (failure != 0) throw BundleError("cannot map " + path + ": " + std::strerror(failure));
-  return {static_cast<std::byte*>(pages), bytes};
 }
 
 MappedMemory::MappedMemory(MappedMemory&& other) noexcept

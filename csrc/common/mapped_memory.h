@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 namespace qwen2vl {
 
@@ -14,9 +13,6 @@ class MappedMemory {
   // The same in large pages (2 MB) as far as they go into `bytes` and the system hands them out to those who
   // ask: what is read as a whole again and again is read 4% faster so (a decode step on an AMD EPYC).
   static MappedMemory large_pages(size_t bytes);
-  // The whole of a file, read only; its pages come and go with the page cache. Throws BundleError when the
-  // file cannot be opened or mapped.
-  static MappedMemory file(const std::string& path);
 
   MappedMemory(MappedMemory&& other) noexcept;
   MappedMemory& operator=(MappedMemory&& other) noexcept;

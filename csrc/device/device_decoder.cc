@@ -65,8 +65,7 @@ DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<Dev
             EmbeddingTable::block_width(),
             table_type(table.type())};
   const int64_t element_bytes = table.rows() * table.width() * element_size(table.type());
-  const int64_t blocks =
-      table.scales() == nullptr ? 0 : table.rows() * ((table.width() + table_.block - 1) / table_.block);
+  const int64_t blocks = table.blocks();
   char *elements, *scales, *zero_points;
   const auto place_table = [&](char* memory) {
     Carver carver(memory);
@@ -77,11 +76,7 @@ DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<Dev
   };
   table_memory_ = SharedBlock(device_, place_table(nullptr));
   place_table(table_memory_.as<char>());
-  std::memcpy(elements, table.elements(), element_bytes);
-  if (blocks > 0) {
-    std::memcpy(scales, table.scales(), blocks * 4);
-    std::memcpy(zero_points, table.zero_points(), blocks);
-  }
+  table.copy(elements, scales, zero_points);
   place_table(table_memory_.on_device<char>());
   table_.data = elements;
   table_.scale = reinterpret_cast<const float*>(scales);

@@ -1,9 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
-#include "common/mapped_memory.h"
+#include "common/file.h"
 
 namespace qwen2vl {
 
@@ -14,9 +15,9 @@ enum class ElementType { kFloat32, kBFloat16, kFloat16, kUInt8 };
 ElementType element_type_from_name(const std::string& name);
 int64_t element_size(ElementType type);  // in bytes
 
-// The token embedding table [rows, width], memory-mapped: only the pages of the rows in use take memory, and
-// they are shared with other processes (and with the engine, when the model ties its output projection to
-// this table).
+// The token embedding table [rows, width], whose rows are read from the file as they are asked for: only the
+// system's page cache holds them. (A mapping of the file would hold 64 KB around each row that was ever used,
+// and beside an engine that maps the table as a tied output projection, its pages would count twice.)
 class EmbeddingTable {
  public:
   // Row-major elements from byte `offset` of the file on; of kUInt8 the codes, with scales and zero points
@@ -27,29 +28,27 @@ class EmbeddingTable {
   int64_t width() const { return width_; }
 
   ElementType type() const { return type_; }
-  // The table as it is stored: elements [rows, width], and for kUInt8 float32 scales and uint8 zero points,
-  // one a block of block_width() codes of a row (null otherwise). Not aligned.
-  const std::byte* elements() const { return table_; }
-  const std::byte* scales() const { return scales_; }
-  const std::byte* zero_points() const { return zero_points_; }
+  // Scales, and zero points, of a kUInt8 table: one a block of block_width() codes of a row, the last of
+  // which may be shorter. 0 of the others.
+  int64_t blocks() const { return type_ == ElementType::kUInt8 ? rows_ * row_blocks_ : 0; }
   static int64_t block_width();
+
+  // Copies the table as it is stored: elements [rows, width]; float32 scales and uint8 zero points
+  // [blocks()].
+  void copy(void* elements, void* scales, void* zero_points) const;
 
   // Writes the rows of `ids` [count] as float32, output [count, width]. Throws InputError for an id outside
   // the table, before anything is written.
   void gather(const int32_t* ids, int64_t count, float* output) const;
 
  private:
-  // A kUInt8 table's scales [rows, blocks] and zero points [rows, blocks], one a block of 128 codes of a row
-  // (the last block of a row may be shorter).
-  void map_blocks(const std::string& path, int64_t offset);
-  void gather_blocks(int64_t row, float* output) const;
+  void gather_row(int64_t row, std::byte* stored, float* output) const;
+  void gather_blocks(int64_t row, std::byte* stored, float* output) const;
 
-  MappedMemory file_;
-  const std::byte* table_;
-  const std::byte* scales_ = nullptr;
-  const std::byte* zero_points_ = nullptr;
-  int64_t rows_, width_;
+  File file_;
+  int64_t rows_, width_, row_blocks_;
   ElementType type_;
+  int64_t elements_, scales_ = 0, zero_points_ = 0;  // where they begin in the file
 };
 
 }  // namespace qwen2vl

@@ -164,24 +164,22 @@ def plan_session(
 
 
 def _float_weights(bundle: Bundle) -> dict[str, int]:
-    """Weights read where they lie, or widened: the CPU multiplies neither bfloat16 nor float16."""
+    """Weights read where they lie, or widened: the CPU multiplies neither bfloat16 nor float16.
+
+    The embedding table's rows are read from the file as they are used; in memory it is a tied lm_head only.
+    """
     widening = 1 if bundle.precision == "fp32" else 2
-    embedding = bundle.files[EMBEDDING].size
-    # A tied lm_head is the embedding's own mapping where no widening makes a copy of it.
-    lm_head_copy = embedding * widening if bundle.geometry.decoder.tied_embedding and widening > 1 else 0
-    return {
-        "embedding": embedding,
-        "decoder weights": bundle.files[DECODER_WEIGHTS].size * widening + lm_head_copy,
-        "vision weights": bundle.files[VISION_WEIGHTS].size * widening,
-    }
+    weights = {"lm_head": EMBEDDING} if bundle.geometry.decoder.tied_embedding else {}
+    weights |= {"decoder weights": DECODER_WEIGHTS, "vision weights": VISION_WEIGHTS}
+    return {part: bundle.files[name].size * widening for part, name in weights.items()}
 
 
 def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     """Integer weights in the kernels' own layout, and what loading takes beside them.
 
     A graph is loaded with its file mapped beside the packed copy; then the mapped pages are dropped (by the
-    project's own operators matrix by matrix). A tied table's packed copy is lm_head's, and of the mapped
-    table only the rows in use are in memory.
+    project's own operators matrix by matrix). A tied table's packed copy is lm_head's; rows of the table
+    itself are read from the file as they are used.
     """
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     table = round(sizes[EMBEDDING] * PACKED_TABLE)
@@ -194,7 +192,8 @@ def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     for size in (prompt, decoder, tied, vision) if prompt else (decoder + tied, vision):  # in this order
         loading = max(loading, loaded + size + (min(size, table) if own else size))
         loaded += size
-    weights = {"embedding": table, "decoder weights": decoder, "vision weights": vision}
+    weights = {"lm_head": tied} if tied else {}
+    weights |= {"decoder weights": decoder, "vision weights": vision}
     if prompt:
         weights["prompt weights"] = prompt
     return weights, loading - loaded

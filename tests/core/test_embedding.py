@@ -1,4 +1,4 @@
-"""The memory-mapped embedding table."""
+"""The embedding table, read from its file."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_refusals(tmp_path):
         _core.EmbeddingTable(str(path), 2**62, 2**62, "float32")
     with pytest.raises(BundleError, match="cannot open"):
         _core.EmbeddingTable(str(tmp_path / "none"), 1, 1, "float32")
-    with pytest.raises(BundleError, match="cannot map"):
+    with pytest.raises(BundleError, match="not a regular file"):
         _core.EmbeddingTable(str(tmp_path), 1, 1, "float32")
     with pytest.raises(InputError, match="int4"):
         _core.EmbeddingTable(str(path), 1, 3, "int4")
@@ -128,5 +128,35 @@ def test_refusals(tmp_path):
         with pytest.raises(InputError, match=str(bad)):
             table.gather([0, bad])
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(BundleError, match="cannot map"):
+    with pytest.raises(BundleError, match="it is empty"):
         _core.EmbeddingTable(str(tmp_path / "empty"), 1, 1, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_a_file_that_has_become_shorter_is_an_error(tmp_path, dtype):
+    path = tmp_path / "embedding.bin"
+    path.write_bytes(bytes(3 * 8192))
+    table = _core.EmbeddingTable(str(path), 4, 128, dtype)
+    table.gather([3])
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(BundleError, match="has become shorter"):
+        table.gather([3])
+
+
+def test_rows_in_use_take_no_memory(tmp_path):
+    """A table's rows come and go; the process does not keep them."""
+    path = tmp_path / "embedding.bin"
+    rows, width = 40_000, 256
+    table = np.arange(rows, dtype=np.float32)[:, None] + np.zeros(width, np.float32)
+    path.write_bytes(table.tobytes())
+    embedding = _core.EmbeddingTable(str(path), rows, width, "float32")
+
+    def file_pages() -> int:
+        (line,) = [line for line in open("/proc/self/status") if line.startswith("RssFile:")]
+        return int(line.split()[1]) * 1024
+
+    before = file_pages()
+    for begin in range(0, rows, 1000):
+        assert (embedding.gather(range(begin, begin + 1000))[:, 0] == np.arange(begin, begin + 1000)).all()
+    assert file_pages() - before < table.nbytes / 4
