@@ -1,7 +1,6 @@
 #include "device/device_decoder.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "common/error.h"

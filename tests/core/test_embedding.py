@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -153,8 +155,8 @@ def test_rows_in_use_take_no_memory(tmp_path):
     embedding = _core.EmbeddingTable(str(path), rows, width, "float32")
 
     def file_pages() -> int:
-        (line,) = [line for line in open("/proc/self/status") if line.startswith("RssFile:")]
-        return int(line.split()[1]) * 1024
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) * 1024
 
     before = file_pages()
     for begin in range(0, rows, 1000):
