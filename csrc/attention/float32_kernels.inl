@@ -86,8 +86,9 @@ TARGET void attend_rows(const AttentionPart& part, float* scratch) {
       int64_t visible = part.visible[r] - first;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
       float* row = scores + r * kBlockKeys;
-      const float shrink =
-          weigh(row, visible, rounded_up(count, kLanes), 1, row, part.peaks[r], part.weights[r]);
+      const int64_t padded = rounded_up(count, kLanes);
+      const Vector top = top_of(row, visible, padded);
+      const float shrink = weigh(row, padded, top, 1, row, part.peaks[r], part.weights[r]);
       for (int64_t d = 0; d < part.dim; ++d) part.sums[r * part.dim + d] *= shrink;
     }
     add_values<R, (kDimVectors == 6 ? 4 : 2)>(scores, part.values + first * part.dim, part.dim, count,

@@ -38,10 +38,11 @@ constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
 
-// Scores of R queries, but for their steps, and C vectors of packed keys.
+// Scores of R queries, but for their steps, and C vectors of packed keys; and each query's largest ones so
+// far, tops [R, kLanes].
 template <int R, int C>
 TARGET inline void score_tile(const PackedQuery* queries, const ScoreElement* numbers, int64_t stride,
-                              const char* keys, int64_t key_bytes, int64_t dim, float* scores) {
+                              const char* keys, int64_t key_bytes, int64_t dim, float* scores, float* tops) {
   Score sums[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -58,12 +59,21 @@ TARGET inline void score_tile(const PackedQuery* queries, const ScoreElement* nu
       }
     }
   }
+  Vector found[R][C];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      store(scores + r * kBlockKeys + c * kLanes, score_of(sums[r][c], keys + c * key_bytes, dim));
+      found[r][c] = score_of(sums[r][c], keys + c * key_bytes, dim);
+      store(scores + r * kBlockKeys + c * kLanes, found[r][c]);
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    Vector top = load(tops + r * kLanes);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) top = larger(top, found[r][c]);
+    store(tops + r * kLanes, top);
   }
 }
 
@@ -105,17 +115,22 @@ TARGET inline void add_values(const Element* weights, const Element* values, int
   }
 }
 
-// A row's scores [padded], of which it sees the first `visible`, become weights 2^((score - peak) * step):
-// the peak's own is 1 whatever the scores' size. Updates the row's peak, a score, and its sum of weights;
-// returns the factor by which what was summed up before shrinks.
-TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float step, Element* weights,
-                          float& peak, float& sum) {
+// A row's largest score, by lanes, among the first `visible` of [padded]. The others become kUnseen.
+TARGET inline Vector top_of(float* scores, int64_t visible, int64_t padded) {
   for (int64_t i = visible; i < padded; ++i) scores[i] = kUnseen;
-  Vector largest = load(scores);
-  for (int64_t i = kLanes; i < padded; i += kLanes) largest = larger(largest, load(scores + i));
-  const float block_peak = largest_of(largest);
+  Vector top = load(scores);
+  for (int64_t i = kLanes; i < padded; i += kLanes) top = larger(top, load(scores + i));
+  return top;
+}
+
+// A row's scores [count], the largest of which is in `top`, become weights 2^((score - peak) * step): the
+// peak's own is 1 whatever the scores' size. Updates the row's peak, a score, and its sum of weights; returns
+// the factor by which what was summed up before shrinks.
+TARGET inline float weigh(const float* scores, int64_t count, Vector top, float step, Element* weights,
+                          float& peak, float& sum) {
+  const float block_peak = largest_of(top);
   const float new_peak = block_peak > peak ? block_peak : peak;
-  const Vector total = weigh_scores(scores, padded, step, new_peak, weights);
+  const Vector total = weigh_scores(scores, count, step, new_peak, weights);
   const float shrink = exp2(Vector{} + (peak - new_peak) * step)[0];
   sum = sum * shrink + sum_of(total);
   peak = new_peak;
@@ -124,9 +139,10 @@ TARGET inline float weigh(float* scores, int64_t visible, int64_t padded, float 
 
 TARGET inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Scores and weights of a block of keys; sums and packed queries.
+// Scores and weights of a block of keys; sums, packed queries and largest scores.
 size_t scratch_bytes(int64_t dim) {
-  return kQueryRows * (kBlockKeys * (sizeof(float) + sizeof(Element)) + padded_dim(dim) * 2 * sizeof(float));
+  return kQueryRows *
+         (kBlockKeys * (sizeof(float) + sizeof(Element)) + (padded_dim(dim) * 2 + kLanes) * sizeof(float));
 }
 
 TARGET void attend(const AttentionBlock& block, void* scratch) {
@@ -134,7 +150,8 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
   auto* scores = static_cast<float*>(scratch);                                 // [kQueryRows, kBlockKeys]
   float* sums = scores + kQueryRows * kBlockKeys;                              // [kQueryRows, width]
   auto* numbers = reinterpret_cast<ScoreElement*>(sums + kQueryRows * width);  // [kQueryRows, width]
-  auto* weights = reinterpret_cast<Element*>(sums + 2 * kQueryRows * width);   // [kQueryRows, kBlockKeys]
+  float* tops = sums + 2 * kQueryRows * width;                                 // [kQueryRows, kLanes]
+  auto* weights = reinterpret_cast<Element*>(tops + kQueryRows * kLanes);      // [kQueryRows, kBlockKeys]
   PackedQuery queries[kQueryRows];
   float peaks[kQueryRows], totals[kQueryRows];
   const int64_t rows = rounded_up(block.rows, kScoreRows), value_rows = rounded_up(block.rows, kValueRows);
@@ -155,18 +172,21 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
     const int64_t count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
     const int64_t padded = rounded_up(count, kTile);
     const char* block_keys = static_cast<const char*>(block.keys) + first / kLanes * key_bytes;
+    for (int64_t r = 0; r < kQueryRows; ++r) store(tops + r * kLanes, Vector{} + kUnseen);
     for (int64_t key = 0; key < padded; key += kTile) {
       for (int64_t r = 0; r < rows; r += kScoreRows) {
         score_tile<kScoreRows, kKeyVectors>(queries + r, numbers + r * width, width,
                                             block_keys + key / kLanes * key_bytes, key_bytes, dim,
-                                            scores + r * kBlockKeys + key);
+                                            scores + r * kBlockKeys + key, tops + r * kLanes);
       }
     }
     for (int64_t r = 0; r < value_rows; ++r) {
       int64_t visible = r < block.rows ? block.visible[r] - first : count;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
-      const float shrink = weigh(scores + r * kBlockKeys, visible, padded, queries[r].step,
-                                 weights + r * kBlockKeys, peaks[r], totals[r]);
+      float* row = scores + r * kBlockKeys;
+      const Vector top = visible < padded ? top_of(row, visible, padded) : load(tops + r * kLanes);
+      const float shrink =
+          weigh(row, padded, top, queries[r].step, weights + r * kBlockKeys, peaks[r], totals[r]);
       if (shrink != 1) {
         for (int64_t v = 0; v < vectors; ++v) {
           float* sum = sums + r * width + v * kLanes;
