@@ -14,9 +14,11 @@ than the project.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -77,7 +79,17 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str] | None:
         return None
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone.
+
+    A stopped process would not see its input end, and would keep its gigabytes.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
+
+
 def _serve(runtime: type[Runtime], options: argparse.Namespace) -> None:
+    _end_with_parent()
     # Runtimes print what they like; the answers go where standard output was.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

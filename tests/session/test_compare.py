@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -10,7 +14,7 @@ from tokenizers import Tokenizer
 from bench.compare import report, worker
 from bench.compare.material import Prompts
 from bench.compare.rounds import Found, Group, Protocol, to_json
-from bench.compare.runtimes import OURS, Contestant, Worker
+from bench.compare.runtimes import OURS, ROOT, Contestant, Worker
 
 
 def test_prompts_have_the_exact_length_and_never_repeat(bundle):
@@ -48,6 +52,26 @@ def test_rounds_measure_what_is_there_and_go_on_past_a_breakdown(bundle, tmp_pat
     }
     assert all(value > 0 for values in good.values.values() for value in values)
     assert 50 << 20 < good.peak_bytes["vision 84x56"] < 8 << 30
+
+
+def test_a_stopped_worker_ends_with_the_process_that_started_it(bundle, tmp_path):
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from bench.compare.runtimes import OURS, ROOT, Contestant, Worker
+contestant = Contestant(OURS, "fp32")
+worker = Worker(sys.executable, contestant, Path({str(bundle)!r}), 1, Path({str(tmp_path / "log")!r}))
+print(worker._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.returncode == -signal.SIGKILL
+    status = Path("/proc") / parent.stdout.strip() / "stat"
+    for _ in range(100):
+        if not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")
 
 
 def contestant(runtime: str, precision: str, **values: float) -> dict[str, object]:
