@@ -1,7 +1,7 @@
 # The CUDA half, an extension module of its own (_cuda) that is imported on demand. AUTO builds it where nvcc
 # is found (in PATH, CUDACXX, CUDA_HOME or /usr/local/cuda); OFF leaves it out, ON insists on it.
 #
-#     pip install . -C cmake.define.QWEN2VL_CUDA=OFF         (or in the environment: CMAKE_ARGS=-DQWEN2VL_CUDA=OFF)
+#     CMAKE_ARGS=-DQWEN2VL_CUDA=OFF pip install .
 set(QWEN2VL_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE QWEN2VL_CUDA PROPERTY STRINGS AUTO ON OFF)
 

@@ -16,7 +16,8 @@ fi
 # Kernels for the GPU that is here, 9.0 without one to ask; ARCHITECTURES="80;90" builds for others.
 architectures=${ARCHITECTURES:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ')}
 architectures=${architectures:-90}
-PYTHONPATH="$site" "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --upgrade \
-  --target "$site" . -C cmake.define.QWEN2VL_CUDA=ON -C cmake.define.QWEN2VL_CUDA_ARCHITECTURES="$architectures" \
-  -C build-dir=build/gpu
+# Settings in the environment: pip's option for them is younger than many a pip.
+CMAKE_ARGS="-DQWEN2VL_CUDA=ON -DQWEN2VL_CUDA_ARCHITECTURES=$architectures" SKBUILD_BUILD_DIR=build/gpu \
+  PYTHONPATH="$site" "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --upgrade \
+  --target "$site" .
 PYTHONPATH="$site" "$python" -m qwen2vl_rt info

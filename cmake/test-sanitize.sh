@@ -16,8 +16,9 @@ if test ! -e $env/installed || test -n "$(find csrc python CMakeLists.txt pyproj
   purelib=$($env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   # A path file that is read adds folders of packages, but not the path files (editable installations) in them.
   "$python" -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" > "$purelib/borrowed.pth"
-  $env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall . \
-    -C cmake.define.QWEN2VL_SANITIZE=ON -C build-dir=build/sanitize -C install.strip=false
+  # Settings in the environment: pip's option for them is younger than many a pip.
+  CMAKE_ARGS=-DQWEN2VL_SANITIZE=ON SKBUILD_BUILD_DIR=build/sanitize SKBUILD_INSTALL_STRIP=false \
+    $env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
   touch $env/installed
 fi
 
