@@ -31,13 +31,8 @@ done
 # A failed large allocation must come back as an exception, as it does without the sanitizer.
 # The use of a function's variables after its return is not looked for: on the stack that this takes, GCC before 13.3
 # puts vectors of 64 bytes where they can't be stored (its bug 110027).
-# pytest captures standard error, and a report ends the process: so reports go to files.
-reports=$(mktemp -d)
+# A report ends the process: pytest captures Python's own streams only, or reports would be lost with what it captured.
 test $# -gt 0 || set -- tests/core tests/lowering tests/processing tests/gpu
-status=0
-LD_PRELOAD="$preload" PYTHONMALLOC=malloc UBSAN_OPTIONS="print_stacktrace=1:log_path=$reports/ubsan" \
-  ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:log_path=$reports/asan" \
-  $env/bin/python -m pytest -q -p no:cacheprovider "$@" || status=$?
-cat "$reports"/* 2> /dev/null && status=1
-rm -r "$reports"
-exit $status
+LD_PRELOAD="$preload" PYTHONMALLOC=malloc UBSAN_OPTIONS=print_stacktrace=1 \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+  exec $env/bin/python -m pytest -q --capture=sys -p no:cacheprovider "$@"

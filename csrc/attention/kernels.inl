@@ -166,13 +166,15 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
     totals[r] = 0;
     if (r < block.rows && block.visible[r] > keys) keys = block.visible[r];
   }
+  // Rows that only fill up a step of kValueRows: their weights are nothing.
+  std::memset(weights + block.rows * kBlockKeys, 0, (value_rows - block.rows) * kBlockKeys * sizeof(Element));
   constexpr int64_t kTile = kKeyVectors * kLanes;
   const auto key_bytes = static_cast<int64_t>(key_vector_bytes(dim));
   for (int64_t first = 0; first < keys; first += kBlockKeys) {
     const int64_t count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
     const int64_t padded = rounded_up(count, kTile);
     const char* block_keys = static_cast<const char*>(block.keys) + first / kLanes * key_bytes;
-    for (int64_t r = 0; r < kQueryRows; ++r) store(tops + r * kLanes, Vector{} + kUnseen);
+    for (int64_t r = 0; r < rows; ++r) store(tops + r * kLanes, Vector{} + kUnseen);
     for (int64_t key = 0; key < padded; key += kTile) {
       for (int64_t r = 0; r < rows; r += kScoreRows) {
         score_tile<kScoreRows, kKeyVectors>(queries + r, numbers + r * width, width,
@@ -180,8 +182,8 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
                                             scores + r * kBlockKeys + key, tops + r * kLanes);
       }
     }
-    for (int64_t r = 0; r < value_rows; ++r) {
-      int64_t visible = r < block.rows ? block.visible[r] - first : count;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      int64_t visible = block.visible[r] - first;
       visible = visible < 0 ? 0 : visible > count ? count : visible;
       float* row = scores + r * kBlockKeys;
       const Vector top = visible < padded ? top_of(row, visible, padded) : load(tops + r * kLanes);
