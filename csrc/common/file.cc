@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <utility>
 
 #include "common/error.h"
 
@@ -30,19 +29,7 @@ File::File(const std::string& path) : path_(path), descriptor_(open(path.c_str()
   size_ = status.st_size;
 }
 
-File::File(File&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
-
-File& File::operator=(File&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(descriptor_, other.descriptor_);
-  std::swap(size_, other.size_);
-  return *this;
-}
-
-File::~File() {
-  if (descriptor_ >= 0) close(descriptor_);
-}
+File::~File() { close(descriptor_); }
 
 void File::read(int64_t offset, int64_t bytes, void* to) const {
   auto* next = static_cast<char*>(to);

@@ -5,16 +5,15 @@
 
 namespace qwen2vl {
 
-// A regular file that is open for reading. Movable, not copyable.
+// A regular file that is open for reading. Neither copyable nor movable.
 class File {
  public:
   // Throws BundleError when it cannot be opened, is no regular file, or is empty.
   explicit File(const std::string& path);
-  File(File&& other) noexcept;
-  File& operator=(File&& other) noexcept;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
   ~File();
 
-  int descriptor() const { return descriptor_; }
   int64_t size() const { return size_; }
 
   // Copies the bytes [offset, offset + bytes). From any thread. Throws BundleError when the file has become
@@ -22,8 +21,8 @@ class File {
   void read(int64_t offset, int64_t bytes, void* to) const;
 
  private:
-  std::string path_;
-  int descriptor_ = -1;
+  const std::string path_;
+  const int descriptor_;
   int64_t size_ = 0;
 };
 

@@ -58,7 +58,7 @@ def test_a_stopped_worker_ends_with_the_process_that_started_it(bundle, tmp_path
     script = f"""
 import os, signal, sys
 from pathlib import Path
-from bench.compare.runtimes import OURS, ROOT, Contestant, Worker
+from bench.compare.runtimes import OURS, Contestant, Worker
 contestant = Contestant(OURS, "fp32")
 worker = Worker(sys.executable, contestant, Path({str(bundle)!r}), 1, Path({str(tmp_path / "log")!r}))
 print(worker._process.pid, flush=True)
