@@ -1,15 +1,31 @@
 # The CUDA half, an extension module of its own (_cuda) that is imported on demand. AUTO builds it where nvcc
-# is found (in PATH, CUDACXX, CUDA_HOME or /usr/local/cuda); OFF leaves it out, ON insists on it.
+# is found (in PATH, CUDACXX, CUDA_HOME or /usr/local/cuda); OFF leaves it out, ON insists on it; EMULATED builds
+# it for a GPU that the CPU emulates, for tests (tests/emulated_cuda).
 #
 #     CMAKE_ARGS=-DQWEN2VL_CUDA=OFF pip install .
-set(QWEN2VL_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
-set_property(CACHE QWEN2VL_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(QWEN2VL_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO, ON, OFF or EMULATED")
+set_property(CACHE QWEN2VL_CUDA PROPERTY STRINGS AUTO ON OFF EMULATED)
 
 # The one list of GPU architectures; what the toolkit at hand doesn't know is left out.
 #   8.0 A100   8.6 RTX 30   8.7 Jetson Orin   8.9 RTX 40, L4   9.0 H100, H200   11.0 Jetson Thor   12.0 RTX 50
 set(QWEN2VL_CUDA_ARCHITECTURES "80;86;87;89;90;110;120" CACHE STRING "GPU architectures, as sm_ numbers")
 
+file(GLOB kernels CONFIGURE_DEPENDS csrc/*/*.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cc csrc/cuda/bindings/*.cc)
+
 if(QWEN2VL_CUDA STREQUAL "OFF")
+  return()
+endif()
+if(QWEN2VL_CUDA STREQUAL "EMULATED")
+  file(GLOB emulator CONFIGURE_DEPENDS tests/emulated_cuda/*.cc)
+  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${kernels} ${emulator})
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -xc++)
+  target_include_directories(_cuda PRIVATE tests/emulated_cuda)
+  target_compile_options(_cuda PRIVATE -Wall -Wextra)
+  target_link_libraries(_cuda PRIVATE qwen2vl_core)
+  string(REPLACE ";" " " architecture_list "${QWEN2VL_CUDA_ARCHITECTURES}")
+  target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}")
+  install(TARGETS _cuda LIBRARY DESTINATION qwen2vl_rt)
   return()
 endif()
 if(NOT CMAKE_CUDA_COMPILER)
@@ -44,8 +60,7 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/*/*.cu csrc/cuda/*.cc csrc/cuda/bindings/*.cc)
-pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources})
+pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${kernels})
 target_link_libraries(_cuda PRIVATE qwen2vl_core CUDA::cudart_static)
 string(REPLACE ";" " " architecture_list "${architectures}")
 target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}")

@@ -52,8 +52,7 @@ void cache_copy_row(const CacheRowCopy& copy, CUstream_st* stream) {
 void cache_shift(const CacheShift& shift, CUstream_st* stream) {
   if (shift.count <= 0) return;
   const auto blocks = static_cast<unsigned>(2 * shift.cache.layers * shift.cache.kv_heads);
-  shift_kernel<<<blocks, kShiftThreads, 0, stream>>>(shift);
-  check(cudaGetLastError(), "cache shift");
+  launch(shift_kernel, blocks, kShiftThreads, stream, "cache shift", shift);
 }
 
 }  // namespace qwen2vl::cuda

@@ -9,6 +9,18 @@
 
 namespace qwen2vl::cuda {
 
+// Queues kernel<<<blocks, threads>>>(arguments...) on a stream. `what` names it, for a person. (In this form
+// a C++ compiler takes it, too: tests/emulated_cuda.)
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, const char* what,
+            const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
+
 // Calls body(index) for every index in [0, count), each on one thread.
 template <typename Body>
 __global__ void __launch_bounds__(256) for_each_kernel(int64_t count, Body body) {
@@ -23,8 +35,7 @@ void for_each(int64_t count, Body body, cudaStream_t stream, const char* what) {
   if (count <= 0) return;
   constexpr int64_t kThreads = 256, kMostBlocks = 4096;
   const auto blocks = static_cast<unsigned>(std::min((count + kThreads - 1) / kThreads, kMostBlocks));
-  for_each_kernel<<<blocks, kThreads, 0, stream>>>(count, body);
-  check(cudaGetLastError(), what);
+  launch(for_each_kernel<Body>, blocks, kThreads, stream, what, count, body);
 }
 
 }  // namespace qwen2vl::cuda

@@ -1,7 +1,5 @@
-#include <cuda_runtime.h>
-
 #include "cuda/block_team.cuh"
-#include "cuda/error.h"
+#include "cuda/launch.cuh"
 #include "image/frame_kernel.h"
 
 namespace qwen2vl::cuda {
@@ -22,8 +20,7 @@ __global__ void __launch_bounds__(kThreads) frame_kernel(FrameJob job) {
 void prepare_frame_job(const FrameJob& job, CUstream_st* stream) {
   const dim3 tiles((job.horizontal.output + kTileWidth - 1) / kTileWidth,
                    (job.vertical.output + job.tile_height - 1) / job.tile_height);
-  frame_kernel<<<tiles, kThreads, 0, stream>>>(job);
-  check(cudaGetLastError(), "frame preparation");
+  launch(frame_kernel, tiles, kThreads, stream, "frame preparation", job);
 }
 
 }  // namespace qwen2vl::cuda

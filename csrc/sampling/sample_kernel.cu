@@ -1,7 +1,5 @@
-#include <cuda_runtime.h>
-
 #include "cuda/block_team.cuh"
-#include "cuda/error.h"
+#include "cuda/launch.cuh"
 #include "sampling/sample_kernel.h"
 #include "sampling/sample_team.h"
 
@@ -27,10 +25,8 @@ __global__ void __launch_bounds__(kRowThreads, 1) row_kernel(SampleStep step) {
 void sample_rows(const SampleStep& step, CUstream_st* stream) {
   if (step.rows <= 0) return;
   const auto rows = static_cast<unsigned>(step.rows);
-  peaks_kernel<<<dim3(kPeakParts, rows), kPeakThreads, 0, stream>>>(step);
-  check(cudaGetLastError(), "sampling");
-  row_kernel<<<rows, kRowThreads, 0, stream>>>(step);
-  check(cudaGetLastError(), "sampling");
+  launch(peaks_kernel, dim3(kPeakParts, rows), kPeakThreads, stream, "sampling", step);
+  launch(row_kernel, rows, kRowThreads, stream, "sampling", step);
 }
 
 }  // namespace qwen2vl::cuda

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from qwen2vl_rt import _core, cuda
+from tests.gpu import emulation
 
 STATUS = cuda.status()
 
@@ -14,6 +17,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if STATUS.devices == 0 and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {STATUS.reason}"))
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_the_gpus_own() -> Iterator[None]:
+    """What a test lets the host do with the emulated GPU's memory ends with it."""
+    yield
+    emulation.share_memory(False)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

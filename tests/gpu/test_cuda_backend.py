@@ -20,6 +20,7 @@ from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
+from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
 
@@ -34,7 +35,9 @@ def bundles(tmp_path_factory) -> dict[str, Bundle]:
 
 
 def provider_of(device, compiled: bool = False) -> Provider:
-    if isinstance(device, _core.HostDevice):
+    """ONNX Runtime's on the GPU; in the place of an emulated one the CPU's, which shares its memory."""
+    if isinstance(device, _core.HostDevice) or emulation.is_emulated():
+        emulation.share_memory(True)
         return Provider("CPUExecutionProvider", "cpu", compiled=compiled)
     from qwen2vl_rt.executors.cuda import CudaSettings, cuda_provider
 
@@ -158,6 +161,7 @@ def test_the_settings_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(emulation.is_emulated(), reason="ONNX Runtime's CUDA provider is not emulated")
 @CALLS
 @pytest.mark.parametrize("graphs", [True, False], ids=["recorded", "launched"])
 @pytest.mark.parametrize("kind", ["bf16", "int4"])

@@ -12,6 +12,7 @@ import pytest
 
 from qwen2vl_rt import cuda
 from qwen2vl_rt.errors import BackendError, InputError
+from tests.gpu import emulation
 
 needs_kernels = pytest.mark.skipif(not cuda.status().built, reason=cuda.status().reason)
 
@@ -84,7 +85,7 @@ def test_a_graph_replays_what_was_recorded_on_what_memory_holds_then():
 @pytest.mark.gpu
 def test_other_threads_work_on_while_one_records():
     """In CUDA's global mode, ONNX Runtime's: allocating, copying, waiting and freeing don't spoil it."""
-    module, driver = cuda.load(), ctypes.CDLL("libcuda.so.1")
+    module, driver = cuda.load(), emulation.driver()
     stream, recorded = module.Stream(), module.DeviceBuffer(4096)
     handle, graph = ctypes.c_void_p(stream.handle), ctypes.c_void_p()
     values, copied = np.arange(1024, dtype=np.float32), np.zeros(1024, np.float32)

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import qwen2vl_rt
@@ -134,6 +135,16 @@ def test_a_closed_session_says_so(bundle):
     session.close()
     with pytest.raises(Qwen2VLError, match="closed"):
         session.generate("Hello.")
+
+
+def test_small_frames_stay_within_a_sessions_pixels(bundle):
+    """Frames are enlarged to 128 tokens at least, which this session's memory is not planned for."""
+    frames = [np.zeros((56, 84, 3), np.uint8)] * 4
+    with Session(bundle, max_length=512, max_pixels=140 * 112, threads=1) as session:
+        answer = session.generate("What happens?", videos=[frames], fps=2, max_new_tokens=1)
+        assert 0 < answer.usage.visual_tokens <= 2 * 20
+        with pytest.raises(InputError, match="max_pixels=18816"):
+            session.generate("?", videos=[frames], fps=2, min_pixels=140 * 112 + 1, max_new_tokens=1)
 
 
 def test_the_plan_is_known_before_loading_and_kept_after(bundle, session):

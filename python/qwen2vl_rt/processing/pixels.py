@@ -37,6 +37,7 @@ class PixelSettings:
         temporal_patch_size: frames in a patch.
         merge_size: patches on a side of one visual token.
         table: float32 [3, 256], the normalised value of each byte of red, green and blue.
+        planned_pixels: what a session's memory is planned for; None without a session.
     """
 
     min_pixels: int
@@ -45,6 +46,7 @@ class PixelSettings:
     temporal_patch_size: int
     merge_size: int
     table: np.ndarray = field(repr=False)
+    planned_pixels: int | None = None
 
     @property
     def factor(self) -> int:
@@ -106,8 +108,9 @@ class PixelSettings:
         )
 
     def limited(self, max_pixels: int) -> PixelSettings:
-        """These settings with another upper limit of a resized picture."""
-        return replace(self, max_pixels=max_pixels, min_pixels=min(self.min_pixels, max_pixels))
+        """These settings with another upper limit of a resized picture, that of a session's memory."""
+        low = min(self.min_pixels, max_pixels)
+        return replace(self, max_pixels=max_pixels, min_pixels=low, planned_pixels=max_pixels)
 
     def resized(
         self, height: int, width: int, options: VisualOptions, limits: tuple[float, float] | None = None
@@ -133,7 +136,11 @@ class PixelSettings:
         if options.min_pixels is not None:
             low = options.min_pixels
             high = max(low, high)
-        return _core.smart_resize(height, width, factor, low, high)
+        size = _core.smart_resize(height, width, factor, low, high)
+        # Enlarging to `low` rounds up, beyond `high` where the two are close.
+        if self.planned_pixels is not None and high <= self.planned_pixels < size[0] * size[1]:
+            size = _core.smart_resize(height, width, factor, 1, high)
+        return size
 
 
 def value_table(rescale_factor: float, mean: Any, std: Any) -> np.ndarray:

@@ -1,0 +1,36 @@
+#pragma once
+
+// The language of kernels in C++: see cuda_runtime_api.h, and block.h for how a block's threads run.
+
+#include <tuple>
+#include <utility>
+
+#include "block.h"
+#include "cuda_runtime_api.h"
+#include "launch.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+// One block runs at a time. The section is filled with rubbish before each.
+#define __shared__ static __attribute__((section("emulated_shared")))
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+template <typename... Expected, typename... Actual>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
+                               Actual&&... arguments) {
+  std::tuple<Expected...> parameters(std::forward<Actual>(arguments)...);
+  const bool known = std::apply(
+      [](const auto&... one) { return (emulated_cuda::addresses_device(&one, sizeof(one)) && ...); },
+      parameters);
+  if (!known) return emulated_cuda::fail(cudaErrorIllegalAddress);
+  return emulated_cuda::launch(config->gridDim, config->blockDim, config->stream,
+                               reinterpret_cast<const void*>(kernel),
+                               [kernel, parameters] { std::apply(kernel, parameters); });
+}

@@ -1,0 +1,84 @@
+// The emulated GPU as a whole, and what tests call by name.
+
+#include <cstring>
+#include <mutex>
+
+#include "cuda_runtime_api.h"
+#include "launch.h"
+#include "memory.h"
+#include "stream.h"
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
+  }
+  return "unknown error";
+}
+const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return emulated_cuda::fail(cudaErrorInvalidDevice);
+  *properties = {};
+  std::strcpy(properties->name, "Emulated GPU");
+  properties->major = 9;
+  properties->multiProcessorCount = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : emulated_cuda::fail(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+extern "C" {
+
+// See Memory::share.
+__attribute__((visibility("default"))) void emulated_cuda_share(int shared) {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  emulated_cuda::finish_all();
+  emulated_cuda::Memory::one().share(shared != 0);
+}
+
+// Queues a call of the host's, as an engine queues its kernels.
+__attribute__((visibility("default"))) int emulated_cuda_call(cudaStream_t stream, void (*function)()) {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  return emulated_cuda::enqueue(stream, function);
+}
+
+// The driver's calls that a test records with in another library's place.
+__attribute__((visibility("default"))) int cuStreamBeginCapture_v2(cudaStream_t stream, int mode) {
+  return cudaStreamBeginCapture(stream, static_cast<cudaStreamCaptureMode>(mode));
+}
+__attribute__((visibility("default"))) int cuStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  return cudaStreamEndCapture(stream, graph);
+}
+__attribute__((visibility("default"))) int cuGraphDestroy(cudaGraph_t graph) {
+  return cudaGraphDestroy(graph);
+}
+}

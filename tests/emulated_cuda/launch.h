@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+#include "block.h"
+#include "cuda_runtime_api.h"
+
+namespace emulated_cuda {
+
+// Queues a kernel; see cudaLaunchKernelEx.
+cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kernel,
+                   std::function<void()> body);
+
+// Whether whatever looks like an address in a kernel's parameter is one of the device's, or of host memory
+// that it sees. Numbers of kernels are far below addresses.
+bool addresses_device(const void* parameter, size_t bytes);
+
+// Keeps `error` for cudaGetLastError, and returns it.
+cudaError_t fail(cudaError_t error);
+
+}  // namespace emulated_cuda

@@ -1,0 +1,23 @@
+"""The GPU of these tests may be one that the CPU emulates (tests/emulated_cuda, `make test-emulated`)."""
+
+from __future__ import annotations
+
+import ctypes
+
+from qwen2vl_rt import cuda
+
+
+def is_emulated() -> bool:
+    """Whether this installation's CUDA half was built for the emulated GPU."""
+    return cuda.status().devices > 0 and cuda.load().device_info().name == "Emulated GPU"
+
+
+def share_memory(shared: bool) -> None:
+    """Let the host read and write the emulated GPU's memory, for an engine that computes on the CPU."""
+    if is_emulated():
+        ctypes.CDLL(cuda.load().__file__).emulated_cuda_share(int(shared))
+
+
+def driver() -> ctypes.CDLL:
+    """CUDA's driver, or what stands in for it."""
+    return ctypes.CDLL(cuda.load().__file__ if is_emulated() else "libcuda.so.1")
