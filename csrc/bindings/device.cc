@@ -2,7 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
 #include <string>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
@@ -89,6 +91,48 @@ void register_block(py::module_& m) {
       });
 }
 
+// A step's fields by name; what is left out is zero.
+void run_linear(Device& device, const py::dict& fields, const std::vector<py::dict>& matrices) {
+  static const std::map<std::string, MatrixForm> kForms = {{"columns", MatrixForm::kColumns},
+                                                           {"rows", MatrixForm::kRows},
+                                                           {"blocks4", MatrixForm::kBlocks4},
+                                                           {"blocks8", MatrixForm::kBlocks8}};
+  const auto number = [](const py::dict& from, const char* name) {
+    return from.contains(name) ? from[name].cast<int64_t>() : 0;
+  };
+  const auto memory = [&](const py::dict& from, const char* name) {
+    return pointer<void>(static_cast<uintptr_t>(number(from, name)));
+  };
+  if (matrices.empty() || matrices.size() > kMostMatrices) throw InputError("a step has 1 to 3 matrices");
+  LinearStep step{};
+  step.type = float_type(fields["dtype"].cast<std::string>());
+  step.form = kForms.at(fields["form"].cast<std::string>());
+  step.rows = number(fields, "rows");
+  step.inputs = number(fields, "inputs");
+  step.block = number(fields, "block");
+  step.x = memory(fields, "x");
+  step.norm = memory(fields, "norm");
+  step.epsilon = fields.contains("epsilon") ? fields["epsilon"].cast<float>() : 0.0f;
+  step.added = memory(fields, "added");
+  step.matrices = static_cast<int32_t>(matrices.size());
+  step.gated = static_cast<int32_t>(number(fields, "gated"));
+  step.rotated = static_cast<int32_t>(number(fields, "rotated"));
+  step.head_dim = number(fields, "head_dim");
+  step.cos = memory(fields, "cos");
+  step.sin = memory(fields, "sin");
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    step.matrix[i] = {memory(matrices[i], "weights"),
+                      memory(matrices[i], "scales"),
+                      static_cast<const uint8_t*>(memory(matrices[i], "zero_points")),
+                      memory(matrices[i], "bias"),
+                      number(matrices[i], "outputs"),
+                      memory(matrices[i], "result")};
+  }
+  const DeviceBlock scratch(device.shared_from_this(), linear_scratch_bytes(step));
+  device.linear(step, scratch.as<void>());
+  device.synchronize();  // before the scratch memory goes
+}
+
 void register_device_class(py::module_& m) {
   py::class_<Device, std::shared_ptr<Device>>(
       m, "Device", "Where a decoder's data lie and its kernels run. Pointers are integers, the device's own.")
@@ -150,7 +194,9 @@ void register_device_class(py::module_& m) {
           },
           py::arg("table"), py::arg("scale"), py::arg("zero_point"), py::arg("rows"), py::arg("width"),
           py::arg("block"), py::arg("table_dtype"), py::arg("ids"), py::arg("visual_rows"), py::arg("count"),
-          py::arg("dtype"), py::arg("output"), "See csrc/embedding/gather_kernel.h.");
+          py::arg("dtype"), py::arg("output"), "See csrc/embedding/gather_kernel.h.")
+      .def("linear", &run_linear, py::arg("step"), py::arg("matrices"),
+           "See csrc/linear/device_linear.h: the fields of a LinearStep and of its matrices by name.");
   py::class_<HostDevice, Device, std::shared_ptr<HostDevice>>(m, "HostDevice", "The CPU as a device.")
       .def(py::init<>());
 }

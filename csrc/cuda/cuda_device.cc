@@ -92,6 +92,10 @@ void CudaDevice::prepare_frame_job(const FrameJob& job) {
   cuda::prepare_frame_job(job, stream_->handle());
 }
 
+void CudaDevice::linear(const LinearStep& step, void* scratch) {
+  cuda::linear(step, scratch, stream_->handle());
+}
+
 void CudaDevice::sample_rows(const SampleStep& step) { cuda::sample_rows(step, stream_->handle()); }
 
 void CudaDevice::advance_rows(const StepRows& step) { cuda::advance_rows(step, stream_->handle()); }

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/error.h"
+#include "cuda/gemm.h"
 #include "cuda/ignore_other_recordings.h"
 
 namespace qwen2vl::cuda {
@@ -15,6 +16,7 @@ Stream::Stream(int device) : device_(device) {
 
 Stream::~Stream() {
   const IgnoreOtherRecordings guard;
+  forget_products(handle_);
   cudaStreamDestroy(handle_);
 }
 

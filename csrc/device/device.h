@@ -8,6 +8,7 @@
 #include "cache/cache_kernels.h"
 #include "embedding/gather_kernel.h"
 #include "image/frame_kernel.h"
+#include "linear/device_linear.h"
 #include "rope/rope_kernel.h"
 #include "sampling/sample_kernel.h"
 
@@ -74,6 +75,8 @@ class Device : public std::enable_shared_from_this<Device> {
   virtual void cache_copy_row(const CacheRowCopy& copy) = 0;
   virtual void cache_shift(const CacheShift& shift) = 0;
   virtual void prepare_frame_job(const FrameJob& job) = 0;
+  // scratch: linear_scratch_bytes(step).
+  virtual void linear(const LinearStep& step, void* scratch) = 0;
   virtual void sample_rows(const SampleStep& step) = 0;
   virtual void advance_rows(const StepRows& step) = 0;
 

@@ -1,0 +1,119 @@
+#include "cuda/gemm.h"
+
+#include <dlfcn.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <type_traits>
+
+#include "common/error.h"
+#include "cuda/ignore_other_recordings.h"
+
+// What the tests' emulated GPU has in cuBLAS's place (tests/emulated_cuda).
+extern "C" __attribute__((weak)) int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*,
+                                                  int, int, const void*, int, int, const void*, void*, int,
+                                                  int, int, int);
+
+namespace qwen2vl::cuda {
+
+namespace {
+
+// cuBLAS's own numbers.
+constexpr int kAsItLies = 0, kTransposed = 1;               // cublasOperation_t
+constexpr int kFloat32 = 0, kFloat16 = 2, kBFloat16 = 14;   // cudaDataType_t
+constexpr int kSumsInFloat32 = 68, kDefaultAlgorithm = -1;  // cublasComputeType_t, cublasGemmAlgo_t
+
+using Create = int(void**);
+using Destroy = int(void*);
+using SetStream = int(void*, StreamHandle);
+
+// The library, opened on the first product; a handle for each stream, because a handle's workspace serves one
+// product at a time.
+class Cublas {
+ public:
+  static Cublas& one() {
+    static auto* const cublas = opened = new Cublas;
+    return *cublas;
+  }
+  static inline Cublas* opened = nullptr;
+
+  void* handle(StreamHandle stream) {
+    if (gemm_ == &cublasGemmEx) return stream;  // the emulated one
+    const std::lock_guard<std::mutex> lock(mutex_);
+    void*& handle = handles_[stream];
+    if (handle == nullptr) {
+      const IgnoreOtherRecordings guard;
+      require(function<Create>("cublasCreate_v2")(&handle), "creating its handle");
+      require(function<SetStream>("cublasSetStream_v2")(handle, stream), "its stream");
+    }
+    return handle;
+  }
+
+  void forget(StreamHandle stream) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = handles_.find(stream);
+    if (found == handles_.end()) return;
+    function<Destroy>("cublasDestroy_v2")(found->second);
+    handles_.erase(found);
+  }
+
+  decltype(&cublasGemmEx) multiply() const { return gemm_; }
+
+  static void require(int status, const char* what) {
+    if (status != 0) {
+      throw DeviceError("cuBLAS refused " + std::string(what) + " (status " + std::to_string(status) + ")");
+    }
+  }
+
+ private:
+  Cublas() {
+    if (&cublasGemmEx != nullptr) {
+      gemm_ = &cublasGemmEx;
+      return;
+    }
+    for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
+      library_ = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
+      if (library_ != nullptr) break;
+    }
+    if (library_ == nullptr) throw DeviceError("cuBLAS is not installed: pip install nvidia-cublas");
+    gemm_ = function<std::remove_pointer_t<decltype(gemm_)>>("cublasGemmEx");
+  }
+
+  template <typename Signature>
+  Signature* function(const char* name) const {
+    void* const found = dlsym(library_, name);
+    if (found == nullptr) throw DeviceError(std::string("cuBLAS has no ") + name);
+    return reinterpret_cast<Signature*>(found);
+  }
+
+  void* library_ = nullptr;
+  decltype(&cublasGemmEx) gemm_ = nullptr;
+  std::mutex mutex_;
+  std::map<StreamHandle, void*> handles_;
+};
+
+int data_type(FloatType type) {
+  return type == FloatType::kFloat32 ? kFloat32 : type == FloatType::kBFloat16 ? kBFloat16 : kFloat16;
+}
+
+}  // namespace
+
+void forget_products(StreamHandle stream) noexcept {
+  if (Cublas::opened != nullptr) Cublas::opened->forget(stream);
+}
+
+void gemm(const Gemm& product, StreamHandle stream) {
+  Cublas& cublas = Cublas::one();
+  void* const handle = cublas.handle(stream);
+  // cuBLAS counts along columns: y^T [N, M] = W^T [N, K] x^T [K, M].
+  const float one = 1, zero = 0;
+  const int m = static_cast<int>(product.m), n = static_cast<int>(product.n), k = static_cast<int>(product.k);
+  const int type = data_type(product.type);
+  Cublas::require(cublas.multiply()(handle, product.transposed ? kTransposed : kAsItLies, kAsItLies, n, m, k,
+                                    &one, product.w, type, product.transposed ? k : n, product.x, type, k,
+                                    &zero, product.y, type, n, kSumsInFloat32, kDefaultAlgorithm),
+                  "a product");
+}
+
+}  // namespace qwen2vl::cuda

@@ -1,0 +1,150 @@
+#pragma once
+
+#include <math.h>
+
+#include <cstdint>
+
+#include "common/float_type.h"
+#include "common/host_device.h"
+
+struct CUstream_st;
+
+namespace qwen2vl {
+
+// How a layer's matrix lies in memory, K inputs and N outputs.
+enum class MatrixForm : int32_t {
+  kColumns,  // [K, N], numbers of the step's type
+  kRows,     // [N, K], the same
+  kBlocks4,  // codes in blocks of K, uint8 [N, blocks, block / 2]: two codes a byte, the first in its low
+             // half
+  kBlocks8,  // uint8 [N, blocks, block]
+};
+
+struct DeviceMatrix {
+  const void* weights;
+  const void* scales;          // [N, blocks], of the step's type; blocks only
+  const uint8_t* zero_points;  // [N, bytes of a row], packed as the codes; null: 8 and 128
+  const void* bias;            // [N] or null
+  int64_t outputs;             // N
+  void* result;                // [rows, N]; of a gated step only the first matrix' is written
+};
+
+constexpr int32_t kMostMatrices = 3;
+
+// Up to three layers over one input, with what stands around them in a decoder: y_i = norm(x) W_i (+ bias_i).
+// All numbers are of one type, [rows, ..] row by row; sums are float32, and rounded once, at the very end.
+struct LinearStep {
+  FloatType type;
+  MatrixForm form;
+  int64_t rows, inputs;  // K
+  int64_t block;         // inputs that share a scale, a multiple of 16
+  const void* x;         // [rows, K]
+  const void* norm;   // RMS norm's weight [K], or null: x as it is. The normalised input is rounded to `type`
+  float epsilon;      // the norm's
+  const void* added;  // [rows, N], added to the result of the only matrix, or null
+  int32_t matrices;
+  int32_t gated;     // two matrices: silu(y_0) * y_1 is the one result
+  int32_t rotated;   // so many matrices' results are turned, head by head, as RotaryEmbedding turns them
+  int64_t head_dim;  // of these
+  const void* cos;   // [rows, head_dim / 2]
+  const void* sin;
+  DeviceMatrix matrix[kMostMatrices];
+};
+
+// Few rows share one pass over the weights; more are worth a product of matrices.
+constexpr int64_t kFewRows = 8;
+
+// Bytes of scratch memory that a step takes on a GPU, at addresses that are multiples of 256.
+int64_t linear_scratch_bytes(const LinearStep& step);
+
+namespace cpu {
+void linear(const LinearStep& step);
+}
+namespace cuda {
+void linear(const LinearStep& step, void* scratch, CUstream_st* stream);
+}
+
+// --- one number of each part, for the CPU and the GPU
+// --------------------------------------------------------
+
+QWEN2VL_HOST_DEVICE float block_weight(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
+                                       int64_t k) {
+  const int64_t blocks = (step.inputs + step.block - 1) / step.block, block = k / step.block;
+  const auto* const codes = static_cast<const uint8_t*>(matrix.weights);
+  const float scale = load_float(matrix.scales, step.type, n * blocks + block);
+  if (step.form == MatrixForm::kBlocks8) {
+    const int zero = matrix.zero_points == nullptr ? 128 : matrix.zero_points[n * blocks + block];
+    return static_cast<float>(codes[n * blocks * step.block + k] - zero) * scale;
+  }
+  const int code = codes[(n * blocks * step.block + k) / 2] >> (k % 2 * 4) & 15;
+  int zero = 8;
+  if (matrix.zero_points != nullptr) {
+    zero = matrix.zero_points[n * ((blocks + 1) / 2) + block / 2] >> (block % 2 * 4) & 15;
+  }
+  return static_cast<float>(code - zero) * scale;
+}
+
+// A matrix' weight from input k to output n.
+QWEN2VL_HOST_DEVICE float linear_weight(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
+                                        int64_t k) {
+  if (step.form == MatrixForm::kColumns) return load_float(matrix.weights, step.type, k * matrix.outputs + n);
+  if (step.form == MatrixForm::kRows) return load_float(matrix.weights, step.type, n * step.inputs + k);
+  return block_weight(step, matrix, n, k);
+}
+
+QWEN2VL_HOST_DEVICE float rounded(float value, FloatType type) {
+  if (type == FloatType::kFloat32) return value;
+  return type == FloatType::kBFloat16 ? bfloat16_to_float(float_to_bfloat16(value))
+                                      : float16_to_float(float_to_float16(value));
+}
+
+// The pair of outputs that are finished together: those that a rotation mixes, else neighbours. Unit u of
+// matrix m; the second may be beyond the last.
+struct OutputPair {
+  int64_t first, second;
+};
+QWEN2VL_HOST_DEVICE OutputPair output_pair(const LinearStep& step, int32_t m, int64_t unit) {
+  if (m >= step.rotated) return {2 * unit, 2 * unit + 1};
+  const int64_t half = step.head_dim / 2, first = unit / half * step.head_dim + unit % half;
+  return {first, first + half};
+}
+
+// Bias, rotation, gate, residual, and the one rounding: sums of matrix m's outputs `pair` (of a gated step:
+// `first` is output pair.first of the first matrix, `second` that of the second) to results.
+QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t row, OutputPair pair,
+                                     float first, float second) {
+  const DeviceMatrix& matrix = step.matrix[m];
+  const int64_t n = matrix.outputs, at = row * n + pair.first;
+  if (step.gated) {
+    if (matrix.bias != nullptr) first += load_float(matrix.bias, step.type, pair.first);
+    const void* const bias = step.matrix[1].bias;
+    if (bias != nullptr) second += load_float(bias, step.type, pair.first);
+    store_float(matrix.result, step.type, at, first / (1.0f + expf(-first)) * second);
+    return;
+  }
+  const bool both = pair.second < n;
+  if (matrix.bias != nullptr) {
+    first += load_float(matrix.bias, step.type, pair.first);
+    if (both) second += load_float(matrix.bias, step.type, pair.second);
+  }
+  if (m < step.rotated) {
+    const int64_t half = step.head_dim / 2, column = row * half + pair.first % step.head_dim;
+    const float cos = load_float(step.cos, step.type, column), sin = load_float(step.sin, step.type, column);
+    const float left = first, right = second;
+    first = left * cos - right * sin;
+    second = right * cos + left * sin;
+  }
+  if (step.added != nullptr) {
+    first += load_float(step.added, step.type, at);
+    if (both) second += load_float(step.added, step.type, row * n + pair.second);
+  }
+  store_float(matrix.result, step.type, at, first);
+  if (both) store_float(matrix.result, step.type, row * n + pair.second, second);
+}
+
+// Units of matrix m that finish_pair takes: pairs of outputs, or single ones of a gated step.
+QWEN2VL_HOST_DEVICE int64_t output_units(const LinearStep& step, int32_t m) {
+  return step.gated ? step.matrix[m].outputs : (step.matrix[m].outputs + 1) / 2;
+}
+
+}  // namespace qwen2vl
