@@ -74,7 +74,7 @@ test-gpu:
 	$(GPU_REPORT) $(or $(STAGES),build tests memcheck racecheck accuracy)
 
 bench-gpu:
-	$(GPU_REPORT) $(or $(STAGES),build limits 2b-bf16 2b-int4 peer-2b 2b-variants 2b-bf16-tensorrt 2b-int4-tensorrt 7b-bf16 7b-int4 peer-7b 72b-int4)
+	$(GPU_REPORT) $(or $(STAGES),build limits 2b-bf16 2b-int4 peer-2b 2b-variants 2b-int4-variants 2b-bf16-tensorrt 2b-int4-tensorrt 7b-bf16 7b-int4 peer-7b 72b-int4)
 
 # Wheels for it, on a machine with a network; GPU_PYTHON: its Python.
 GPU_PYTHON ?= 3.12

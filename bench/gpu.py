@@ -50,13 +50,15 @@ from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
-# QWEN2VL_CUDA_CALLS, _GRAPHS, _ATTENTION: see executors/cuda.py.
+# What the environment chooses (executors/cuda.py), in the order of its choices.
 VARIANTS = (
-    ("c", "1", "grouped"),
-    ("c", "0", "grouped"),
-    ("python", "1", "grouped"),
-    ("python", "0", "grouped"),
-    ("c", "0", "portable"),
+    ("c", "1", "grouped", "own"),
+    ("c", "1", "grouped", "onnxruntime"),
+    ("c", "0", "grouped", "own"),
+    ("c", "0", "grouped", "onnxruntime"),
+    ("python", "1", "grouped", "own"),
+    ("python", "0", "grouped", "own"),
+    ("c", "0", "portable", "own"),
 )
 
 
@@ -266,17 +268,17 @@ class Measurement:
 
     def variants(self) -> None:
         """Decode with each way to run the engine."""
-        for calls, graphs, attention in VARIANTS:
-            os.environ |= {
-                "QWEN2VL_CUDA_CALLS": calls,
-                "QWEN2VL_CUDA_GRAPHS": graphs,
-                "QWEN2VL_CUDA_ATTENTION": attention,
-            }
+        from qwen2vl_rt.executors.cuda import CHOICES
+
+        for variant in VARIANTS:
+            os.environ |= dict(zip(CHOICES, variant, strict=True))
+            calls, graphs, attention, layers = variant
             self._engine = None
             gc.collect()
             self.load()
+            caller = "C API" if calls == "c" else "Python"
             recorded = "recorded" if graphs == "1" else "launched one by one"
-            self.text(f", {'C API' if calls == 'c' else 'Python'}, {recorded}, {attention} attention")
+            self.text(f", {caller}, {recorded}, {attention} attention, {layers} layers")
 
 
 def step_bytes(bundle: Bundle) -> int:

@@ -30,9 +30,11 @@ SUMMARY = re.compile(r"\d+ passed|\d+ failed|ERROR SUMMARY|RACECHECK SUMMARY|no 
 # Kernels run a hundred times slower under compute-sanitizer: fewer cases, every kernel.
 CASES = (
     "cuda and (rope or gather or cache or removed or patches or strided or published or overflowed "
-    "or visuals_may)"
+    "or visuals_may or norm_residual or rotated_heads)"
 )
-KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in ("kernels", "device_frames", "device_sampling")]
+KERNEL_TESTS = [
+    f"tests/gpu/test_{name}.py" for name in ("kernels", "device_frames", "device_sampling", "device_linear")
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ STAGES = {
     "2b-bf16-lengths": _model("2b", "bf16", "--backend", "tensorrt", "--attention", "lengths", seconds=540),
     "peer-2b": _script("gpu_peer", "2b", bundles=False),
     "2b-variants": _model("2b", "bf16", "--variants"),
+    "2b-int4-variants": _model("2b", "int4", "--variants"),
     "7b-bf16": _model("7b", "bf16"),
     "7b-int4": _model("7b", "int4"),
     "peer-7b": _script("gpu_peer", "7b", bundles=False),

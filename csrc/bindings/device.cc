@@ -134,6 +134,7 @@ void run_linear(Device& device, const py::dict& fields, const std::vector<py::di
 }
 
 void register_device_class(py::module_& m) {
+  m.attr("FEW_ROWS") = kFewRows;
   py::class_<Device, std::shared_ptr<Device>>(
       m, "Device", "Where a decoder's data lie and its kernels run. Pointers are integers, the device's own.")
       .def(

@@ -12,14 +12,8 @@
 // and calls RegisterCustomOps.
 namespace qwen2vl {
 
-namespace {
-
-constexpr const char* kDomain = "qwen2vl";
-
-}  // namespace
-
 void register_operators(pybind11::module_& m) {
-  m.attr("OPERATOR_DOMAIN") = kDomain;
+  m.attr("OPERATOR_DOMAIN") = ort::kDomain;
   m.attr("MOST_ATTENTION_DIM") = kMostAttentionDim;
   m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
         "The largest instruction set that kernels loaded from now on may use; '' takes what "
@@ -48,22 +42,11 @@ extern "C" __attribute__((visibility("default"))) qwen2vl::ort::Status* Register
   const Api* api = base->get_api(kApiVersion);
   if (api == nullptr)
     return nullptr;  // older than any that is supported: it will miss the operators and say so
-  // Lives as long as the library: sessions keep pointers to it.
   static Domain* domain = nullptr;
-  if (domain == nullptr) {
-    Domain* made = nullptr;
-    if (Status* status =
-            api->at<Status*(const char*, Domain**)>(Api::kCreateCustomOpDomain)(kDomain, &made)) {
-      return status;
-    }
-    for (const CustomOp* op :
-         {&Operator<PictureAttentionOperator>::definition(), &Operator<CachedAttentionOperator>::definition(),
-          &Operator<QuantizeTokensOperator>::definition(), &Operator<BlockLinearOperator>::definition(),
-          &Operator<TokenLinearOperator>::definition(), &Operator<ScaleTokensOperator>::definition()}) {
-      const auto add = api->at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
-      if (Status* status = add(made, op)) return status;
-    }
-    domain = made;
-  }
-  return api->at<Status*(SessionOptions*, Domain*)>(Api::kAddCustomOpDomain)(options, domain);
+  return add_operators(
+      *api, options,
+      {&Operator<PictureAttentionOperator>::definition(), &Operator<CachedAttentionOperator>::definition(),
+       &Operator<QuantizeTokensOperator>::definition(), &Operator<BlockLinearOperator>::definition(),
+       &Operator<TokenLinearOperator>::definition(), &Operator<ScaleTokensOperator>::definition()},
+      &domain);
 }

@@ -26,6 +26,9 @@ struct CudaOptions;
 // (RegisterCustomOps, in onnx_api.cc).
 const Api& api();
 
+// Gives sessions made with these options the project's own operators on a GPU (linear_operator.h).
+Status* add_operators(SessionOptions* options);
+
 template <int Position, typename... Arguments>
 struct Function {};
 
@@ -56,15 +59,19 @@ struct Same {
   using Type = T;
 };
 
-// Calls one of them. Throws DeviceError with the library's message; `what` names the call, for a person.
-template <int Position, typename... Arguments>
-void call(const char* what, Function<Position, Arguments...>, typename Same<Arguments>::Type... arguments) {
-  const Api& api = onnx::api();
-  Status* const status = reinterpret_cast<Status* (*)(Arguments...)>(api.table[Position])(arguments...);
+// Throws DeviceError with the library's message; `what` names the call, for a person.
+inline void check(Status* status, const char* what) {
   if (status == nullptr) return;
+  const Api& api = onnx::api();
   const std::string message = api.at<const char*(const Status*)>(Api::kGetErrorMessage)(status);
   api.at<void(Status*)>(Api::kReleaseStatus)(status);
   throw DeviceError(std::string("ONNX Runtime failed at ") + what + ": " + message);
+}
+
+// Calls one of the functions, and checks what it says.
+template <int Position, typename... Arguments>
+void call(const char* what, Function<Position, Arguments...>, typename Same<Arguments>::Type... arguments) {
+  check(reinterpret_cast<Status* (*)(Arguments...)>(api().table[Position])(arguments...), what);
 }
 
 // What the library made and the caller releases.

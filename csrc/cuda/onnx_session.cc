@@ -59,6 +59,7 @@ OnnxSession::OnnxSession(const std::string& model, const std::vector<OnnxTensor>
     add_cuda(options.get(), *cuda);
     if (cuda->count("enable_cuda_graph") > 0) worker_ = std::make_unique<Worker>();
   }
+  check(add_operators(options.get()), "its operators");
   std::vector<const char*> names;
   std::vector<const Value*> values;
   for (const OnnxTensor& weight : weights) {

@@ -5,6 +5,7 @@
 #include "cuda/error.h"
 #include "cuda/gemm.h"
 #include "cuda/ignore_other_recordings.h"
+#include "cuda/workspace.h"
 
 namespace qwen2vl::cuda {
 
@@ -17,6 +18,7 @@ Stream::Stream(int device) : device_(device) {
 Stream::~Stream() {
   const IgnoreOtherRecordings guard;
   forget_products(handle_);
+  forget_workspace(handle_);
   cudaStreamDestroy(handle_);
 }
 

@@ -76,6 +76,13 @@ class Call {
     return value == nullptr ? nullptr : static_cast<const T*>(data_of(api_, value));
   }
 
+  // The stream that a GPU's provider works on; null on the CPU.
+  void* stream() const {
+    void* stream = nullptr;
+    check(api_.at<Status*(const KernelContext*, void**)>(Api::kKernelContextGetGpuStream)(context_, &stream));
+    return stream;
+  }
+
   std::vector<int64_t> shape(size_t index) const { return shape_of(api_, input(index)); }
 
   template <typename T>

@@ -18,7 +18,7 @@ struct KernelContext;
 struct Domain;
 struct SessionOptions;
 
-enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt64 = 7 };
+enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 
 using Function = void (*)();
 
@@ -42,6 +42,7 @@ struct Api {
     kKernelContextGetOutput = 91,
     kReleaseStatus = 93,
     kReleaseTensorTypeAndShapeInfo = 99,
+    kKernelContextGetGpuStream = 193,
     kKernelInfoGetConstantInput = 249,
     kKernelContextParallelFor = 274,
   };

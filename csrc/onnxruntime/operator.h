@@ -1,5 +1,7 @@
 #pragma once
 
+#include <initializer_list>
+
 #include "onnxruntime/kernel.h"
 
 namespace qwen2vl::ort {
@@ -14,7 +16,9 @@ struct Port {
 //   static constexpr const char* kName; static constexpr Port kInputs[], kOutputs[];
 //   K(const Api&, const KernelInfo*), once for each node; void compute(const Call&)
 // What these throw becomes the engine's error.
-template <typename K>
+enum class Provider { kCpu, kCuda };
+
+template <typename K, Provider provider = Provider::kCpu>
 class Operator {
  public:
   static const CustomOp& definition() {
@@ -31,7 +35,9 @@ class Operator {
   static CustomOp make() {
     CustomOp op;
     op.name = [](const CustomOp*) { return K::kName; };
-    op.provider = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU's
+    op.provider = [](const CustomOp*) -> const char* {
+      return provider == Provider::kCuda ? "CUDAExecutionProvider" : nullptr;
+    };
     op.input_count = [](const CustomOp*) { return std::size(K::kInputs); };
     op.input_type = [](const CustomOp*, size_t i) { return K::kInputs[i].type; };
     op.input_characteristic = [](const CustomOp*, size_t i) { return K::kInputs[i].optional ? 1 : 0; };
@@ -63,5 +69,24 @@ class Operator {
     }
   }
 };
+
+constexpr const char* kDomain = "qwen2vl";
+
+// Gives a session the operators of one library, in the domain of the project's own. `domain` keeps what is
+// made on the first call, for as long as the library is loaded: sessions point to it.
+inline Status* add_operators(const Api& api, SessionOptions* options,
+                             std::initializer_list<const CustomOp*> operators, Domain** domain) {
+  if (*domain == nullptr) {
+    Domain* made = nullptr;
+    const auto create = api.at<Status*(const char*, Domain**)>(Api::kCreateCustomOpDomain);
+    if (Status* status = create(kDomain, &made)) return status;
+    for (const CustomOp* op : operators) {
+      const auto add = api.at<Status*(Domain*, const CustomOp*)>(Api::kCustomOpDomainAdd);
+      if (Status* status = add(made, op)) return status;
+    }
+    *domain = made;
+  }
+  return api.at<Status*(SessionOptions*, Domain*)>(Api::kAddCustomOpDomain)(options, *domain);
+}
 
 }  // namespace qwen2vl::ort

@@ -57,6 +57,16 @@ thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t broken = cudaSuccess;  // from the first kernel that failed on, as with a GPU
 
+// A stream, or for null the default one, which is always there.
+CUstream_st* actual(CUstream_st* stream) {
+  static auto* const usual = [] {
+    auto* const made = new CUstream_st;
+    streams().insert(made);
+    return made;
+  }();
+  return stream == nullptr ? usual : stream;
+}
+
 bool known(CUstream_st* stream) { return streams().count(stream) > 0; }
 
 // Runs the stream's work up to a place. Order between streams is what events make it, and no more.
@@ -119,6 +129,7 @@ void finish_all() {
 }
 
 cudaError_t enqueue(cudaStream_t stream, Work work) {
+  stream = actual(stream);
   if (!known(stream)) return fail(cudaErrorInvalidValue);
   if (stream->recording != nullptr) {
     stream->recording->work.push_back(std::move(work));
@@ -136,7 +147,7 @@ cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kerne
                     grid.z < 1u << 16 && block.x >= 1 && block.y >= 1 && block.z >= 1 &&
                     uint64_t{block.x} * block.y * block.z <= 1024;
   if (!fits) return fail(cudaErrorInvalidConfiguration);
-  if (!known(stream)) return fail(cudaErrorInvalidValue);
+  if (!known(actual(stream))) return fail(cudaErrorInvalidValue);
   // The first launch loads a kernel, which is a call that a recording does not allow.
   if (loaded_kernels().insert(kernel).second && !may_call_unsafe()) {
     return fail(cudaErrorStreamCaptureUnsupported);
@@ -174,7 +185,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Lock lock(gpu());
-  if (reinterpret_cast<uintptr_t>(stream) <= 2) return cudaSuccess;  // nothing is queued on the default ones
+  if (reinterpret_cast<uintptr_t>(stream) <= 2) stream = emulated_cuda::actual(nullptr);
   if (!emulated_cuda::known(stream)) return fail(cudaErrorInvalidValue);
   return emulated_cuda::wait_for(stream, stream->queued);
 }

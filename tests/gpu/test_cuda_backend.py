@@ -17,6 +17,7 @@ from qwen2vl_rt.executors import device_onnx, select_backend
 from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
 from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
+from qwen2vl_rt.lowering import matmul_nbits
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
@@ -31,7 +32,10 @@ LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, pref
 def bundles(tmp_path_factory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("cuda-backend")
     checkpoint = small_checkpoint(folder / "checkpoint")
-    return {kind: export_checkpoint(checkpoint, folder / kind, kind) for kind in ("fp32", "bf16", "int4")}
+    return {
+        kind: export_checkpoint(checkpoint, folder / kind, kind)
+        for kind in ("fp32", "bf16", "int4", "int8", "int4-int8")
+    }
 
 
 def provider_of(device, compiled: bool = False) -> Provider:
@@ -68,6 +72,39 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
     steps, cache = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
     actual = device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle, sampling=sampling))
     assert token_ids(actual) == token_ids(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled"),
+    [("fp32", True), ("fp32", False), ("int4", True), ("int8", True), ("int4-int8", True)],
+)
+def test_layers_of_our_own(bundles, device, monkeypatch, kind, compiled):
+    """They choose the tokens that ONNX Runtime's choose, all in float32."""
+    if isinstance(device, _core.HostDevice):
+        pytest.skip("these operators run on a GPU, or on an emulated one")
+    bundle = bundles[kind]
+    monkeypatch.setattr(device_onnx, "compute_dtype", lambda _bundle: "float32")
+    monkeypatch.setattr(matmul_nbits, "ACCURACY_LEVEL", 1)  # the CPU's kernels don't round activations either
+    provider = provider_of(device, compiled)
+    grouped, answers, kinds = emulation.is_emulated(), [], []
+    for own in (False, True):
+        loads = device_onnx.open_session
+        monkeypatch.setattr(
+            device_onnx,
+            "open_session",
+            lambda model, *rest, own=own, loads=loads: (
+                kinds.append((own, [node.op_type for node in model.graph.node])) or loads(model, *rest)
+            ),
+        )
+        steps, cache = device_decoder(bundle, LIMITS, device, provider, grouped, own)
+        monkeypatch.setattr(device_onnx, "open_session", loads)
+        answers.append(token_ids(device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle))))
+    assert answers[1] == answers[0]
+    for own, operators in kinds:
+        layers = [operator for operator in operators if "Linear_float32" in operator]
+        assert len(layers) == (2 * 4 + 1 if own else 0)
+        if own and grouped:
+            assert not {"Add", "Mul", "Sigmoid", "RotaryEmbedding", "MatMul", "MatMulNBits"} & set(operators)
 
 
 @CALLS
@@ -151,7 +188,7 @@ def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
 def test_the_settings_come_from_the_environment(monkeypatch):
     from qwen2vl_rt.executors.cuda import CudaSettings
 
-    assert CudaSettings.from_environment() == CudaSettings(compiled=True, graphs=True, grouped=True)
+    assert CudaSettings.from_environment() == CudaSettings(True, True, True, True)
     monkeypatch.setenv("QWEN2VL_CUDA_CALLS", "python")
     monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "0")
     assert CudaSettings.from_environment() == CudaSettings(compiled=False, graphs=False, grouped=True)
@@ -164,15 +201,16 @@ def test_the_settings_come_from_the_environment(monkeypatch):
 @pytest.mark.skipif(emulation.is_emulated(), reason="ONNX Runtime's CUDA provider is not emulated")
 @CALLS
 @pytest.mark.parametrize("graphs", [True, False], ids=["recorded", "launched"])
+@pytest.mark.parametrize("own", [True, False], ids=["own layers", "ONNX Runtime's"])
 @pytest.mark.parametrize("kind", ["bf16", "int4"])
-def test_16_bit_answers_run_and_repeat(bundles, kind, graphs, compiled):
+def test_16_bit_answers_run_and_repeat(bundles, kind, own, graphs, compiled):
     """Twice the same through prompts, recorded steps and rows that move; logits close to the CPU's."""
     from qwen2vl_rt.executors.cuda import CudaSettings, cuda_device
 
     bundle = bundles[kind]
     answers = []
     for _ in range(2):
-        device, provider = cuda_device(settings=CudaSettings(compiled, graphs))
+        device, provider = cuda_device(settings=CudaSettings(compiled, graphs, own=own))
         steps, cache = device_decoder(bundle, LIMITS, device, provider)
         loop = device_loop(bundle, LIMITS, steps, cache)
         answers += [token_ids(loop.generate(requests(bundle))) for _ in range(3)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen2vl_rt import cuda
+from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.plan import MIB, SessionLimits, kv_bytes_per_token
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
@@ -32,10 +32,11 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     if PREFILL_WEIGHTS in sizes:  # a decoder of its own for prompts, with the last product again
         parts["prompt weights"] = round(sizes[PREFILL_WEIGHTS] * int8) + lm_head
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
-    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms; dequantized weights of one
-    # layer at a time for prompts.
+    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms; for prompts one matrix's
+    # dequantized weights at a time, which the token table's are only for many rows of logits.
     activations = tokens * (4 * decoder.mlp_size + 8 * decoder.hidden_size) * item
-    largest_matrix = decoder.hidden_size * max(decoder.mlp_size, decoder.vocab_size) * 2 * bundle.quantized
+    outputs = max(decoder.mlp_size, decoder.vocab_size if limits.max_batch > _core.FEW_ROWS else 0)
+    largest_matrix = decoder.hidden_size * outputs * 2 * bundle.quantized
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
     sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
     pixels = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))

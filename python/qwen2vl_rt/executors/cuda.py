@@ -23,6 +23,7 @@ CHOICES = {
     "QWEN2VL_CUDA_CALLS": ("c", "python"),
     "QWEN2VL_CUDA_GRAPHS": ("1", "0"),
     "QWEN2VL_CUDA_ATTENTION": ("grouped", "portable"),
+    "QWEN2VL_CUDA_LAYERS": ("own", "onnxruntime"),
 }
 
 
@@ -36,6 +37,8 @@ class CudaSettings:
     """ONNX Runtime records decode steps as CUDA graphs and replays them."""
     grouped: bool = True
     """16-bit decoders use GroupQueryAttention; else the portable attention, which can't be recorded."""
+    own: bool = True
+    """16-bit decoders' layers are the project's own kernels; else ONNX Runtime's."""
 
     @classmethod
     def from_environment(cls) -> CudaSettings:
@@ -66,5 +69,11 @@ def cuda_provider(stream: Any, settings: CudaSettings) -> Provider:
     load_cuda_libraries(int(built_for.split(".")[0]))
     options = OPTIONS | {"device_id": str(stream.device), "user_compute_stream": str(stream.handle)}
     return Provider(
-        "CUDAExecutionProvider", "cuda", options, settings.graphs, settings.compiled, settings.grouped
+        "CUDAExecutionProvider",
+        "cuda",
+        options,
+        settings.graphs,
+        settings.compiled,
+        settings.grouped,
+        settings.own,
     )

@@ -75,14 +75,15 @@ def decoder_engine(
     dtype: str,
     provider: Provider,
     grouped: bool,
+    own: bool,
 ) -> _core.DeviceEngine:
-    """The engine of a decoder whose buffers and cache exist; `grouped`: see `lowering.cuda.lower_decoder`."""
+    """The engine of a decoder whose buffers and cache exist; `grouped`, `own`: see `lowering.cuda`."""
     # The portable attention's kernels copy lengths to the host, which can't be recorded.
     recorded = provider.graphs and grouped
-    narrow = _narrow(bundle, dtype)
-    answer = prompt = _open_decoder(bundle, DECODER_GRAPH, provider, narrow, grouped, recorded)
+    lowering = {"narrow": _narrow(bundle, dtype), "grouped": grouped, "own_products": own}
+    answer = prompt = _open_decoder(bundle, DECODER_GRAPH, provider, recorded, **lowering)
     if PREFILL_GRAPH in bundle.files:
-        prompt = _open_decoder(bundle, PREFILL_GRAPH, provider, narrow, grouped, False)
+        prompt = _open_decoder(bundle, PREFILL_GRAPH, provider, False, **lowering)
     tensors = StepTensors(bundle, decoder, cache, dtype)
     if not (isinstance(answer, CompiledSession) and isinstance(prompt, CompiledSession)):
         return DeviceDecoderEngine(answer, prompt, tensors, recorded)
@@ -122,15 +123,17 @@ def device_decoder(
     device: _core.Device,
     provider: Provider,
     grouped: bool | None = None,
+    own: bool | None = None,
 ) -> tuple[_core.DeviceDecoder, _core.DeviceCache]:
     """The bundle's decoder on a device, with its engine, and the cache for its rows.
 
-    `grouped`: GroupQueryAttention; by default what the provider says, in 16 bit.
+    `grouped`: GroupQueryAttention; `own`: layers of our own; by default as the provider says, in 16 bit.
     """
     dtype = compute_dtype(bundle)
     steps, cache = device_steps(bundle, limits, device, dtype)
     grouped = provider.grouped and dtype != "float32" if grouped is None else grouped
-    steps.set_engine(decoder_engine(bundle, steps, cache, dtype, provider, grouped))
+    own = provider.own and dtype != "float32" if own is None else own
+    steps.set_engine(decoder_engine(bundle, steps, cache, dtype, provider, grouped, own))
     return steps, cache
 
 
@@ -146,9 +149,9 @@ def _narrow(bundle: Bundle, dtype: str) -> int | None:
 
 
 def _open_decoder(
-    bundle: Bundle, file: str, provider: Provider, narrow: int | None, grouped: bool, graphs: bool
+    bundle: Bundle, file: str, provider: Provider, graphs: bool, **lowering: Any
 ) -> DeviceSession:
     model = onnx.load(bundle.file(file), load_external_data=False)
     weights = map_weights(model, bundle.path)
-    lower_decoder(model, weights, bundle.geometry, narrow=narrow, grouped=grouped)
+    lower_decoder(model, weights, bundle.geometry, **lowering)
     return open_session(model, weights, bundle.path, provider, graphs)

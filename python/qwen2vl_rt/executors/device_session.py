@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
 
-from qwen2vl_rt import cuda
+from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
 
@@ -37,6 +37,8 @@ class Provider:
     """Called through the C API, by `_cuda`; else through the Python binding."""
     grouped: bool = True
     """GroupQueryAttention where its kernels exist there: in 16 bit."""
+    own: bool = True
+    """The decoder's layers by the project's own kernels, in 16 bit; else by ONNX Runtime's."""
 
 
 class DeviceSession:
@@ -97,6 +99,8 @@ class PythonSession(DeviceSession):
         options.log_severity_level = 3
         for name, value in _entries(folder).items():
             options.add_session_config_entry(name, value)
+        if any(opset.domain == _core.OPERATOR_DOMAIN for opset in model.opset_import):
+            options.register_custom_ops_library(cuda.load().__file__)
         external = [tensor for tensor in model.graph.initializer if tensor.name in weights]
         if external:
             values = [_value(weights[tensor.name], tensor.data_type) for tensor in external]

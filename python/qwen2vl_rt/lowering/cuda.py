@@ -7,6 +7,7 @@ from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.cut import cut_at
+from qwen2vl_rt.lowering.device_linear import rotate_heads, to_device_linear
 from qwen2vl_rt.lowering.flat_heads import to_flat_heads
 from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
@@ -27,6 +28,7 @@ def lower_decoder(
     *,
     narrow: int | None = None,
     grouped: bool = True,
+    own_products: bool = False,
 ) -> None:
     """Lower the decoder and its external weights in place.
 
@@ -36,13 +38,17 @@ def lower_decoder(
         geometry: the model's sizes.
         narrow: element type (BFLOAT16, FLOAT16) to compute in where the graph is float32; None leaves it.
         grouped: GroupQueryAttention. Its CUDA kernels are 16 bit: float32 keeps the portable attention.
+        own_products: layers as the project's own operators (csrc/linear); else ONNX Runtime's.
     """
     _lower_products(model, weights)
+    if own_products:
+        to_device_linear(model, weights, narrow or model.graph.input[0].type.tensor_type.elem_type)
     to_simplified_layer_norm(model)
     if grouped:
         to_group_query_attention(model, geometry.decoder.heads, geometry.decoder.kv_heads)
         cut_at(model, {LAST: (TensorProto.INT32, ["B"]), LONGEST: (TensorProto.INT32, [])})
         to_flat_heads(model)
+        rotate_heads(model)
     else:
         cut_at(model, {PRESENT_LENGTH: (TensorProto.INT64, ["B"])})
     if narrow is not None:

@@ -17,7 +17,13 @@ from qwen2vl_rt.lowering.graph import attribute, drop_unread, only_readers, prod
 
 SHARED = 5  # inputs before the first matrix': x, other, norm's weight, norm's bias, added
 OTHER, NORM_WEIGHT, NORM_BIAS, ADDED = range(1, SHARED)
-MATRIX = {"TokenLinear": 3, "BlockLinear": 4}  # inputs of a matrix
+# Those on a GPU (lowering/device_linear.py), by form and number format.
+DEVICE_KINDS = {
+    f"{form}Linear_{name}": inputs
+    for form, inputs in (("Plain", 2), ("Blocks", 4))
+    for name in ("float32", "bfloat16", "float16")
+}
+MATRIX = {"TokenLinear": 3, "BlockLinear": 4} | DEVICE_KINDS  # inputs of a matrix
 MOST_LAYERS = 3
 NORMS = {"RMSNormalization": 1, "LayerNormalization": 2}
 

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cuda/workspace.h"
+#include "linear/device_linear.h"
+#include "onnxruntime/operator.h"
+#include "onnxruntime/shapes.h"
+
+namespace qwen2vl::cuda {
+
+// A LinearStep as an operator of ONNX Runtime's graphs, for each of the number formats that a GPU computes
+// in; x is [.., K], results are [.., N]. Inputs, of which what stands in the place of the dots is missing
+// where it is not needed: x; (not used); norm's weight; (not used); added; then, of each of three matrices,
+// those of its form; at the end cos and sin [.., head_dim / 2]. Attributes: layers (how many matrices), norm
+// (whether there is one), epsilon, gated, rotated: see LinearStep.
+template <FloatType type>
+constexpr ort::ElementType kElement = type == FloatType::kFloat32    ? ort::kFloat
+                                      : type == FloatType::kBFloat16 ? ort::kBFloat16
+                                                                     : ort::kFloat16;
+
+// Numbers of the graph's own format: weights, bias. Attribute rows: whether weights are [N, K], else [K, N].
+template <FloatType type>
+struct PlainMatrices {
+  static constexpr const char* kName = type == FloatType::kFloat32    ? "PlainLinear_float32"
+                                       : type == FloatType::kBFloat16 ? "PlainLinear_bfloat16"
+                                                                      : "PlainLinear_float16";
+  static constexpr ort::Port kX{kElement<type>}, kOptional{kElement<type>, true};
+  static constexpr ort::Port kInputs[] = {kX,        kOptional, kOptional, kOptional, kOptional,
+                                          kOptional, kOptional, kOptional, kOptional, kOptional,
+                                          kOptional, kOptional, kOptional};
+  static constexpr size_t kMatrixInputs = 2;
+
+  PlainMatrices(const ort::Api& api, const ort::KernelInfo* info)
+      : form_(ort::integer_attribute(api, info, "rows") ? MatrixForm::kRows : MatrixForm::kColumns) {}
+
+  void describe(LinearStep* step) const { step->form = form_; }
+  DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep*) const {
+    const auto shape = call.shape(first);
+    return {call.data<void>(first),
+            nullptr,
+            nullptr,
+            call.data<void>(first + 1),
+            shape[form_ == MatrixForm::kRows ? 0 : 1],
+            nullptr};
+  }
+
+ private:
+  MatrixForm form_;
+};
+
+// Codes of 4 or 8 bits as MatMulNBits has them: codes uint8 [N, blocks, bytes of a block], scales [N,
+// blocks], zero points uint8 [N, bytes of a row], bias. Attribute bits.
+template <FloatType type>
+struct BlockMatrices {
+  static constexpr const char* kName = type == FloatType::kFloat32    ? "BlocksLinear_float32"
+                                       : type == FloatType::kBFloat16 ? "BlocksLinear_bfloat16"
+                                                                      : "BlocksLinear_float16";
+  static constexpr ort::Port kX{kElement<type>}, kOptional{kElement<type>, true}, kCodes{ort::kUInt8, true};
+  static constexpr ort::Port kInputs[] = {
+      kX,        kOptional, kOptional, kOptional, kOptional, kCodes, kOptional, kCodes,    kOptional, kCodes,
+      kOptional, kCodes,    kOptional, kCodes,    kOptional, kCodes, kOptional, kOptional, kOptional};
+  static constexpr size_t kMatrixInputs = 4;
+
+  BlockMatrices(const ort::Api& api, const ort::KernelInfo* info)
+      : bits_(ort::integer_attribute(api, info, "bits")) {}
+
+  void describe(LinearStep* step) const {
+    step->form = bits_ == 4 ? MatrixForm::kBlocks4 : MatrixForm::kBlocks8;
+  }
+  DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep* step) const {
+    const auto shape = call.shape(first);
+    step->block = shape[2] * 8 / bits_;
+    return {call.data<void>(first),
+            call.data<void>(first + 1),
+            call.data<uint8_t>(first + 2),
+            call.data<void>(first + 3),
+            shape[0],
+            nullptr};
+  }
+
+ private:
+  int64_t bits_;
+};
+
+template <FloatType type, template <FloatType> typename Matrices>
+class DeviceLinearOperator : public Matrices<type> {
+ public:
+  using Base = Matrices<type>;
+  static constexpr ort::Port kOutputs[] = {{kElement<type>}, {kElement<type>, true}, {kElement<type>, true}};
+
+  DeviceLinearOperator(const ort::Api& api, const ort::KernelInfo* info)
+      : Base(api, info),
+        layers_(ort::integer_attribute(api, info, "layers")),
+        gated_(ort::integer_attribute(api, info, "gated")),
+        rotated_(ort::integer_attribute(api, info, "rotated")),
+        epsilon_(ort::float_attribute(api, info, "epsilon")) {
+    if (layers_ < 1 || layers_ > kMostMatrices) throw Error("a linear operator has 1 to 3 layers");
+  }
+
+  void compute(const ort::Call& call) const {
+    auto shape = call.shape(0);
+    LinearStep step{};
+    step.type = type;
+    Base::describe(&step);
+    step.inputs = shape.back();
+    step.rows = ort::rows_of(shape);
+    step.x = call.data<void>(0);
+    step.norm = call.data<void>(2);
+    step.epsilon = epsilon_;
+    step.added = call.data<void>(4);
+    step.matrices = static_cast<int32_t>(layers_);
+    step.gated = static_cast<int32_t>(gated_);
+    step.rotated = static_cast<int32_t>(rotated_);
+    constexpr size_t kFirst = 5, kTables = kFirst + kMostMatrices * Base::kMatrixInputs;
+    if (rotated_ > 0) {
+      step.cos = call.data<void>(kTables);
+      step.sin = call.data<void>(kTables + 1);
+      step.head_dim = 2 * call.shape(kTables).back();
+    }
+    for (int64_t i = 0; i < layers_; ++i) {
+      step.matrix[i] = Base::matrix(call, kFirst + i * Base::kMatrixInputs, &step);
+      if (i > 0 && gated_) continue;
+      shape.back() = step.matrix[i].outputs;
+      step.matrix[i].result = call.output<void>(i, shape);
+    }
+    auto* const stream = static_cast<StreamHandle>(call.stream());
+    const int64_t bytes = linear_scratch_bytes(step);
+    linear(step, bytes > 0 ? workspace(stream, bytes) : nullptr, stream);
+  }
+
+ private:
+  int64_t layers_, gated_, rotated_;
+  float epsilon_;
+};
+
+}  // namespace qwen2vl::cuda
