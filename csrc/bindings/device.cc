@@ -14,6 +14,7 @@
 #include "device/frame_preparer.h"
 #include "device/host_device.h"
 #include "device/row_sampler.h"
+#include "device/step_program.h"
 
 namespace py = pybind11;
 
@@ -92,7 +93,7 @@ void register_block(py::module_& m) {
 }
 
 // A step's fields by name; what is left out is zero.
-void run_linear(Device& device, const py::dict& fields, const std::vector<py::dict>& matrices) {
+LinearStep linear_step(const py::dict& fields, const std::vector<py::dict>& matrices) {
   static const std::map<std::string, MatrixForm> kForms = {{"columns", MatrixForm::kColumns},
                                                            {"rows", MatrixForm::kRows},
                                                            {"blocks4", MatrixForm::kBlocks4},
@@ -106,6 +107,8 @@ void run_linear(Device& device, const py::dict& fields, const std::vector<py::di
   if (matrices.empty() || matrices.size() > kMostMatrices) throw InputError("a step has 1 to 3 matrices");
   LinearStep step{};
   step.type = float_type(fields["dtype"].cast<std::string>());
+  step.result_type =
+      fields.contains("result_dtype") ? float_type(fields["result_dtype"].cast<std::string>()) : step.type;
   step.form = kForms.at(fields["form"].cast<std::string>());
   step.rows = number(fields, "rows");
   step.inputs = number(fields, "inputs");
@@ -128,9 +131,7 @@ void run_linear(Device& device, const py::dict& fields, const std::vector<py::di
                       number(matrices[i], "outputs"),
                       memory(matrices[i], "result")};
   }
-  const DeviceBlock scratch(device.shared_from_this(), linear_scratch_bytes(step));
-  device.linear(step, scratch.as<void>());
-  device.synchronize();  // before the scratch memory goes
+  return step;
 }
 
 void register_device_class(py::module_& m) {
@@ -196,8 +197,17 @@ void register_device_class(py::module_& m) {
           py::arg("table"), py::arg("scale"), py::arg("zero_point"), py::arg("rows"), py::arg("width"),
           py::arg("block"), py::arg("table_dtype"), py::arg("ids"), py::arg("visual_rows"), py::arg("count"),
           py::arg("dtype"), py::arg("output"), "See csrc/embedding/gather_kernel.h.")
-      .def("linear", &run_linear, py::arg("step"), py::arg("matrices"),
-           "See csrc/linear/device_linear.h: the fields of a LinearStep and of its matrices by name.");
+      .def(
+          "linear",
+          [](const std::shared_ptr<Device>& device, const py::dict& fields,
+             const std::vector<py::dict>& matrices) {
+            const LinearStep step = linear_step(fields, matrices);
+            const DeviceBlock scratch(device, linear_scratch_bytes(step));
+            device->linear(step, scratch.as<void>());
+            device->synchronize();  // before the scratch memory goes
+          },
+          py::arg("step"), py::arg("matrices"),
+          "See csrc/linear/device_linear.h: the fields of a LinearStep and of its matrices by name.");
   py::class_<HostDevice, Device, std::shared_ptr<HostDevice>>(m, "HostDevice", "The CPU as a device.")
       .def(py::init<>());
 }
@@ -230,7 +240,20 @@ void register_device_cache(py::module_& m) {
           py::arg("device"), py::arg("layer"), py::arg("first_row"), py::arg("rows"), py::arg("tokens"),
           py::arg("past_length"), py::arg("keys"), py::arg("values"),
           "Writes new keys and values [rows, kv_heads, tokens, head_dim] behind each row's past, for engines "
-          "that don't do it themselves. Addresses are the device's; past_length int64 [rows].");
+          "that don't do it themselves. Addresses are the device's; past_length int64 [rows].")
+      .def(
+          "attend",
+          [](const DeviceCache& cache, const std::shared_ptr<Device>& device, int64_t layer, int64_t rows,
+             int64_t heads, uintptr_t past_length, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t output) {
+            const DeviceBlock scratch(device, decode_attention_scratch(rows, heads, cache.head_dim()));
+            device->decode_attention({cache.layout(), layer, rows, heads, pointer<const int64_t>(past_length),
+                                      pointer<const void>(q), pointer<const void>(k), pointer<const void>(v),
+                                      pointer<void>(output), scratch.as<void>()});
+            device->synchronize();  // before the scratch memory goes
+          },
+          py::arg("device"), py::arg("layer"), py::arg("rows"), py::arg("heads"), py::arg("past_length"),
+          py::arg("q"), py::arg("k"), py::arg("v"), py::arg("output"),
+          "One token's attention for each row: see csrc/attention/decode_attention.h.");
 }
 
 void register_decoder(py::module_& m) {
@@ -239,6 +262,39 @@ void register_decoder(py::module_& m) {
       "An inference engine on device memory; subclasses define enqueue(first_row, rows, tokens, longest, "
       "prompt), which queues the step on the device's stream, and may define recordable().")
       .def(py::init<>());
+  m.def("decode_attention_fits", &decode_attention_fits, py::arg("head_dim"),
+        "Whether a StepProgram takes heads of this size.");
+  py::class_<StepProgram, DeviceEngine, std::shared_ptr<StepProgram>>(
+      m, "StepProgram", py::dynamic_attr(),
+      "Decode steps by the project's own kernels: see csrc/device/step_program.h.")
+      .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
+                       std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, uintptr_t past_length) {
+             return std::make_shared<StepProgram>(std::move(device), std::move(cache), std::move(prompts),
+                                                  most_rows, pointer<const int64_t>(past_length));
+           }),
+           py::arg("device"), py::arg("cache"), py::arg("prompts"), py::arg("most_rows"),
+           py::arg("past_length"), py::keep_alive<1, 4>())
+      .def(
+          "linear",
+          [](StepProgram& program, const py::dict& fields, const std::vector<py::dict>& matrices) {
+            program.add(linear_step(fields, matrices));
+          },
+          py::arg("step"), py::arg("matrices"), "Adds layers: see Device.linear.")
+      .def(
+          "attention",
+          [](StepProgram& program, int64_t layer, int64_t heads, uintptr_t q, uintptr_t k, uintptr_t v,
+             uintptr_t output) {
+            program.add_attention(layer, heads, pointer<void>(q), pointer<void>(k), pointer<void>(v),
+                                  pointer<void>(output));
+          },
+          py::arg("layer"), py::arg("heads"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("output"))
+      .def(
+          "allocate",
+          [](StepProgram& program, int64_t width, const std::string& dtype) {
+            return address(program.allocate(width, float_type(dtype)));
+          },
+          py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].")
+      .def_property_readonly("bytes", &StepProgram::bytes);
   py::class_<DeviceDecoder, Decoder, std::shared_ptr<DeviceDecoder>>(
       m, "DeviceDecoder", "The decoder with everything between two tokens on a device.")
       .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,

@@ -92,6 +92,10 @@ void CudaDevice::prepare_frame_job(const FrameJob& job) {
   cuda::prepare_frame_job(job, stream_->handle());
 }
 
+void CudaDevice::decode_attention(const DecodeAttention& attention) {
+  cuda::decode_attention(attention, stream_->handle());
+}
+
 void CudaDevice::linear(const LinearStep& step, void* scratch) {
   cuda::linear(step, scratch, stream_->handle());
 }

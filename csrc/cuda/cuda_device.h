@@ -31,6 +31,7 @@ class CudaDevice : public Device {
   void cache_copy_row(const CacheRowCopy& copy) override;
   void cache_shift(const CacheShift& shift) override;
   void prepare_frame_job(const FrameJob& job) override;
+  void decode_attention(const DecodeAttention& attention) override;
   void linear(const LinearStep& step, void* scratch) override;
   void sample_rows(const SampleStep& step) override;
   void advance_rows(const StepRows& step) override;

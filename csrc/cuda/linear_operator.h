@@ -102,7 +102,7 @@ class DeviceLinearOperator : public Matrices<type> {
   void compute(const ort::Call& call) const {
     auto shape = call.shape(0);
     LinearStep step{};
-    step.type = type;
+    step.type = step.result_type = type;
     Base::describe(&step);
     step.inputs = shape.back();
     step.rows = ort::rows_of(shape);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "attention/decode_attention.h"
 #include "cache/cache_kernels.h"
 #include "embedding/gather_kernel.h"
 #include "image/frame_kernel.h"
@@ -75,6 +76,7 @@ class Device : public std::enable_shared_from_this<Device> {
   virtual void cache_copy_row(const CacheRowCopy& copy) = 0;
   virtual void cache_shift(const CacheShift& shift) = 0;
   virtual void prepare_frame_job(const FrameJob& job) = 0;
+  virtual void decode_attention(const DecodeAttention& attention) = 0;
   // scratch: linear_scratch_bytes(step).
   virtual void linear(const LinearStep& step, void* scratch) = 0;
   virtual void sample_rows(const SampleStep& step) = 0;

@@ -21,6 +21,7 @@ class HostDevice : public Device {
   void cache_copy_row(const CacheRowCopy& copy) override { cpu::cache_copy_row(copy); }
   void cache_shift(const CacheShift& shift) override { cpu::cache_shift(shift); }
   void prepare_frame_job(const FrameJob& job) override { cpu::prepare_frame_job(job); }
+  void decode_attention(const DecodeAttention& attention) override { cpu::decode_attention(attention); }
   void linear(const LinearStep& step, void*) override { cpu::linear(step); }
   void sample_rows(const SampleStep& step) override { cpu::sample_rows(step); }
   void advance_rows(const StepRows& step) override {

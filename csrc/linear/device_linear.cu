@@ -5,6 +5,7 @@
 #include "cuda/block_team.cuh"
 #include "cuda/gemm.h"
 #include "cuda/launch.cuh"
+#include "cuda/words.cuh"
 #include "linear/device_linear.h"
 #include "linear/scratch_layout.h"
 
@@ -33,16 +34,10 @@ struct Eight {
     return static_cast<const Eight*>(data)[at / kWide];
   }
   __device__ float operator[](int i) const {
-    if (type == FloatType::kFloat32) return float_from_bits(vectors[i / 4].words[i % 4]);
-    const uint32_t word = vectors[0].words[i / 2];
-    if (type == FloatType::kBFloat16) return float_from_bits(i % 2 == 0 ? word << 16 : word & 0xFFFF0000u);
-    return float16_to_float(static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16));
+    constexpr int kEach = type == FloatType::kFloat32 ? 4 : 8;
+    return number_of<type>(vectors[i / kEach].words, i % kEach);
   }
 };
-
-__device__ float shuffled(float value, int distance) {
-  return float_from_bits(__shfl_xor_sync(0xFFFFFFFFu, bits_of_float(value), distance));
-}
 
 // --- the input -------------------------------------------------------------------------------------------
 
@@ -100,10 +95,10 @@ __device__ int64_t first_output(const LinearStep& step, int32_t m, int64_t tile,
 }
 
 template <FloatType type, int groups, int rows, bool gated, bool normed>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 1)
     columns_kernel(LinearStep step, int64_t first_row, Tiles tiles) {
   constexpr int kProducts = gated ? 2 : 1, kWidth = groups * kWide, kWarps = kColumnThreads / kWarp;
-  constexpr int kSlices = kColumnThreads / groups, kAhead = 4;
+  constexpr int kSlices = kColumnThreads / groups, kAhead = kProducts * rows > 4 ? 2 : 4;
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ Vector staged[normed ? kStagedBytes / sizeof(Vector) : 1];
   __shared__ float partial[kWarps][kWidth];
@@ -247,7 +242,8 @@ struct Sixteen<type, MatrixForm::kBlocks8> : SixteenCodes<type, EightBits> {
 };
 
 template <FloatType type, MatrixForm form, int rows, bool normed>
-__global__ void __launch_bounds__(kRowThreads) rows_kernel(LinearStep step, int64_t first_row, Tiles units) {
+__global__ void __launch_bounds__(kRowThreads, 2)
+    rows_kernel(LinearStep step, int64_t first_row, Tiles units) {
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ Vector staged[normed ? kStagedBytes / sizeof(Vector) : 1];
   if (normed) stage<type, rows>(BlockTeam{reduction}, step, first_row, reinterpret_cast<char*>(staged));
@@ -255,7 +251,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_kernel(LinearStep step, int6
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   // Loads that are under way at once.
-  constexpr int kWarps = kRowThreads / kWarp, kAhead = form == MatrixForm::kBlocks4 ? 4 : 2;
+  constexpr int kWarps = kRowThreads / kWarp, kAhead = form == MatrixForm::kBlocks4 && rows == 1 ? 4 : 2;
   const int64_t chunks = step.inputs / kChunk;
 
   for (int64_t number = int64_t{blockIdx.x} * kWarps + warp; number < units.all;
@@ -442,19 +438,19 @@ struct Dequantize {
   }
 };
 
-// What products of matrices left, in the results (of a gated step the second in `gate`), finished in place.
+// What products of matrices left, finished: of a gated step the second matrix' in `gate`.
 struct FinishUnit {
   LinearStep step;
   int32_t m;
-  const void* gate;
+  const void *source, *gate;
   __device__ void operator()(int64_t index) const {
     const int64_t units = output_units(step, m), row = index / units, unit = index % units;
     const DeviceMatrix& matrix = step.matrix[m];
     const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
-    const float first = load_float(matrix.result, step.type, row * matrix.outputs + pair.first);
+    const float first = load_float(source, step.type, row * matrix.outputs + pair.first);
     float second = 0;
     if (pair.second < matrix.outputs) {
-      second = load_float(step.gated ? gate : matrix.result, step.type, row * matrix.outputs + pair.second);
+      second = load_float(step.gated ? gate : source, step.type, row * matrix.outputs + pair.second);
     }
     finish_pair(step, m, row, pair, first, second);
   }
@@ -522,10 +518,13 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
       continue;
     }
     void* const gate = memory + layout.gate;
-    multiply(step, step.matrix[m], memory + layout.unpacked, step.matrix[m].result, stream);
+    const bool other_type = step.result_type != step.type;
+    void* const product = other_type ? memory + layout.product : step.matrix[m].result;
+    multiply(step, step.matrix[m], memory + layout.unpacked, product, stream);
     if (step.gated) multiply(step, step.matrix[1], memory + layout.unpacked, gate, stream);
-    if (step.gated || step.added != nullptr || m < step.rotated || step.matrix[m].bias != nullptr) {
-      for_each(units, FinishUnit{step, m, gate}, stream, "finishing a layer");
+    if (other_type || step.gated || step.added != nullptr || m < step.rotated ||
+        step.matrix[m].bias != nullptr) {
+      for_each(units, FinishUnit{step, m, product, gate}, stream, "finishing a layer");
     }
   }
 }

@@ -32,9 +32,10 @@ struct DeviceMatrix {
 constexpr int32_t kMostMatrices = 3;
 
 // Up to three layers over one input, with what stands around them in a decoder: y_i = norm(x) W_i (+ bias_i).
-// All numbers are of one type, [rows, ..] row by row; sums are float32, and rounded once, at the very end.
+// All numbers are of one type, but for the results, which may be float32 instead; [rows, ..] row by row. Sums
+// are float32, and rounded once, at the very end.
 struct LinearStep {
-  FloatType type;
+  FloatType type, result_type;
   MatrixForm form;
   int64_t rows, inputs;  // K
   int64_t block;         // inputs that share a scale, a multiple of 16
@@ -119,7 +120,7 @@ QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t 
     if (matrix.bias != nullptr) first += load_float(matrix.bias, step.type, pair.first);
     const void* const bias = step.matrix[1].bias;
     if (bias != nullptr) second += load_float(bias, step.type, pair.first);
-    store_float(matrix.result, step.type, at, first / (1.0f + expf(-first)) * second);
+    store_float(matrix.result, step.result_type, at, first / (1.0f + expf(-first)) * second);
     return;
   }
   const bool both = pair.second < n;
@@ -138,8 +139,8 @@ QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t 
     first += load_float(step.added, step.type, at);
     if (both) second += load_float(step.added, step.type, row * n + pair.second);
   }
-  store_float(matrix.result, step.type, at, first);
-  if (both) store_float(matrix.result, step.type, row * n + pair.second, second);
+  store_float(matrix.result, step.result_type, at, first);
+  if (both) store_float(matrix.result, step.result_type, row * n + pair.second, second);
 }
 
 // Units of matrix m that finish_pair takes: pairs of outputs, or single ones of a gated step.

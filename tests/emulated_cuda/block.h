@@ -30,6 +30,9 @@ inline int atomicAdd(int* target, int value) {
   return before;
 }
 
+// Blocks run one after the other, and see all that was written before.
+inline void __threadfence() {}
+
 namespace emulated_cuda {
 
 // Runs a kernel's body for every thread of a grid, block by block: a block's threads take turns, from one

@@ -17,7 +17,7 @@ extern "C" __attribute__((visibility("default"))) int cublasGemmEx(void* handle,
                                               : FloatType::kFloat32;
   const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
   // Column by column: C [m, n] = A [m, k] (or A^T, turned) B [k, n].
-  return emulated_cuda::enqueue(static_cast<cudaStream_t>(handle), [=] {
+  return emulated_cuda::enqueue_kernel(static_cast<cudaStream_t>(handle), [=] {
     std::vector<float> column(m);
     for (int64_t j = 0; j < n; ++j) {
       column.assign(m, 0.0f);

@@ -55,6 +55,7 @@ std::set<const void*>& loaded_kernels() {
 }
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 thread_local cudaError_t last_error = cudaSuccess;
+bool idle = false;                 // kernels do nothing
 cudaError_t broken = cudaSuccess;  // from the first kernel that failed on, as with a GPU
 
 // A stream, or for null the default one, which is always there.
@@ -141,6 +142,14 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
   return broken == cudaSuccess ? cudaSuccess : fail(broken);
 }
 
+void set_idle(bool set) { idle = set; }
+
+cudaError_t enqueue_kernel(cudaStream_t stream, Work work) {
+  return enqueue(stream, [work = std::move(work)] {
+    if (!idle) work();
+  });
+}
+
 cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kernel, Work body) {
   const Lock lock(gpu());
   const bool fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x < 1u << 31 && grid.y < 1u << 16 &&
@@ -152,7 +161,7 @@ cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kerne
   if (loaded_kernels().insert(kernel).second && !may_call_unsafe()) {
     return fail(cudaErrorStreamCaptureUnsupported);
   }
-  return enqueue(stream, [grid, block, body = std::move(body)] { run_grid(grid, block, body); });
+  return enqueue_kernel(stream, [grid, block, body = std::move(body)] { run_grid(grid, block, body); });
 }
 
 }  // namespace emulated_cuda

@@ -11,6 +11,9 @@ namespace emulated_cuda {
 bool may_call_unsafe();
 // Runs whatever is queued anywhere.
 void finish_all();
+// Whether kernels, whose work it is given, run.
+void set_idle(bool idle);
+cudaError_t enqueue_kernel(cudaStream_t stream, std::function<void()> work);
 // Adds work to a stream, or to what is recorded there.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
 

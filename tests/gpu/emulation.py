@@ -18,6 +18,12 @@ def share_memory(shared: bool) -> None:
         ctypes.CDLL(cuda.load().__file__).emulated_cuda_share(int(shared))
 
 
+def idle(idle: bool) -> None:
+    """Kernels and products don't run: for what is around them."""
+    if is_emulated():
+        ctypes.CDLL(cuda.load().__file__).emulated_cuda_idle(int(idle))
+
+
 def driver() -> ctypes.CDLL:
     """CUDA's driver, or what stands in for it."""
     return ctypes.CDLL(cuda.load().__file__ if is_emulated() else "libcuda.so.1")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -18,9 +19,12 @@ from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
 from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.lowering import matmul_nbits
+from qwen2vl_rt.lowering.cuda import lower_decoder
+from qwen2vl_rt.lowering.linear import SHARED
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
+from qwen2vl_rt.weights import map_weights
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
@@ -42,7 +46,7 @@ def provider_of(device, compiled: bool = False) -> Provider:
     """ONNX Runtime's on the GPU; in the place of an emulated one the CPU's, which shares its memory."""
     if isinstance(device, _core.HostDevice) or emulation.is_emulated():
         emulation.share_memory(True)
-        return Provider("CPUExecutionProvider", "cpu", compiled=compiled)
+        return Provider("CPUExecutionProvider", "cpu", compiled=compiled, operators=emulation.is_emulated())
     from qwen2vl_rt.executors.cuda import CudaSettings, cuda_provider
 
     return cuda_provider(device.stream, CudaSettings(compiled=compiled))
@@ -74,37 +78,49 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
     assert token_ids(actual) == token_ids(expected)
 
 
-@pytest.mark.parametrize(
-    ("kind", "compiled"),
-    [("fp32", True), ("fp32", False), ("int4", True), ("int8", True), ("int4-int8", True)],
-)
-def test_layers_of_our_own(bundles, device, monkeypatch, kind, compiled):
-    """They choose the tokens that ONNX Runtime's choose, all in float32."""
-    if isinstance(device, _core.HostDevice):
-        pytest.skip("these operators run on a GPU, or on an emulated one")
+@pytest.mark.parametrize("kind", ["fp32", "int4", "int8", "int4-int8"])
+def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
+    """They choose the tokens that ONNX Runtime's choose, all in float32: one row, several, rows that move."""
     bundle = bundles[kind]
     monkeypatch.setattr(device_onnx, "compute_dtype", lambda _bundle: "float32")
     monkeypatch.setattr(matmul_nbits, "ACCURACY_LEVEL", 1)  # the CPU's kernels don't round activations either
-    provider = provider_of(device, compiled)
-    grouped, answers, kinds = emulation.is_emulated(), [], []
+    host = isinstance(device, _core.HostDevice)
+    provider = provider_of(device, compiled=not host)
+    graphs, load = [], device_onnx.open_session
+
+    def open_session(model, *rest):
+        graphs.append(model)
+        return load(model, *rest)
+
+    monkeypatch.setattr(device_onnx, "open_session", open_session)
+    answers = []
     for own in (False, True):
-        loads = device_onnx.open_session
-        monkeypatch.setattr(
-            device_onnx,
-            "open_session",
-            lambda model, *rest, own=own, loads=loads: (
-                kinds.append((own, [node.op_type for node in model.graph.node])) or loads(model, *rest)
-            ),
-        )
+        graphs.clear()
+        grouped = host or emulation.is_emulated()
         steps, cache = device_decoder(bundle, LIMITS, device, provider, grouped, own)
-        monkeypatch.setattr(device_onnx, "open_session", loads)
-        answers.append(token_ids(device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle))))
-    assert answers[1] == answers[0]
-    for own, operators in kinds:
-        layers = [operator for operator in operators if "Linear_float32" in operator]
-        assert len(layers) == (2 * 4 + 1 if own else 0)
-        if own and grouped:
-            assert not {"Add", "Mul", "Sigmoid", "RotaryEmbedding", "MatMul", "MatMulNBits"} & set(operators)
+        loop = device_loop(bundle, LIMITS, steps, cache)
+        answers += [token_ids(loop.generate(requests(bundle))) for _ in range(2)]
+    assert answers[1:] == answers[:1] * 3
+    (prompt,) = graphs  # decode steps have no graph in ONNX Runtime
+    layers = [node for node in prompt.graph.node if "Linear_float32" in node.op_type]
+    assert len(layers) == (2 * 4 + 1 if provider.operators else 0)
+    if provider.operators and kind != "int4-int8":  # whose prompts have weights of their own
+        assert {node.input[SHARED] for node in layers} <= {value.name for value in prompt.graph.input}
+        assert sum(len(tensor.raw_data) for tensor in prompt.graph.initializer) < 1000
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int4"])
+def test_a_layer_is_four_operators_and_attention(bundles, kind):
+    model = onnx.load(bundles[kind].file("decoder.onnx"), load_external_data=False)
+    weights = map_weights(model, bundles[kind].path)
+    narrow = TensorProto.BFLOAT16 if kind == "int4" else None
+    lower_decoder(model, weights, bundles[kind].geometry, narrow=narrow, own_products=True)
+    kinds = [node.op_type for node in model.graph.node]
+    name = ("Blocks" if kind == "int4" else "Plain") + (
+        "Linear_float32" if kind == "fp32" else "Linear_bfloat16"
+    )
+    assert kinds[:10] == [name, "GroupQueryAttention", name, name, name] * 2
+    assert not {"Add", "Mul", "Sigmoid", "RotaryEmbedding", "MatMul", "MatMulNBits", "Transpose"} & set(kinds)
 
 
 @CALLS

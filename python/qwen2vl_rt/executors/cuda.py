@@ -38,7 +38,7 @@ class CudaSettings:
     grouped: bool = True
     """16-bit decoders use GroupQueryAttention; else the portable attention, which can't be recorded."""
     own: bool = True
-    """16-bit decoders' layers are the project's own kernels; else ONNX Runtime's."""
+    """Decode steps, and the layers of prompts, are the project's own kernels; else ONNX Runtime's."""
 
     @classmethod
     def from_environment(cls) -> CudaSettings:
@@ -76,4 +76,5 @@ def cuda_provider(stream: Any, settings: CudaSettings) -> Provider:
         settings.compiled,
         settings.grouped,
         settings.own,
+        operators=True,
     )

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
+from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
 from qwen2vl_rt.executors.device_session import (
     CompiledSession,
     DeviceSession,
@@ -24,6 +25,7 @@ from qwen2vl_rt.executors.device_session import (
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
+from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.weights import map_weights
 
@@ -75,16 +77,58 @@ def decoder_engine(
     dtype: str,
     provider: Provider,
     grouped: bool,
-    own: bool,
 ) -> _core.DeviceEngine:
-    """The engine of a decoder whose buffers and cache exist; `grouped`, `own`: see `lowering.cuda`."""
+    """The engine of a decoder whose buffers and cache exist, all of it in ONNX Runtime.
+
+    `grouped`: see `lowering.cuda`.
+    """
     # The portable attention's kernels copy lengths to the host, which can't be recorded.
     recorded = provider.graphs and grouped
-    lowering = {"narrow": _narrow(bundle, dtype), "grouped": grouped, "own_products": own}
-    answer = prompt = _open_decoder(bundle, DECODER_GRAPH, provider, recorded, **lowering)
+    lowering = {"narrow": _narrow(bundle, dtype), "grouped": grouped}
+    model, weights = _lowered(bundle, DECODER_GRAPH, **lowering)
+    answer = prompt = open_session(model, weights, bundle.path, provider, recorded)
     if PREFILL_GRAPH in bundle.files:
-        prompt = _open_decoder(bundle, PREFILL_GRAPH, provider, False, **lowering)
+        model, weights = _lowered(bundle, PREFILL_GRAPH, **lowering)
+        prompt = open_session(model, weights, bundle.path, provider)
+    return _session_engine(answer, prompt, StepTensors(bundle, decoder, cache, dtype), recorded)
+
+
+def program_engine(
+    bundle: Bundle,
+    decoder: _core.DeviceDecoder,
+    cache: _core.DeviceCache,
+    device: _core.Device,
+    dtype: str,
+    provider: Provider,
+    grouped: bool,
+) -> _core.DeviceEngine:
+    """The same with decode steps of the project's own kernels, on the weights that prompts use, too."""
+    lowering = {"narrow": _narrow(bundle, dtype), "own_products": True}
+    step, weights = _lowered(bundle, DECODER_GRAPH, grouped=True, **lowering)
+    on_device = DeviceWeights(device, step, weights)
     tensors = StepTensors(bundle, decoder, cache, dtype)
+    lowering["own_products"] = provider.operators
+    if PREFILL_GRAPH in bundle.files or not provider.operators:
+        file = PREFILL_GRAPH if PREFILL_GRAPH in bundle.files else DECODER_GRAPH
+        prompt, weights = _lowered(bundle, file, grouped=grouped, **lowering)
+    else:
+        prompt, weights = (
+            (step, weights) if grouped else _lowered(bundle, DECODER_GRAPH, grouped=False, **lowering)
+        )
+        prompt = _copy(prompt)
+        to_weight_inputs(prompt, weights, on_device.shapes)
+        tensors.constant = on_device.tensors()
+    session = open_session(prompt, weights, bundle.path, provider)
+    prompts = _session_engine(session, session, tensors, recorded=False)
+    program = _core.StepProgram(device, cache, prompts, cache.rows, decoder.buffers["past_length"])
+    ProgramWriter(program, on_device, decoder.buffers, bundle.geometry.decoder, dtype).write(step)
+    program.weights = on_device  # as long as the program
+    return program
+
+
+def _session_engine(
+    answer: DeviceSession, prompt: DeviceSession, tensors: StepTensors, recorded: bool
+) -> _core.DeviceEngine:
     if not (isinstance(answer, CompiledSession) and isinstance(prompt, CompiledSession)):
         return DeviceDecoderEngine(answer, prompt, tensors, recorded)
 
@@ -127,13 +171,19 @@ def device_decoder(
 ) -> tuple[_core.DeviceDecoder, _core.DeviceCache]:
     """The bundle's decoder on a device, with its engine, and the cache for its rows.
 
-    `grouped`: GroupQueryAttention; `own`: layers of our own; by default as the provider says, in 16 bit.
+    `grouped`: GroupQueryAttention, by default in 16 bit, if the provider says so. `own`: decode steps of the
+    project's own kernels, by default if the provider says so and they take the heads.
     """
     dtype = compute_dtype(bundle)
     steps, cache = device_steps(bundle, limits, device, dtype)
     grouped = provider.grouped and dtype != "float32" if grouped is None else grouped
-    own = provider.own and dtype != "float32" if own is None else own
-    steps.set_engine(decoder_engine(bundle, steps, cache, dtype, provider, grouped, own))
+    if own is None:
+        own = provider.own and _core.decode_attention_fits(bundle.geometry.decoder.head_dim)
+    if own:
+        engine = program_engine(bundle, steps, cache, device, dtype, provider, grouped)
+    else:
+        engine = decoder_engine(bundle, steps, cache, dtype, provider, grouped)
+    steps.set_engine(engine)
     return steps, cache
 
 
@@ -148,10 +198,15 @@ def _narrow(bundle: Bundle, dtype: str) -> int | None:
     return FLOAT_TYPES[dtype] if stored_float32 and dtype != "float32" else None
 
 
-def _open_decoder(
-    bundle: Bundle, file: str, provider: Provider, graphs: bool, **lowering: Any
-) -> DeviceSession:
+def _lowered(bundle: Bundle, file: str, **lowering: Any) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """A decoder's graph, and its external weights by name."""
     model = onnx.load(bundle.file(file), load_external_data=False)
     weights = map_weights(model, bundle.path)
     lower_decoder(model, weights, bundle.geometry, **lowering)
-    return open_session(model, weights, bundle.path, provider, graphs)
+    return model, weights
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy

@@ -38,7 +38,9 @@ class Provider:
     grouped: bool = True
     """GroupQueryAttention where its kernels exist there: in 16 bit."""
     own: bool = True
-    """The decoder's layers by the project's own kernels, in 16 bit; else by ONNX Runtime's."""
+    """The decoder's layers by the project's own kernels; else by ONNX Runtime's."""
+    operators: bool = False
+    """Its graphs take the operators of `_cuda`."""
 
 
 class DeviceSession:

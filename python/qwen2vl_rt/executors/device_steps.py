@@ -47,6 +47,8 @@ class StepTensors:
         self._cache = cache
         self._geometry = bundle.geometry.decoder
         self._item = ITEM_BYTES[dtype]
+        self.constant: list[Tensor] = []
+        """Inputs that are the same in every step: weights that are not the graph's own."""
 
     def of(
         self, session: NamedTensors, first_row: int, rows: int, tokens: int, longest: int = 0
@@ -64,7 +66,7 @@ class StepTensors:
             Tensor(PRESENT_LENGTH, (rows,), at["present_length"]),
             Tensor(LONGEST, (), longest, on_host=True),
         ]
-        tensors = [tensor for tensor in inputs if session.has(tensor.name)]
+        tensors = [tensor for tensor in (*inputs, *self.constant) if session.has(tensor.name)]
         tensors.append(Tensor("logits", (rows, 1, decoder.vocab_size), at["logits"], output=True))
         shape = (rows, decoder.kv_heads, cache.capacity, decoder.head_dim)
         skip = first_row * decoder.kv_heads * cache.capacity * decoder.head_dim * self._item

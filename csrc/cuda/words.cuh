@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/float_type.h"
+
+namespace qwen2vl::cuda {
+
+// Number i of those that lie in 32-bit words, as they are loaded together.
+template <FloatType type>
+__device__ float number_of(const uint32_t* words, int i) {
+  if (type == FloatType::kFloat32) return float_from_bits(words[i]);
+  const uint32_t word = words[i / 2];
+  if (type == FloatType::kBFloat16) return float_from_bits(i % 2 == 0 ? word << 16 : word & 0xFFFF0000u);
+  return float16_to_float(static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16));
+}
+
+// A value of another thread of the warp.
+__device__ inline float shuffled(float value, int distance) {
+  return float_from_bits(__shfl_xor_sync(0xFFFFFFFFu, bits_of_float(value), distance));
+}
+
+}  // namespace qwen2vl::cuda
