@@ -94,6 +94,31 @@ __device__ int64_t first_output(const LinearStep& step, int32_t m, int64_t tile,
   return left / half * step.head_dim + left % half + g % kLeft * kWide + (g < kLeft ? 0 : half);
 }
 
+// Adds up eight sums over the slices of a warp, and stores them [groups * 8]. Each exchange halves what a
+// lane still has to add: it gives its partner one half and takes the other.
+template <int groups>
+__device__ void store_slices(float* sums, int lane, float* target) {
+  int width = kWide, first = 0;
+#pragma unroll
+  for (int distance = groups; distance < kWarp; distance *= 2) {
+    if (width == 1) {
+      sums[0] += shuffled(sums[0], distance);
+      continue;
+    }
+    width /= 2;
+    const bool upper = (lane & distance) != 0;
+    first += upper ? width : 0;
+#pragma unroll
+    for (int i = 0; i < kWide / 2; ++i) {
+      if (i >= width) break;
+      const float given = upper ? sums[i] : sums[i + width];
+      sums[i] = (upper ? sums[i + width] : sums[i]) + shuffled(given, distance);
+    }
+  }
+  if (lane >= groups * kWide) return;  // these have the same as others
+  for (int i = 0; i < width; ++i) target[lane % groups * kWide + first + i] = sums[i];
+}
+
 template <FloatType type, int groups, int rows, bool gated, bool normed>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     columns_kernel(LinearStep step, int64_t first_row, Tiles tiles) {
@@ -145,12 +170,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   for (int b = 0; b < rows; ++b) {
 #pragma unroll
     for (int p = 0; p < kProducts; ++p) {
-#pragma unroll
-      for (int j = 0; j < kWide; ++j) {
-        float value = sum[p][b][j];
-        for (int distance = groups; distance < kWarp; distance *= 2) value += shuffled(value, distance);
-        if (lane < groups) partial[warp][lane * kWide + j] = value;
-      }
+      store_slices<groups>(sum[p][b], lane, partial[warp]);
       __syncthreads();
       if (thread < kWidth) {
         float total = 0;

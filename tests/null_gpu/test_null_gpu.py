@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider, and the cuda backend on it, on a GPU that does nothing: `make test-null-gpu`.
 
-Nothing is computed, so no answer means anything. But the provider is the real one: it loads the lowered graphs
+Nothing is computed, so no answer means anything. But the provider is the real one: it loads lowered graphs
 with the kernels that it has for them, allocates, records and waits as it would on a GPU.
 """
 
