@@ -198,7 +198,6 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
                     gated ? sums[kProducts - 1][other] : sums[0][other]);
       }
     }
-    __syncthreads();
   }
 }
 

@@ -65,6 +65,12 @@ __attribute__((visibility("default"))) void emulated_cuda_share(int shared) {
   emulated_cuda::Memory::one().share(shared != 0);
 }
 
+// Queues a call of the host's, as an engine queues its kernels; a recording repeats it.
+__attribute__((visibility("default"))) int emulated_cuda_call(cudaStream_t stream, void (*function)()) {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  return emulated_cuda::enqueue(stream, function);
+}
+
 // Kernels that run from here on do nothing, or something again.
 __attribute__((visibility("default"))) void emulated_cuda_idle(int idle) {
   const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 from qwen2vl_rt import cuda
 
@@ -22,6 +23,18 @@ def idle(idle: bool) -> None:
     """Kernels and products don't run: for what is around them."""
     if is_emulated():
         ctypes.CDLL(cuda.load().__file__).emulated_cuda_idle(int(idle))
+
+
+def queue_on(stream: int) -> Callable[[Callable[[], None]], None]:
+    """What queues calls of Python's on an emulated stream, where a recording repeats them."""
+    library = ctypes.CDLL(cuda.load().__file__)
+    kind, kept = ctypes.CFUNCTYPE(None), []
+
+    def queue(function: Callable[[], None]) -> None:
+        kept.append(kind(function))  # recordings call them for as long as they live
+        assert library.emulated_cuda_call(ctypes.c_void_p(stream), kept[-1]) == 0
+
+    return queue
 
 
 def driver() -> ctypes.CDLL:

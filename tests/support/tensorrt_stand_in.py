@@ -120,10 +120,12 @@ class StandInEngine:
         misread: Misread | None = None,
         spoil_vision: bool = False,
         upper_left: bool = False,
+        queue: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.description = file.describe()
         self.scratch_bytes = 4096
         self.misread, self.spoil_vision = misread, spoil_vision
+        self.queue = queue or (lambda compute: compute())
         self.kept = 0
         self.executions: list[StandInExecution] = []
         graph, key = self.description["graph"], self.description["key"]
@@ -194,6 +196,9 @@ class StandInExecution:
 
     def enqueue(self) -> None:
         self.runs += 1
+        self.engine.queue(self._compute)
+
+    def _compute(self) -> None:
         wrong = logits = None
         if self.engine.misread and "past_length" in self.bound:
             wrong = self.engine.misread(
@@ -239,6 +244,10 @@ class StandInExecution:
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def open_stand_ins(bundle: Bundle, chosen: EngineSet, **faults) -> Engines:
-    """A set of engines on the CPU as a device; `faults`: see StandInEngine."""
-    return Engines.open(chosen, _core.HostDevice(), lambda file: StandInEngine(bundle, file, **faults))
+def open_stand_ins(
+    bundle: Bundle, chosen: EngineSet, device: _core.Device | None = None, **options
+) -> Engines:
+    """A set of engines on a device, by default the CPU as one; `options`: see StandInEngine."""
+    return Engines.open(
+        chosen, device or _core.HostDevice(), lambda file: StandInEngine(bundle, file, **options)
+    )

@@ -1,0 +1,45 @@
+"""TensorRT's decode steps as recordings, on an emulated GPU: stand-ins queue their work as engines do."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import cuda
+from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
+from qwen2vl_rt.plan import SessionLimits
+from tests.gpu import emulation
+from tests.gpu.checkpoint import small_checkpoint
+from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
+from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
+
+pytestmark = pytest.mark.gpu
+
+LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    return export_checkpoint(small_checkpoint(folder / "checkpoint"), folder / "bundle")
+
+
+@pytest.mark.parametrize("attention", ["mask", "primitives"])
+def test_engine_and_kernels_are_one_recording(bundle, tmp_path, monkeypatch, attention):
+    """Prompts and the first steps are queued one by one, all others replayed: the cpu backend's tokens."""
+    if not emulation.is_emulated():
+        pytest.skip("stand-ins compute on the CPU")
+    expected = token_ids(cpu_loop(bundle, LIMITS).generate(requests(bundle)))
+    emulation.share_memory(True)
+    stream = cuda.load().Stream()
+    device = cuda.load().CudaDevice(stream)
+    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path, attention)
+    (chosen,) = found(bundle, tmp_path)
+    engines = open_stand_ins(bundle, chosen, device, queue=emulation.queue_on(stream.handle))
+    steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
+    loop = device_loop(bundle, LIMITS, steps, cache)
+    for _ in range(2):
+        assert token_ids(loop.generate(requests(bundle))) == expected
+    decode = [one for one in engines.answer.executions if one.profile == "decode"]
+    # Of each number of rows and slot of results a step to warm up and one to record: replays enqueue nothing.
+    assert [one.runs for one in decode] == [4, 4]
