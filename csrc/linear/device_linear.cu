@@ -203,25 +203,29 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
 
 // --- rows of K: a warp takes two outputs -----------------------------------------------------------------
 
-// Sixteen weights of one output as they lie in memory, so that several can be under way at once.
+// One output's weights [K], and sixteen of them as they lie in memory, so that several can be under way at
+// once.
 template <FloatType type, MatrixForm form>
-struct Sixteen {
-  Eight<type> low, high;
+struct OutputRow {
+  struct Sixteen {
+    Eight<type> low, high;
+    __device__ float operator[](int i) const { return i < kWide ? low[i] : high[i - kWide]; }
+    __device__ float scale() const { return 1; }
+  };
+  const Sixteen* weights;
 
-  __device__ static Sixteen load(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
-                                 int64_t chunk) {
-    const int64_t at = n * step.inputs + chunk * kChunk;
-    return {Eight<type>::load(matrix.weights, at), Eight<type>::load(matrix.weights, at + kWide)};
-  }
-  __device__ float operator[](int i) const { return i < kWide ? low[i] : high[i - kWide]; }
-  __device__ float scale() const { return 1; }
+  __device__ OutputRow(const LinearStep& step, const DeviceMatrix& matrix, int64_t n, int)
+      : weights(static_cast<const Sixteen*>(matrix.weights) + n * (step.inputs / kChunk)) {}
+  __device__ Sixteen load(int chunk) const { return weights[chunk]; }
 };
 
 struct alignas(8) FourBits {
+  static constexpr int kBits = 4;
   uint32_t words[2];
   __device__ uint32_t operator[](int i) const { return words[i / 8] >> (i % 8 * 4) & 15; }
 };
 struct EightBits {
+  static constexpr int kBits = 8;
   Vector vector;
   __device__ uint32_t operator[](int i) const { return vector.words[i / 4] >> (i % 4 * 8) & 255; }
 };
@@ -229,40 +233,50 @@ struct EightBits {
 // A small whole number in the last bits of 2^23: a subtraction makes a float of a code less its zero point.
 constexpr uint32_t kWhole = 0x4B000000u;
 
+// In blocks of 16 << shift inputs.
 template <FloatType type, typename Codes>
-struct SixteenCodes {
-  Codes codes;
-  float zero, step_size;
+struct CodesRow {
+  struct Sixteen {
+    Codes codes;
+    float zero, step_size;
+    __device__ float operator[](int i) const { return float_from_bits(kWhole | codes[i]) - zero; }
+    __device__ float scale() const { return step_size; }
+  };
+  const Codes* codes;
+  const uint8_t* zero_points;  // of the row, or null
+  const void* scales;
+  int64_t first_scale;
+  int shift;
 
-  __device__ static SixteenCodes load(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
-                                      int64_t chunk) {
-    constexpr bool kFour = sizeof(Codes) == sizeof(FourBits);
-    const int64_t blocks = (step.inputs + step.block - 1) / step.block, block = chunk * kChunk / step.block;
-    uint32_t zero = kFour ? 8 : 128;
-    if (matrix.zero_points != nullptr) {
-      zero = kFour ? matrix.zero_points[n * ((blocks + 1) / 2) + block / 2] >> (block % 2 * 4) & 15
-                   : matrix.zero_points[n * blocks + block];
-    }
-    return {static_cast<const Codes*>(matrix.weights)[n * (blocks * step.block / kChunk) + chunk],
-            float_from_bits(kWhole | zero), load_float(matrix.scales, type, n * blocks + block)};
+  __device__ CodesRow(const LinearStep& step, const DeviceMatrix& matrix, int64_t n, int shift)
+      : zero_points(matrix.zero_points), scales(matrix.scales), shift(shift) {
+    const int64_t chunks = step.inputs / kChunk, blocks = (chunks + (1 << shift) - 1) >> shift;
+    codes = static_cast<const Codes*>(matrix.weights) + (n * blocks << shift);
+    if (zero_points != nullptr) zero_points += n * (Codes::kBits == 4 ? (blocks + 1) / 2 : blocks);
+    first_scale = n * blocks;
   }
-  __device__ float operator[](int i) const { return float_from_bits(kWhole | codes[i]) - zero; }
-  __device__ float scale() const { return step_size; }
+  __device__ Sixteen load(int chunk) const {
+    const int block = chunk >> shift;
+    uint32_t zero = 1u << (Codes::kBits - 1);
+    if (zero_points != nullptr) {
+      zero = Codes::kBits == 4 ? zero_points[block / 2] >> (block % 2 * 4) & 15 : zero_points[block];
+    }
+    return {codes[chunk], float_from_bits(kWhole | zero), load_float(scales, type, first_scale + block)};
+  }
 };
 template <FloatType type>
-struct Sixteen<type, MatrixForm::kBlocks4> : SixteenCodes<type, FourBits> {
-  __device__ Sixteen(const SixteenCodes<type, FourBits>& codes) : SixteenCodes<type, FourBits>(codes) {}
-  __device__ Sixteen() {}
+struct OutputRow<type, MatrixForm::kBlocks4> : CodesRow<type, FourBits> {
+  using CodesRow<type, FourBits>::CodesRow;
 };
 template <FloatType type>
-struct Sixteen<type, MatrixForm::kBlocks8> : SixteenCodes<type, EightBits> {
-  __device__ Sixteen(const SixteenCodes<type, EightBits>& codes) : SixteenCodes<type, EightBits>(codes) {}
-  __device__ Sixteen() {}
+struct OutputRow<type, MatrixForm::kBlocks8> : CodesRow<type, EightBits> {
+  using CodesRow<type, EightBits>::CodesRow;
 };
 
 template <FloatType type, MatrixForm form, int rows, bool normed>
 __global__ void __launch_bounds__(kRowThreads, 2)
-    rows_kernel(LinearStep step, int64_t first_row, Tiles units) {
+    rows_kernel(LinearStep step, int64_t first_row, Tiles units, int shift) {
+  using Row = OutputRow<type, form>;
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ Vector staged[normed ? kStagedBytes / sizeof(Vector) : 1];
   if (normed) stage<type, rows>(BlockTeam{reduction}, step, first_row, reinterpret_cast<char*>(staged));
@@ -271,7 +285,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   // Loads that are under way at once.
   constexpr int kWarps = kRowThreads / kWarp, kAhead = form == MatrixForm::kBlocks4 && rows == 1 ? 4 : 2;
-  const int64_t chunks = step.inputs / kChunk;
+  const int chunks = static_cast<int>(step.inputs / kChunk);
 
   for (int64_t number = int64_t{blockIdx.x} * kWarps + warp; number < units.all;
        number += int64_t{gridDim.x} * kWarps) {
@@ -281,19 +295,20 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     const DeviceMatrix& right = step.matrix[step.gated ? 1 : m];
     const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
     const int64_t second = pair.second < right.outputs ? pair.second : pair.first;
+    const Row outputs[2] = {Row(step, left, pair.first, shift), Row(step, right, second, shift)};
     float sum[2][rows] = {};
-    for (int64_t begin = lane; begin < chunks; begin += kWarp * kAhead) {
-      Sixteen<type, form> weights[2][kAhead];
+    for (int begin = lane; begin < chunks; begin += kWarp * kAhead) {
+      typename Row::Sixteen weights[2][kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int64_t chunk = begin + i * kWarp;
+        const int chunk = begin + i * kWarp;
         if (chunk >= chunks) continue;
-        weights[0][i] = Sixteen<type, form>::load(step, left, pair.first, chunk);
-        weights[1][i] = Sixteen<type, form>::load(step, right, second, chunk);
+        weights[0][i] = outputs[0].load(chunk);
+        weights[1][i] = outputs[1].load(chunk);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int64_t chunk = begin + i * kWarp;
+        const int chunk = begin + i * kWarp;
         if (chunk >= chunks) continue;
 #pragma unroll
         for (int b = 0; b < rows; ++b) {
@@ -377,12 +392,14 @@ void launch_rows(const LinearStep& step, int64_t first_row, StreamHandle stream)
   const Tiles units = count_through(step, &output_units);
   constexpr int64_t kWarps = kRowThreads / kWarp, kMostBlocks = 2048;
   const auto blocks = static_cast<unsigned>(std::min((units.all + kWarps - 1) / kWarps, kMostBlocks));
+  int shift = 0;
+  while (kChunk << shift < step.block) ++shift;
   if (step.norm != nullptr) {
     launch(rows_kernel<type, form, rows, true>, blocks, kRowThreads, stream, "a layer", step, first_row,
-           units);
+           units, shift);
   } else {
     launch(rows_kernel<type, form, rows, false>, blocks, kRowThreads, stream, "a layer", step, first_row,
-           units);
+           units, shift);
   }
 }
 
@@ -423,7 +440,10 @@ bool fits_few(const LinearStep& step) {
       if (m < step.rotated && step.head_dim / 2 % kWide != 0) return false;
     }
   }
-  return step.form == MatrixForm::kColumns || step.inputs % kChunk == 0;
+  if (step.form == MatrixForm::kColumns) return true;
+  const bool whole_blocks =
+      step.form == MatrixForm::kRows || (step.block >= kChunk && (step.block & (step.block - 1)) == 0);
+  return step.inputs % kChunk == 0 && whole_blocks;
 }
 
 // --- many rows -------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ struct LinearStep {
   FloatType type, result_type;
   MatrixForm form;
   int64_t rows, inputs;  // K
-  int64_t block;         // inputs that share a scale, a multiple of 16
+  int64_t block;         // inputs that share a scale
   const void* x;         // [rows, K]
   const void* norm;   // RMS norm's weight [K], or null: x as it is. The normalised input is rounded to `type`
   float epsilon;      // the norm's

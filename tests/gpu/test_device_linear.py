@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tests.gpu.arrays import to_device, to_host
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
-BLOCK = 32
+BLOCK = 32  # inputs that share a scale
 
 
 class Matrix:
@@ -48,17 +50,19 @@ def packed(codes, bits):
     return codes[:, ::2] | codes[:, 1::2] << 4
 
 
-def run(device, dtype, form, x, matrices, *, results=None, **fields):
+def run(device, dtype, form, x, matrices, *, results=None, result_dtype=None, **fields):
     """The results that are written, as float64."""
+    wide = DTYPES[result_dtype or dtype]
     kept = []
 
     def put(array):
         kept.append(to_device(device, array))
         return kept[-1].pointer
 
-    item = np.dtype(DTYPES[dtype]).itemsize
+    item = np.dtype(wide).itemsize
     written = [device.allocate(len(x) * matrix.outputs * item) for matrix in matrices]
     step = {"dtype": dtype, "form": form, "rows": len(x), "inputs": x.shape[1], "block": BLOCK, "x": put(x)}
+    step |= {"result_dtype": result_dtype or dtype}
     step |= {name: put(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()}
     described = [
         {name: put(array) for name, array in matrix.arrays.items()}
@@ -67,7 +71,7 @@ def run(device, dtype, form, x, matrices, *, results=None, **fields):
     ]
     device.linear(step, described)
     return [
-        to_host(block, (len(x), matrix.outputs), DTYPES[dtype]).astype(np.float64)
+        to_host(block, (len(x), matrix.outputs), wide).astype(np.float64)
         for matrix, block in zip(matrices[:results], written, strict=False)
     ]
 
@@ -160,3 +164,26 @@ def test_a_row_does_not_depend_on_the_others(device, form):
     for row in (0, 3, 7):
         (alone,) = run(device, "bfloat16", form, x[row : row + 1], [matrix], norm=norm, epsilon=1e-6)
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 12])
+def test_results_may_be_float32(device, form, rows):
+    rng = np.random.default_rng(13)
+    matrix = Matrix(rng, form, 256, 72, "bfloat16")
+    x = rng.normal(size=(rows, 256)).astype(ml_dtypes.bfloat16)
+    (actual,) = run(device, "bfloat16", form, x, [matrix], result_dtype="float32")
+    (expected,) = products(x, [matrix])
+    # Many rows' products are rounded by the library that multiplies them.
+    tolerance = 2e-5 if rows == 1 else 1e-2
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("block", [16, 48, 128])
+@pytest.mark.parametrize("form", ["blocks4", "blocks8"])
+def test_blocks_of_other_sizes(device, monkeypatch, form, block):
+    monkeypatch.setattr(sys.modules[__name__], "BLOCK", block)
+    rng = np.random.default_rng(block)
+    matrix = Matrix(rng, form, 720, 56, "float32", zero_points=True)
+    x = rng.normal(size=(2, 720)).astype(np.float32)
+    assert_close(run(device, "float32", form, x, [matrix]), products(x, [matrix]), "float32")
