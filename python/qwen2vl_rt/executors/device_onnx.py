@@ -103,21 +103,18 @@ def program_engine(
     grouped: bool,
 ) -> _core.DeviceEngine:
     """The same with decode steps of the project's own kernels, on the weights that prompts use, too."""
-    lowering = {"narrow": _narrow(bundle, dtype), "own_products": True}
-    step, weights = _lowered(bundle, DECODER_GRAPH, grouped=True, **lowering)
+    narrow = _narrow(bundle, dtype)
+    step, weights = _lowered(bundle, DECODER_GRAPH, narrow=narrow, own_products=True)
     on_device = DeviceWeights(device, step, weights)
     tensors = StepTensors(bundle, decoder, cache, dtype)
-    lowering["own_products"] = provider.operators
-    if PREFILL_GRAPH in bundle.files or not provider.operators:
-        file = PREFILL_GRAPH if PREFILL_GRAPH in bundle.files else DECODER_GRAPH
-        prompt, weights = _lowered(bundle, file, grouped=grouped, **lowering)
-    else:
-        prompt, weights = (
-            (step, weights) if grouped else _lowered(bundle, DECODER_GRAPH, grouped=False, **lowering)
-        )
-        prompt = _copy(prompt)
+    lowering = {"narrow": narrow, "grouped": grouped, "own_products": provider.operators}
+    if provider.operators and PREFILL_GRAPH not in bundle.files:
+        prompt = _copy(step) if grouped else _lowered(bundle, DECODER_GRAPH, **lowering)[0]
         to_weight_inputs(prompt, weights, on_device.shapes)
         tensors.constant = on_device.tensors()
+    else:  # prompts have weights of their own, or an engine that takes no operators
+        file = PREFILL_GRAPH if PREFILL_GRAPH in bundle.files else DECODER_GRAPH
+        prompt, weights = _lowered(bundle, file, **lowering)
     session = open_session(prompt, weights, bundle.path, provider)
     prompts = _session_engine(session, session, tensors, recorded=False)
     program = _core.StepProgram(device, cache, prompts, cache.rows, decoder.buffers["past_length"])
