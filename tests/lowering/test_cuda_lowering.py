@@ -109,6 +109,9 @@ def test_vision(bundles):
     (expected,) = portable(bundle, "vision.onnx", feed)
     model, weights = load(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuickGelu") == kinds.count("MultiHeadAttention") == bundle.geometry.vision.depth
+    assert not {"Transpose", "Sigmoid", "Mul"} & set(kinds)
     (actual,) = run(model, weights, bundle, feed)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

@@ -14,6 +14,7 @@ from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
+from qwen2vl_rt.lowering.quick_gelu import to_quick_gelu
 from qwen2vl_rt.lowering.simplified_layer_norm import to_simplified_layer_norm
 
 LAST, LONGEST, PRESENT_LENGTH = "cache.last", "cache.longest", "present_length"
@@ -63,6 +64,8 @@ def lower_vision(
     """Lower the vision tower and its external weights in place; its output becomes float32."""
     _lower_products(model, weights)
     to_multi_head_attention(model, geometry.vision.heads)
+    to_flat_heads(model)
+    to_quick_gelu(model)
     if narrow is not None:
         narrow_floats(model, weights, narrow)
     widen_output(model, "visual_embeddings")
