@@ -39,8 +39,10 @@ __device__ void store_slices(float* sums, int lane, float* target) {
       sums[i] = (upper ? sums[i + width] : sums[i]) + shuffled(given, distance);
     }
   }
-  if (lane >= groups * kWide) return;  // these have the same as others
-  for (int i = 0; i < width; ++i) target[lane % groups * kWide + first + i] = sums[i];
+  if (lane >= groups * kWide) return;                                         // these have the same as others
+  constexpr int kKept = groups * kWide > kWarp ? groups * kWide / kWarp : 1;  // what `width` has come to
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) target[lane % groups * kWide + first + i] = sums[i];
 }
 
 template <FloatType type, int groups, int rows, bool gated, bool normed>

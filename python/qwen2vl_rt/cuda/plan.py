@@ -40,11 +40,17 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
     sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
     pixels = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
-    values = vision.patch_values + 8 * vision.embed_dim + 4 * vision.mlp_size
+    # What a block of the tower holds at its widest, as ONNX Runtime's arena keeps it; products of codes take
+    # their bias in, and write the merger's largest matrix out in 16 bits.
+    if bundle.quantized:
+        values = vision.patch_values + vision.embed_dim + 3 * vision.mlp_size
+    else:
+        values = vision.patch_values + 3 * vision.embed_dim + 4 * vision.mlp_size
+    merger = (vision.embed_dim * vision.merge_size**2) ** 2 * 2 * bundle.quantized
     return parts | {
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry, item),
         "prefill and decode": activations + largest_matrix + sampling,
-        "vision": pixels // vision.patch_size**2 * values * item + LARGEST_UPLOAD,
+        "vision": pixels // vision.patch_size**2 * values * item + merger + LARGEST_UPLOAD,
     }
 
 
