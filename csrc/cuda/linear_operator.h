@@ -97,6 +97,8 @@ class DeviceLinearOperator : public Matrices<type> {
         rotated_(ort::integer_attribute(api, info, "rotated")),
         epsilon_(ort::float_attribute(api, info, "epsilon")) {
     if (layers_ < 1 || layers_ > kMostMatrices) throw Error("a linear operator has 1 to 3 layers");
+    if (ort::integer_attribute(api, info, "norm") > 1)
+      throw Error("a linear operator on a GPU has RMS norms");
   }
 
   void compute(const ort::Call& call) const {
