@@ -30,10 +30,11 @@ SUMMARY = re.compile(r"\d+ passed|\d+ failed|ERROR SUMMARY|RACECHECK SUMMARY|no 
 # Kernels run a hundred times slower under compute-sanitizer: fewer cases, every kernel.
 CASES = (
     "cuda and (rope or gather or cache or removed or patches or strided or published or overflowed "
-    "or visuals_may or norm_residual or rotated_heads)"
+    "or visuals_may or norm_residual or rotated_heads or attention_over)"
 )
 KERNEL_TESTS = [
-    f"tests/gpu/test_{name}.py" for name in ("kernels", "device_frames", "device_sampling", "device_linear")
+    f"tests/gpu/test_{name}.py"
+    for name in ("kernels", "device_frames", "device_sampling", "device_linear", "decode_attention")
 ]
 
 

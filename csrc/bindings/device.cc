@@ -293,8 +293,7 @@ void register_decoder(py::module_& m) {
           [](StepProgram& program, int64_t width, const std::string& dtype) {
             return address(program.allocate(width, float_type(dtype)));
           },
-          py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].")
-      .def_property_readonly("bytes", &StepProgram::bytes);
+          py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].");
   py::class_<DeviceDecoder, Decoder, std::shared_ptr<DeviceDecoder>>(
       m, "DeviceDecoder", "The decoder with everything between two tokens on a device.")
       .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,

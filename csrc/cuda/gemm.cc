@@ -5,15 +5,9 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <type_traits>
 
 #include "common/error.h"
 #include "cuda/ignore_other_recordings.h"
-
-// What the tests' emulated GPU has in cuBLAS's place (tests/emulated_cuda).
-extern "C" __attribute__((weak)) int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*,
-                                                  int, int, const void*, int, int, const void*, void*, int,
-                                                  int, int, int);
 
 namespace qwen2vl::cuda {
 
@@ -27,6 +21,8 @@ constexpr int kSumsInFloat32 = 68, kDefaultAlgorithm = -1;  // cublasComputeType
 using Create = int(void**);
 using Destroy = int(void*);
 using SetStream = int(void*, StreamHandle);
+using Multiply = int(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
+                     int, const void*, void*, int, int, int, int);
 
 // The library, opened on the first product; a handle for each stream, because a handle's workspace serves one
 // product at a time.
@@ -39,26 +35,25 @@ class Cublas {
   static inline Cublas* opened = nullptr;
 
   void* handle(StreamHandle stream) {
-    if (gemm_ == &cublasGemmEx) return stream;  // the emulated one
     const std::lock_guard<std::mutex> lock(mutex_);
-    void*& handle = handles_[stream];
-    if (handle == nullptr) {
-      const IgnoreOtherRecordings guard;
-      require(function<Create>("cublasCreate_v2")(&handle), "creating its handle");
-      require(function<SetStream>("cublasSetStream_v2")(handle, stream), "its stream");
-    }
-    return handle;
+    const auto found = handles_.find(stream);
+    if (found != handles_.end()) return found->second;
+    const IgnoreOtherRecordings guard;
+    void* handle = nullptr;
+    require(function<Create>("cublasCreate_v2")(&handle), "creating its handle");
+    require(function<SetStream>("cublasSetStream_v2")(handle, stream), "its stream");
+    return handles_[stream] = handle;
   }
 
   void forget(StreamHandle stream) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = handles_.find(stream);
     if (found == handles_.end()) return;
-    function<Destroy>("cublasDestroy_v2")(found->second);
+    destroy_(found->second);
     handles_.erase(found);
   }
 
-  decltype(&cublasGemmEx) multiply() const { return gemm_; }
+  Multiply* multiply() const { return multiply_; }
 
   static void require(int status, const char* what) {
     if (status != 0) {
@@ -67,17 +62,20 @@ class Cublas {
   }
 
  private:
-  Cublas() {
-    if (&cublasGemmEx != nullptr) {
-      gemm_ = &cublasGemmEx;
-      return;
-    }
+  Cublas() : library_(open()) {
+    multiply_ = function<Multiply>("cublasGemmEx");
+    destroy_ = function<Destroy>("cublasDestroy_v2");
+  }
+
+  static void* open() {
+#ifdef QWEN2VL_EMULATED_CUDA  // the emulated GPU's is in this very module
+    Dl_info here;
+    if (dladdr(&opened, &here) != 0) return dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+#endif
     for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
-      library_ = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
-      if (library_ != nullptr) break;
+      if (void* const library = dlopen(name, RTLD_LAZY | RTLD_LOCAL)) return library;
     }
-    if (library_ == nullptr) throw DeviceError("cuBLAS is not installed: pip install nvidia-cublas");
-    gemm_ = function<std::remove_pointer_t<decltype(gemm_)>>("cublasGemmEx");
+    throw DeviceError("cuBLAS is not installed: pip install nvidia-cublas");
   }
 
   template <typename Signature>
@@ -87,8 +85,9 @@ class Cublas {
     return reinterpret_cast<Signature*>(found);
   }
 
-  void* library_ = nullptr;
-  decltype(&cublasGemmEx) gemm_ = nullptr;
+  void* library_;
+  Multiply* multiply_;
+  Destroy* destroy_;
   std::mutex mutex_;
   std::map<StreamHandle, void*> handles_;
 };

@@ -10,11 +10,6 @@
 
 namespace qwen2vl::cuda {
 
-// A LinearStep as an operator of ONNX Runtime's graphs, for each of the number formats that a GPU computes
-// in; x is [.., K], results are [.., N]. Inputs, of which what stands in the place of the dots is missing
-// where it is not needed: x; (not used); norm's weight; (not used); added; then, of each of three matrices,
-// those of its form; at the end cos and sin [.., head_dim / 2]. Attributes: layers (how many matrices), norm
-// (whether there is one), epsilon, gated, rotated: see LinearStep.
 template <FloatType type>
 constexpr ort::ElementType kElement = type == FloatType::kFloat32    ? ort::kFloat
                                       : type == FloatType::kBFloat16 ? ort::kBFloat16
@@ -84,6 +79,11 @@ struct BlockMatrices {
   int64_t bits_;
 };
 
+// A LinearStep as an operator of ONNX Runtime's graphs, for each of the number formats that a GPU computes
+// in; x is [.., K], results are [.., N]. Inputs, of which what stands in the place of the dots is missing
+// where it is not needed: x; (not used); norm's weight; (not used); added; then, of each of three matrices,
+// those of its form; at the end cos and sin [.., head_dim / 2]. Attributes: layers (how many matrices), norm
+// (whether there is one), epsilon, gated, rotated: see LinearStep.
 template <FloatType type, template <FloatType> typename Matrices>
 class DeviceLinearOperator : public Matrices<type> {
  public:

@@ -45,12 +45,6 @@ void* StepProgram::allocate(int64_t width, FloatType type) {
   return blocks_.back().as<void>();
 }
 
-int64_t StepProgram::bytes() const {
-  auto bytes = static_cast<int64_t>(attention_scratch_.size() + linear_scratch_.size());
-  for (const DeviceBlock& block : blocks_) bytes += static_cast<int64_t>(block.size());
-  return bytes;
-}
-
 void StepProgram::enqueue(const EngineStep& step) {
   if (step.prompt) return prompts_->enqueue(step);
   if (step.rows > most_rows_ || step.tokens != 1) {

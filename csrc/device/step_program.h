@@ -26,8 +26,6 @@ class StepProgram : public DeviceEngine {
   void add_attention(int64_t layer, int64_t heads, const void* q, const void* k, const void* v, void* output);
   // What operations leave for the next ones: [most_rows, width] of `type`, as long as the program lives.
   void* allocate(int64_t width, FloatType type);
-  // Device memory that it holds, without weights.
-  int64_t bytes() const;
 
   void enqueue(const EngineStep& step) override;
   bool recordable() const override { return true; }
