@@ -23,6 +23,7 @@ struct DecodeAttention {
   const void* v;               // [rows, kv_heads * head_dim]
   void* output;                // [rows, heads * head_dim]
   void* scratch;               // decode_attention_scratch(..) bytes; zeroed before its first use
+  int64_t early;               // as of LinearStep
 };
 
 // A GPU reads a row's past in so many pieces side by side, whatever the batch: a row's sums never depend on

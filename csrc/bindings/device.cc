@@ -94,8 +94,7 @@ void register_block(py::module_& m) {
 
 // A step's fields by name; what is left out is zero.
 LinearStep linear_step(const py::dict& fields, const std::vector<py::dict>& matrices) {
-  static const std::map<std::string, MatrixForm> kForms = {{"columns", MatrixForm::kColumns},
-                                                           {"rows", MatrixForm::kRows},
+  static const std::map<std::string, MatrixForm> kForms = {{"plain", MatrixForm::kPlain},
                                                            {"blocks4", MatrixForm::kBlocks4},
                                                            {"blocks8", MatrixForm::kBlocks8}};
   const auto number = [](const py::dict& from, const char* name) {
@@ -159,6 +158,14 @@ void register_device_class(py::module_& m) {
           },
           py::arg("pointer"), py::arg("array"),
           "Queues a copy of a C-contiguous array to a device address; the array may change afterwards.")
+      .def(
+          "transpose",
+          [](Device& device, uintptr_t from, uintptr_t to, int64_t rows, int64_t columns, int64_t item) {
+            if (item != 1 && item != 2 && item != 4) throw InputError("items of 1, 2 or 4 bytes are turned");
+            device.transpose({pointer<const void>(from), pointer<void>(to), rows, columns, item});
+          },
+          py::arg("from_pointer"), py::arg("to_pointer"), py::arg("rows"), py::arg("columns"), py::arg("item"),
+          "Queues [rows, columns] at one device address to [columns, rows] at another; `item` is in bytes.")
       .def(
           "download",
           [](Device& device, py::array array, uintptr_t from) {
@@ -248,7 +255,7 @@ void register_device_cache(py::module_& m) {
             const DeviceBlock scratch(device, decode_attention_scratch(rows, heads, cache.head_dim()));
             device->decode_attention({cache.layout(), layer, rows, heads, pointer<const int64_t>(past_length),
                                       pointer<const void>(q), pointer<const void>(k), pointer<const void>(v),
-                                      pointer<void>(output), scratch.as<void>()});
+                                      pointer<void>(output), scratch.as<void>(), 0});
             device->synchronize();  // before the scratch memory goes
           },
           py::arg("device"), py::arg("layer"), py::arg("rows"), py::arg("heads"), py::arg("past_length"),
@@ -268,12 +275,13 @@ void register_decoder(py::module_& m) {
       m, "StepProgram", py::dynamic_attr(),
       "Decode steps by the project's own kernels: see csrc/device/step_program.h.")
       .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
-                       std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, uintptr_t past_length) {
+                       std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, uintptr_t past_length,
+                       bool early) {
              return std::make_shared<StepProgram>(std::move(device), std::move(cache), std::move(prompts),
-                                                  most_rows, pointer<const int64_t>(past_length));
+                                                  most_rows, pointer<const int64_t>(past_length), early);
            }),
            py::arg("device"), py::arg("cache"), py::arg("prompts"), py::arg("most_rows"),
-           py::arg("past_length"), py::keep_alive<1, 4>())
+           py::arg("past_length"), py::arg("early") = true, py::keep_alive<1, 4>())
       .def(
           "linear",
           [](StepProgram& program, const py::dict& fields, const std::vector<py::dict>& matrices) {

@@ -33,8 +33,13 @@ struct BlockTeam {
     return total;
   }
 
+  // In halves: shared memory adds 32 bits at once, and 64 only in tries until nobody comes between.
   __device__ void add(uint64_t* target, uint64_t value) const {
-    atomicAdd(reinterpret_cast<unsigned long long*>(target), static_cast<unsigned long long>(value));
+    auto* const halves = reinterpret_cast<uint32_t*>(target);  // the low one first
+    const auto low = static_cast<uint32_t>(value);
+    const uint32_t before = atomicAdd(halves, low), carry = before > ~low ? 1 : 0;
+    const uint32_t high = static_cast<uint32_t>(value >> 32) + carry;
+    if (high != 0) atomicAdd(halves + 1, high);
   }
   __device__ int32_t take(int32_t* counter) const { return atomicAdd(counter, 1); }
 

@@ -75,6 +75,8 @@ void CudaDevice::copy(void* to, const void* from, size_t bytes) { copy_on_device
 
 void CudaDevice::zero(void* to, size_t bytes) { fill_zero(to, bytes, *stream_); }
 
+void CudaDevice::transpose(const Transpose& turn) { cuda::transpose(turn, stream_->handle()); }
+
 void CudaDevice::rope_rows(const RopeRows& rope) { cuda::rope_rows(rope, stream_->handle()); }
 
 void CudaDevice::gather_embeddings(const EmbeddingGather& gather) {

@@ -25,6 +25,7 @@ class CudaDevice : public Device {
   void download(void* host, const void* from, size_t bytes) override;
   void copy(void* to, const void* from, size_t bytes) override;
   void zero(void* to, size_t bytes) override;
+  void transpose(const Transpose& turn) override;
   void rope_rows(const RopeRows& rope) override;
   void gather_embeddings(const EmbeddingGather& gather) override;
   void cache_append(const CacheAppend& append) override;

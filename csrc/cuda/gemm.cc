@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "cuda/memory.h"
 #include "cuda/ignore_other_recordings.h"
 
 namespace qwen2vl::cuda {
@@ -21,8 +22,13 @@ constexpr int kSumsInFloat32 = 68, kDefaultAlgorithm = -1;  // cublasComputeType
 using Create = int(void**);
 using Destroy = int(void*);
 using SetStream = int(void*, StreamHandle);
+using SetWorkspace = int(void*, void*, size_t);
 using Multiply = int(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
                      int, const void*, void*, int, int, int, int);
+
+// What NVIDIA's documentation recommends for the largest GPUs. A handle without a workspace of its own would allocate
+// while a step is recorded.
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 // The library, opened on the first product; a handle for each stream, because a handle's workspace serves one
 // product at a time.
@@ -37,19 +43,22 @@ class Cublas {
   void* handle(StreamHandle stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = handles_.find(stream);
-    if (found != handles_.end()) return found->second;
+    if (found != handles_.end()) return found->second.cublas;
     const IgnoreOtherRecordings guard;
     void* handle = nullptr;
     require(function<Create>("cublasCreate_v2")(&handle), "creating its handle");
     require(function<SetStream>("cublasSetStream_v2")(handle, stream), "its stream");
-    return handles_[stream] = handle;
+    DeviceBuffer workspace(kWorkspaceBytes);
+    require(function<SetWorkspace>("cublasSetWorkspace_v2")(handle, workspace.data(), workspace.size()),
+            "its workspace");
+    return handles_.emplace(stream, Handle{handle, std::move(workspace)}).first->second.cublas;
   }
 
   void forget(StreamHandle stream) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = handles_.find(stream);
     if (found == handles_.end()) return;
-    destroy_(found->second);
+    destroy_(found->second.cublas);
     handles_.erase(found);
   }
 
@@ -85,11 +94,16 @@ class Cublas {
     return reinterpret_cast<Signature*>(found);
   }
 
+  struct Handle {
+    void* cublas;
+    DeviceBuffer workspace;
+  };
+
   void* library_;
   Multiply* multiply_;
   Destroy* destroy_;
   std::mutex mutex_;
-  std::map<StreamHandle, void*> handles_;
+  std::map<StreamHandle, Handle> handles_;
 };
 
 int data_type(FloatType type) {
@@ -105,13 +119,12 @@ void forget_products(StreamHandle stream) noexcept {
 void gemm(const Gemm& product, StreamHandle stream) {
   Cublas& cublas = Cublas::one();
   void* const handle = cublas.handle(stream);
-  // cuBLAS counts along columns: y^T [N, M] = W^T [N, K] x^T [K, M].
+  // cuBLAS counts along columns: y^T [N, M] = W [N, K] x^T [K, M].
   const float one = 1, zero = 0;
   const int m = static_cast<int>(product.m), n = static_cast<int>(product.n), k = static_cast<int>(product.k);
-  const int type = data_type(product.type);
-  Cublas::require(cublas.multiply()(handle, product.transposed ? kTransposed : kAsItLies, kAsItLies, n, m, k,
-                                    &one, product.w, type, product.transposed ? k : n, product.x, type, k,
-                                    &zero, product.y, type, n, kSumsInFloat32, kDefaultAlgorithm),
+  const int type = data_type(product.type), result_type = data_type(product.result_type);
+  Cublas::require(cublas.multiply()(handle, kTransposed, kAsItLies, n, m, k, &one, product.w, type, k, product.x,
+                                    type, k, &zero, product.y, result_type, n, kSumsInFloat32, kDefaultAlgorithm),
                   "a product");
 }
 

@@ -7,14 +7,12 @@
 
 namespace qwen2vl::cuda {
 
-// y = x W, [M, K] by [K, N], row by row in memory, all of one type, sums in float32. `transposed`: W lies as
-// [N, K].
+// y [M, N] = x [M, K] W [N, K]^T, row by row in memory, sums in float32.
 struct Gemm {
-  FloatType type;
+  FloatType type, result_type;  // of x and W, of y: the same or float32
   int64_t m, n, k;
   const void* x;
   const void* w;
-  bool transposed;
   void* y;
 };
 

@@ -5,20 +5,49 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/capabilities.h"
 #include "cuda/error.h"
 
 namespace qwen2vl::cuda {
 
+// When a kernel starts. Early: as soon as those in front of it have started and leave room, where the GPU can. Every
+// thread of it then calls wait_for_kernels_before(), and touches nothing that any kernel writes until that returns.
+enum class Start { kInTurn, kEarly };
+
+// In the kernel: what is queued in front of it is done from here on.
+__device__ inline void wait_for_kernels_before() {
+#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+// In the kernel: one that may start early need not wait until this one's blocks are gone.
+__device__ inline void let_the_next_start() {
+#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 // Queues kernel<<<blocks, threads>>>(arguments...) on a stream. `what` names it, for a person. (In this form
 // a C++ compiler takes it, too: tests/emulated_cuda.)
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, const char* what,
-            const Arguments&... arguments) {
+void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream,
+            const char* what, const Arguments&... arguments) {
+  cudaLaunchAttribute early{};  // "programmatic dependent launch"
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = threads;
   config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = start == Start::kEarly && capabilities().early_starts ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, const char* what,
+            const Arguments&... arguments) {
+  launch(Start::kInTurn, kernel, blocks, threads, stream, what, arguments...);
 }
 
 // Calls body(index) for every index in [0, count), each on one thread.

@@ -15,7 +15,7 @@ constexpr ort::ElementType kElement = type == FloatType::kFloat32    ? ort::kFlo
                                       : type == FloatType::kBFloat16 ? ort::kBFloat16
                                                                      : ort::kFloat16;
 
-// Numbers of the graph's own format: weights, bias. Attribute rows: whether weights are [N, K], else [K, N].
+// Numbers of the graph's own format: weights [N, K], bias.
 template <FloatType type>
 struct PlainMatrices {
   static constexpr const char* kName = type == FloatType::kFloat32    ? "PlainLinear_float32"
@@ -27,22 +27,12 @@ struct PlainMatrices {
                                           kOptional, kOptional, kOptional};
   static constexpr size_t kMatrixInputs = 2;
 
-  PlainMatrices(const ort::Api& api, const ort::KernelInfo* info)
-      : form_(ort::integer_attribute(api, info, "rows") ? MatrixForm::kRows : MatrixForm::kColumns) {}
+  PlainMatrices(const ort::Api&, const ort::KernelInfo*) {}
 
-  void describe(LinearStep* step) const { step->form = form_; }
+  void describe(LinearStep* step) const { step->form = MatrixForm::kPlain; }
   DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep*) const {
-    const auto shape = call.shape(first);
-    return {call.data<void>(first),
-            nullptr,
-            nullptr,
-            call.data<void>(first + 1),
-            shape[form_ == MatrixForm::kRows ? 0 : 1],
-            nullptr};
+    return {call.data<void>(first), nullptr, nullptr, call.data<void>(first + 1), call.shape(first)[0], nullptr};
   }
-
- private:
-  MatrixForm form_;
 };
 
 // Codes of 4 or 8 bits as MatMulNBits has them: codes uint8 [N, blocks, bytes of a block], scales [N,

@@ -7,13 +7,13 @@ namespace {
 
 struct AdvanceRow {
   StepRows step;
-  __device__ void operator()(int64_t row) const { advance_row(step, row); }
+  __device__ void operator()(int64_t index) const { advance_row(step, index); }
 };
 
 }  // namespace
 
 void advance_rows(const StepRows& step, StreamHandle stream) {
-  for_each(step.rows, AdvanceRow{step}, stream, "advancing rows");
+  for_each(step.rows * kSampledWords, AdvanceRow{step}, stream, "advancing rows");
 }
 
 }  // namespace qwen2vl::cuda

@@ -20,4 +20,11 @@ __device__ inline float shuffled(float value, int distance) {
   return float_from_bits(__shfl_xor_sync(0xFFFFFFFFu, bits_of_float(value), distance));
 }
 
+// What lies there will be asked for soon.
+__device__ inline void prefetch([[maybe_unused]] const void* address) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
 }  // namespace qwen2vl::cuda

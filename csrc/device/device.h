@@ -7,6 +7,7 @@
 
 #include "attention/decode_attention.h"
 #include "cache/cache_kernels.h"
+#include "device/transpose.h"
 #include "embedding/gather_kernel.h"
 #include "image/frame_kernel.h"
 #include "linear/device_linear.h"
@@ -25,10 +26,18 @@ struct StepRows {
   int64_t* position;        // [rows], rotary position of the row's token
   int32_t* ids;             // [rows], the row's token
   const SampledRow* sampled;
+  SampledRow* results;  // [rows], what was sampled, where the host reads it
 };
 
-// After a step: every row goes on with the token that was chosen for it.
-QWEN2VL_HOST_DEVICE void advance_row(const StepRows& step, int64_t row) {
+// What is done after a step, by as many threads as the results have words; each copies one.
+constexpr int64_t kSampledWords = sizeof(SampledRow) / sizeof(uint32_t);
+static_assert(sizeof(SampledRow) % sizeof(uint32_t) == 0);
+
+// And one a row lets it go on with the token that was chosen for it.
+QWEN2VL_HOST_DEVICE void advance_row(const StepRows& step, int64_t index) {
+  reinterpret_cast<uint32_t*>(step.results)[index] = reinterpret_cast<const uint32_t*>(step.sampled)[index];
+  if (index % kSampledWords != 0) return;
+  const int64_t row = index / kSampledWords;
   step.ids[row] = step.sampled[row].status == 0 ? step.sampled[row].id : 0;
   step.past_length[row] += 1;
   step.present_length[row] = step.past_length[row] + 1;
@@ -70,6 +79,7 @@ class Device : public std::enable_shared_from_this<Device> {
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void zero(void* to, size_t bytes) = 0;
 
+  virtual void transpose(const Transpose& turn) = 0;
   virtual void rope_rows(const RopeRows& rope) = 0;
   virtual void gather_embeddings(const EmbeddingGather& gather) = 0;
   virtual void cache_append(const CacheAppend& append) = 0;

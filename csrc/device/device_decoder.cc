@@ -256,9 +256,9 @@ void DeviceDecoder::run_engine() { engine_->enqueue({0, decode_rows_, 1, cache_-
 
 void DeviceDecoder::finish_step(int64_t slot) {
   sample(0, decode_rows_);
-  device_->copy(results_.on_device<SampledRow>() + slot * rows_, sampled_, decode_rows_ * sizeof(SampledRow));
   device_->advance_rows({decode_rows_, buffers_.past_length, buffers_.present_length, buffers_.last_position,
-                         row_numbers_ + 2 * row_stride_, row_words_ + row_stride_, sampled_});
+                         row_numbers_ + 2 * row_stride_, row_words_ + row_stride_, sampled_,
+                         results_.on_device<SampledRow>() + slot * rows_});
   embed_rows();
 }
 

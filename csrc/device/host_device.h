@@ -15,6 +15,7 @@ class HostDevice : public Device {
   void download(void* host, const void* from, size_t bytes) override;
   void copy(void* to, const void* from, size_t bytes) override;
   void zero(void* to, size_t bytes) override;
+  void transpose(const Transpose& turn) override { cpu::transpose(turn); }
   void rope_rows(const RopeRows& rope) override { cpu::rope_rows(rope); }
   void gather_embeddings(const EmbeddingGather& gather) override { cpu::gather_embeddings(gather); }
   void cache_append(const CacheAppend& append) override { cpu::cache_append(append); }
@@ -25,7 +26,7 @@ class HostDevice : public Device {
   void linear(const LinearStep& step, void*) override { cpu::linear(step); }
   void sample_rows(const SampleStep& step) override { cpu::sample_rows(step); }
   void advance_rows(const StepRows& step) override {
-    for (int64_t row = 0; row < step.rows; ++row) advance_row(step, row);
+    for (int64_t i = 0; i < step.rows * kSampledWords; ++i) advance_row(step, i);
   }
   void mark(int) override {}
   void wait_for(int) override {}

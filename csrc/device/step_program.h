@@ -15,10 +15,11 @@ namespace qwen2vl {
 // engine.
 class StepProgram : public DeviceEngine {
  public:
-  // most_rows: rows of the largest step. past_length: [most_rows], on the device. Throws InputError: heads
-  // that no attention kernel takes.
+  // most_rows: rows of the largest step. past_length: [most_rows], on the device. early: kernels may start before
+  // the one in front of them is done. Throws InputError: heads that no attention kernel takes.
   StepProgram(std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
-              std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, const int64_t* past_length);
+              std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, const int64_t* past_length,
+              bool early);
 
   // Adds an operation; its `rows` are set when it runs.
   void add(const LinearStep& step);
@@ -38,6 +39,7 @@ class StepProgram : public DeviceEngine {
   std::shared_ptr<DeviceEngine> prompts_;
   int64_t most_rows_;
   const int64_t* past_length_;
+  bool early_;
   std::vector<Operation> operations_;
   std::vector<DeviceBlock> blocks_;
   DeviceBlock attention_scratch_, linear_scratch_;

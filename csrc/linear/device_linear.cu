@@ -31,13 +31,23 @@ __global__ void __launch_bounds__(kNormThreads) normalize_kernel(LinearStep step
   }
 }
 
+constexpr int64_t kUnpacked = 16;  // weights that a thread makes
+
 struct Dequantize {
   LinearStep step;
   DeviceMatrix matrix;
   void* target;  // [N, K]
   __device__ void operator()(int64_t index) const {
-    store_float(target, step.type, index,
-                block_weight(step, matrix, index / step.inputs, index % step.inputs));
+    // 32 bits: divisions of 64 take longer than all the rest.
+    const auto pieces = static_cast<uint32_t>((step.inputs + kUnpacked - 1) / kUnpacked);
+    const int64_t n = static_cast<uint32_t>(index) / pieces;
+    const int64_t begin = static_cast<uint32_t>(index) % pieces * kUnpacked;
+    const int64_t end = min(begin + kUnpacked, step.inputs);
+    BlockScale scale{};
+    for (int64_t k = begin; k < end; ++k) {
+      if (k == begin || step.block % kUnpacked != 0) scale = block_scale(step, matrix, n, k);
+      store_float(target, step.type, n * step.inputs + k, scale(block_code(step, matrix, n, k)));
+    }
   }
 };
 
@@ -50,10 +60,10 @@ struct FinishUnit {
     const int64_t units = output_units(step, m), row = index / units, unit = index % units;
     const DeviceMatrix& matrix = step.matrix[m];
     const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
-    const float first = load_float(source, step.type, row * matrix.outputs + pair.first);
+    const float first = load_float(source, step.result_type, row * matrix.outputs + pair.first);
     float second = 0;
     if (pair.second < matrix.outputs) {
-      second = load_float(step.gated ? gate : source, step.type, row * matrix.outputs + pair.second);
+      second = load_float(step.gated ? gate : source, step.result_type, row * matrix.outputs + pair.second);
     }
     finish_pair(step, m, row, pair, first, second);
   }
@@ -84,10 +94,10 @@ void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked
               StreamHandle stream) {
   const bool blocks = step.form == MatrixForm::kBlocks4 || step.form == MatrixForm::kBlocks8;
   if (blocks) {
-    for_each(matrix.outputs * step.inputs, Dequantize{step, matrix, unpacked}, stream, "unpacking weights");
+    const int64_t pieces = (step.inputs + kUnpacked - 1) / kUnpacked;
+    for_each(matrix.outputs * pieces, Dequantize{step, matrix, unpacked}, stream, "unpacking weights");
   }
-  gemm({step.type, step.rows, matrix.outputs, step.inputs, step.x, blocks ? unpacked : matrix.weights,
-        step.form != MatrixForm::kColumns, target},
+  gemm({step.type, step.result_type, step.rows, matrix.outputs, step.inputs, step.x, blocks ? unpacked : matrix.weights, target},
        stream);
 }
 
@@ -95,10 +105,7 @@ void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked
 
 void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
   if (given.rows <= 0) return;
-  if (given.rows <= kFewRows) {
-    const auto few = given.form == MatrixForm::kColumns ? &few_rows_by_columns : &few_rows_by_rows;
-    if (few(given, stream)) return;
-  }
+  if (given.rows <= kFewRows && few_rows(given, stream)) return;
   const LinearScratch layout(given);
   char* const memory = static_cast<char*>(scratch);
   LinearStep step = given;
@@ -114,12 +121,10 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
       for_each(units, ProductUnit{step, m}, stream, "a layer");
       continue;
     }
-    void* const gate = memory + layout.gate;
-    const bool other_type = step.result_type != step.type;
-    void* const product = other_type ? memory + layout.product : step.matrix[m].result;
+    void *const gate = memory + layout.gate, *const product = step.matrix[m].result;
     multiply(step, step.matrix[m], memory + layout.unpacked, product, stream);
     if (step.gated) multiply(step, step.matrix[1], memory + layout.unpacked, gate, stream);
-    if (other_type || step.gated || step.added != nullptr || m < step.rotated ||
+    if (step.gated || step.added != nullptr || m < step.rotated ||
         step.matrix[m].bias != nullptr) {
       for_each(units, FinishUnit{step, m, product, gate}, stream, "finishing a layer");
     }

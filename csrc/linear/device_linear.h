@@ -13,8 +13,7 @@ namespace qwen2vl {
 
 // How a layer's matrix lies in memory, K inputs and N outputs.
 enum class MatrixForm : int32_t {
-  kColumns,  // [K, N], numbers of the step's type
-  kRows,     // [N, K], the same
+  kPlain,    // [N, K], numbers of the step's type
   kBlocks4,  // codes in blocks of K, uint8 [N, blocks, block / 2]: two codes a byte, the first in its low
              // half
   kBlocks8,  // uint8 [N, blocks, block]
@@ -37,6 +36,7 @@ constexpr int32_t kMostMatrices = 3;
 struct LinearStep {
   FloatType type, result_type;
   MatrixForm form;
+  int32_t early;  // a GPU may start before what is queued in front of it is done: all but the weights waits for that
   int64_t rows, inputs;  // K
   int64_t block;         // inputs that share a scale
   const void* x;         // [rows, K]
@@ -68,29 +68,36 @@ void linear(const LinearStep& step, void* scratch, CUstream_st* stream);
 // --- one number of each part, for the CPU and the GPU
 // --------------------------------------------------------
 
-QWEN2VL_HOST_DEVICE float block_weight(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
-                                       int64_t k) {
+// What a block's codes stand for.
+struct BlockScale {
+  int zero;
+  float scale;
+  QWEN2VL_HOST_DEVICE float operator()(int code) const { return static_cast<float>(code - zero) * scale; }
+};
+
+// Of the block that input k of output n is in.
+QWEN2VL_HOST_DEVICE BlockScale block_scale(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
+                                           int64_t k) {
   const int64_t blocks = (step.inputs + step.block - 1) / step.block, block = k / step.block;
-  const auto* const codes = static_cast<const uint8_t*>(matrix.weights);
   const float scale = load_float(matrix.scales, step.type, n * blocks + block);
   if (step.form == MatrixForm::kBlocks8) {
-    const int zero = matrix.zero_points == nullptr ? 128 : matrix.zero_points[n * blocks + block];
-    return static_cast<float>(codes[n * blocks * step.block + k] - zero) * scale;
+    return {matrix.zero_points == nullptr ? 128 : matrix.zero_points[n * blocks + block], scale};
   }
-  const int code = codes[(n * blocks * step.block + k) / 2] >> (k % 2 * 4) & 15;
-  int zero = 8;
-  if (matrix.zero_points != nullptr) {
-    zero = matrix.zero_points[n * ((blocks + 1) / 2) + block / 2] >> (block % 2 * 4) & 15;
-  }
-  return static_cast<float>(code - zero) * scale;
+  if (matrix.zero_points == nullptr) return {8, scale};
+  return {matrix.zero_points[n * ((blocks + 1) / 2) + block / 2] >> (block % 2 * 4) & 15, scale};
+}
+
+QWEN2VL_HOST_DEVICE int block_code(const LinearStep& step, const DeviceMatrix& matrix, int64_t n, int64_t k) {
+  const int64_t at = n * ((step.inputs + step.block - 1) / step.block) * step.block + k;
+  const auto* const codes = static_cast<const uint8_t*>(matrix.weights);
+  return step.form == MatrixForm::kBlocks8 ? codes[at] : codes[at / 2] >> (at % 2 * 4) & 15;
 }
 
 // A matrix' weight from input k to output n.
 QWEN2VL_HOST_DEVICE float linear_weight(const LinearStep& step, const DeviceMatrix& matrix, int64_t n,
                                         int64_t k) {
-  if (step.form == MatrixForm::kColumns) return load_float(matrix.weights, step.type, k * matrix.outputs + n);
-  if (step.form == MatrixForm::kRows) return load_float(matrix.weights, step.type, n * step.inputs + k);
-  return block_weight(step, matrix, n, k);
+  if (step.form == MatrixForm::kPlain) return load_float(matrix.weights, step.type, n * step.inputs + k);
+  return block_scale(step, matrix, n, k)(block_code(step, matrix, n, k));
 }
 
 QWEN2VL_HOST_DEVICE float rounded(float value, FloatType type) {

@@ -9,7 +9,7 @@ namespace qwen2vl {
 
 // What a step keeps in scratch memory, as offsets in bytes; few rows mostly need none of it.
 struct LinearScratch {
-  int64_t normalized = 0, unpacked = 0, gate = 0, product = 0, bytes = 0;
+  int64_t normalized = 0, unpacked = 0, gate = 0, bytes = 0;
 
   explicit LinearScratch(const LinearStep& step) {
     const int64_t size = float_size(step.type);
@@ -19,8 +19,7 @@ struct LinearScratch {
     const bool many = step.rows > kFewRows;
     normalized = take(step.norm != nullptr ? step.rows * step.inputs * size : 0);
     unpacked = take(many && blocks ? outputs * step.inputs * size : 0);
-    gate = take(many && step.gated ? step.rows * outputs * size : 0);
-    product = take(many && step.result_type != step.type ? step.rows * outputs * size : 0);
+    gate = take(many && step.gated ? step.rows * outputs * float_size(step.result_type) : 0);
   }
 
  private:

@@ -35,6 +35,24 @@ struct SampleShared {
   double total;
 };
 
+// use(id, logit) for the member's share of ids [begin, end), smallest first. Several loads are under way at once.
+template <typename Team, typename Use>
+QWEN2VL_TEAM void each_logit(const Team& team, const float* logits, int64_t begin, int64_t end, Use use) {
+  constexpr int kAhead = 8;
+  const int64_t step = team.size();
+  for (int64_t first = begin + team.rank(); first < end; first += kAhead * step) {
+    float values[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t id = first + i * step;
+      values[i] = logits[id < end ? id : end - 1];
+    }
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t id = first + i * step;
+      if (id < end) use(id, values[i]);
+    }
+  }
+}
+
 // Bits of a float as an integer that orders like it; -0 and 0 are one.
 QWEN2VL_TEAM uint32_t ordered_key(float value) {
   const uint32_t bits = bits_of_float(value + 0.0f);
@@ -55,13 +73,12 @@ QWEN2VL_TEAM PeakPart better_part(PeakPart a, PeakPart b) {
 template <typename Team>
 QWEN2VL_TEAM_CALL PeakPart scan_part(Team team, int64_t begin, int64_t end, const float* logits) {
   PeakPart part{-INFINITY, kEveryId, 0, 0};
-  for (int64_t id = begin + team.rank(); id < end; id += team.size()) {
-    const float logit = logits[id];
+  each_logit(team, logits, begin, end, [&](int64_t id, float logit) {
     const bool better = logit > part.logit;
     part.logit = better ? logit : part.logit;
     part.id = better ? static_cast<int32_t>(id) : part.id;
     part.flags |= logit != logit ? kHasNan : logit > FLT_MAX ? kHasInfinity : 0;
-  }
+  });
   return team.reduce(part, [](PeakPart a, PeakPart b) { return better_part(a, b); });
 }
 
@@ -106,10 +123,10 @@ QWEN2VL_TEAM int32_t status_of(const PeakPart& peak) {
 
 // Walks down the keys of all tokens, largest first, until their masses sum to `needed` (at least 1 and at
 // most the sum of all): the key reached. shared.mass_above and mass_at are the masses before it and at it.
-// mass(id) is 0 for tokens that don't take part.
+// key and mass are of (id, logit); mass is 0 for tokens that don't take part.
 template <typename Team, typename Key, typename Mass>
-QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, int64_t count, uint64_t needed,
-                                 Key key, Mass mass) {
+QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, const float* logits, int64_t count,
+                                 uint64_t needed, Key key, Mass mass) {
   uint32_t prefix = 0;
   uint64_t above = 0;
   int32_t shift = 32;
@@ -120,12 +137,12 @@ QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, int64_t
     shift -= bits;
     for (int32_t i = team.rank(); i < digits; i += team.size()) shared.histogram[i] = 0;
     team.sync();
-    for (int64_t id = team.rank(); id < count; id += team.size()) {
-      const uint64_t amount = mass(id);
-      if (amount == 0) continue;
-      const uint32_t value = key(id);
+    each_logit(team, logits, 0, count, [&](int64_t id, float logit) {
+      const uint64_t amount = mass(id, logit);
+      if (amount == 0) return;
+      const uint32_t value = key(id, logit);
       if ((value & known) == prefix) team.add(&shared.histogram[value >> shift & (digits - 1)], amount);
-    }
+    });
     team.sync();
     for (int32_t i = team.rank(); i < kDigitGroups; i += team.size()) {
       uint64_t sum = 0;
@@ -159,8 +176,8 @@ template <typename Team, typename Mass>
 QWEN2VL_TEAM Cutoff select_cutoff(const Team& team, SampleShared& shared, const float* logits, int64_t vocab,
                                   uint64_t needed, Mass mass) {
   const uint32_t key = select_key(
-      team, shared, vocab, needed, [&](int64_t id) { return ordered_key(logits[id]); },
-      [&](int64_t id) { return mass(logits[id]); });
+      team, shared, logits, vocab, needed, [](int64_t, float logit) { return ordered_key(logit); },
+      [&](int64_t, float logit) { return mass(logit); });
   const float value = value_of_key(key);
   const uint64_t each = mass(value);
   const uint64_t missing = needed - shared.mass_above, present = shared.mass_at;
@@ -169,8 +186,8 @@ QWEN2VL_TEAM Cutoff select_cutoff(const Team& team, SampleShared& shared, const 
   if (wanted * each >= present) return {value, kEveryId};  // all that tie, most often one
   // Of equal logits the smaller ids come first.
   const uint32_t last = select_key(
-      team, shared, vocab, wanted, [&](int64_t id) { return ~static_cast<uint32_t>(id); },
-      [&](int64_t id) -> uint64_t { return logits[id] == value ? 1 : 0; });
+      team, shared, logits, vocab, wanted, [](int64_t id, float) { return ~static_cast<uint32_t>(id); },
+      [&](int64_t, float logit) -> uint64_t { return logit == value ? 1 : 0; });
   team.sync();
   return {value, static_cast<int32_t>(~last)};
 }
@@ -193,7 +210,7 @@ QWEN2VL_TEAM_CALL Cutoff best_cutoff(Team team, SampleShared& shared, const floa
   float floor = -INFINITY;
   for (const float depth : {4.0f, 16.0f}) {
     uint64_t near = 0;
-    for (int64_t id = team.rank(); id < vocab; id += team.size()) near += logits[id] >= peak - depth ? 1 : 0;
+    each_logit(team, logits, 0, vocab, [&](int64_t, float logit) { near += logit >= peak - depth ? 1 : 0; });
     near = team.reduce(near, [](uint64_t a, uint64_t b) { return a + b; });
     if (near >= static_cast<uint64_t>(count)) {
       floor = peak - depth;
@@ -211,12 +228,12 @@ QWEN2VL_TEAM Cutoff nucleus_cutoff(const Team& team, SampleShared& shared, const
   struct Sums {
     uint64_t all, near;
   } sums{0, 0};
-  for (int64_t id = team.rank(); id < vocab; id += team.size()) {
-    if (!(logits[id] >= above.logit)) continue;
-    const uint64_t amount = weight.of(logits[id]);
+  each_logit(team, logits, 0, vocab, [&](int64_t, float logit) {
+    if (!(logit >= above.logit)) return;
+    const uint64_t amount = weight.of(logit);
     sums.all += amount;
-    if (logits[id] >= near) sums.near += amount;
-  }
+    if (logit >= near) sums.near += amount;
+  });
   sums = team.reduce(sums, [](Sums a, Sums b) { return Sums{a.all + b.all, a.near + b.near}; });
   auto needed = static_cast<uint64_t>(ceil(top_p * static_cast<double>(sums.all)));
   needed = needed < 1 ? 1 : needed > sums.all ? sums.all : needed;
@@ -227,6 +244,21 @@ QWEN2VL_TEAM Cutoff nucleus_cutoff(const Team& team, SampleShared& shared, const
 
 QWEN2VL_TEAM bool above_cutoff(float logit, int64_t id, Cutoff cutoff) {
   return logit > cutoff.logit || (logit == cutoff.logit && id <= cutoff.last_id);
+}
+
+// One member's use(block, sum) for all blocks in order. They come by way of shared memory, since additions in order
+// can't wait for each sum alone.
+template <typename Team, typename Use>
+QWEN2VL_TEAM void each_block_sum(const Team& team, SampleShared& shared, const double* block_sums,
+                                 int64_t blocks, Use use) {
+  auto* const staged = reinterpret_cast<double*>(shared.histogram);
+  for (int64_t first = 0; first < blocks; first += kDigits) {
+    const int64_t count = blocks - first < kDigits ? blocks - first : kDigits;
+    for (int64_t i = team.rank(); i < count; i += team.size()) staged[i] = block_sums[first + i];
+    team.sync();
+    for (int64_t i = 0; team.rank() == 0 && i < count; ++i) use(first + i, staged[i]);
+    team.sync();
+  }
 }
 
 // softmax_sum with its order of additions: lanes of 16 within a block of 256, then blocks.
@@ -243,10 +275,15 @@ QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const
   for (int64_t item = team.rank(); item < blocks * kLanes; item += team.size()) {
     const int64_t block = item / kLanes, lane = item % kLanes;
     const int64_t begin = block * kSoftmaxBlock, end = begin + (block_end(block) - begin) / kLanes * kLanes;
-    float sum = 0;
-    for (int64_t id = begin + lane; id < end; id += kLanes) {
-      sum += above_cutoff(logits[id], id, cutoff) ? exp_nonpositive((logits[id] - peak) * inverse_temperature)
-                                                  : 0.0f;
+    float sum = 0, values[kSoftmaxBlock / kLanes];  // loaded before the first is needed
+    for (int64_t i = 0; i < kSoftmaxBlock / kLanes; ++i) {
+      const int64_t id = begin + lane + i * kLanes;
+      values[i] = id < end ? logits[id] : -INFINITY;
+    }
+    for (int64_t i = 0; i < kSoftmaxBlock / kLanes; ++i) {
+      const int64_t id = begin + lane + i * kLanes;
+      const bool counts = id < end && above_cutoff(values[i], id, cutoff);
+      sum += counts ? exp_nonpositive((values[i] - peak) * inverse_temperature) : 0.0f;
     }
     lane_sums[item] = sum;
   }
@@ -263,11 +300,9 @@ QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const
     block_sums[block] = sum;
   }
   team.sync();
-  if (team.rank() == 0) {
-    double total = 0;
-    for (int64_t block = 0; block < blocks; ++block) total += block_sums[block];
-    shared.total = total;
-  }
+  double total = 0;
+  each_block_sum(team, shared, block_sums, blocks, [&](int64_t, double sum) { total += sum; });
+  if (team.rank() == 0) shared.total = total;
   team.sync();
   return shared.total;
 }
@@ -278,17 +313,18 @@ QWEN2VL_TEAM int32_t team_softmax_find(const Team& team, SampleShared& shared, c
                                        int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
                                        const double* block_sums, double target) {
   const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
+  double sum_before = 0;
+  int32_t chosen_block = 0;
+  bool found = false;
+  each_block_sum(team, shared, block_sums, blocks, [&](int64_t block, double sum) {
+    if (found || sum == 0) return;
+    chosen_block = static_cast<int32_t>(block);
+    found = sum_before + sum > target;
+    if (!found) sum_before += sum;
+  });
   if (team.rank() == 0) {
-    double running = 0;
-    int64_t chosen = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      if (block_sums[block] == 0) continue;
-      chosen = block;
-      if (running + block_sums[block] > target) break;
-      running += block_sums[block];
-    }
-    shared.chosen = static_cast<int32_t>(chosen);
-    shared.total = running;
+    shared.chosen = chosen_block;
+    shared.total = sum_before;
   }
   team.sync();
   const int64_t begin = shared.chosen * kSoftmaxBlock;
@@ -337,10 +373,10 @@ QWEN2VL_TEAM void team_logprobs(const Team& team, SampleShared& shared, const Sa
   team.sync();
   if (count == 0) return;
   const Cutoff cutoff = best_cutoff(team, shared, logits, step.vocab, peak, count);
-  for (int64_t id = team.rank(); id < step.vocab; id += team.size()) {
-    if (!above_cutoff(logits[id], id, cutoff)) continue;
-    shared.best[team.take(&shared.best_count)] = {logits[id], static_cast<int32_t>(id)};
-  }
+  each_logit(team, logits, 0, step.vocab, [&](int64_t id, float logit) {
+    if (!above_cutoff(logit, id, cutoff)) return;
+    shared.best[team.take(&shared.best_count)] = {logit, static_cast<int32_t>(id)};
+  });
   team.sync();
   for (int32_t i = team.rank(); i < count; i += team.size()) {  // each finds its own rank
     int32_t place = 0;

@@ -20,13 +20,17 @@ extern char __stop_emulated_shared[] __attribute__((weak));
 
 namespace emulated_cuda {
 
+// The block whose threads run, one for the process: launches hold the emulated GPU's lock.
+static Block* running = nullptr;
+static uint64_t draws = 1;
+
 namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kWarp = 32;
 constexpr int kRubbish = 0xCB;
 
-enum class State { kReady, kAtBarrier, kAtShuffle, kFinished };
+enum class State { kReady, kAtBarrier, kAtShuffle, kAtKernelsBefore, kFinished };
 
 struct Thread {
   jmp_buf place;
@@ -35,6 +39,7 @@ struct Thread {
   uint3 index;
   State state = State::kFinished;
   uint64_t exchange = 0;  // of its warp, that it waits for
+  bool waited = false;    // for the kernels before
 };
 
 struct Warp {
@@ -43,37 +48,61 @@ struct Warp {
   uint64_t exchanges = 0;
 };
 
-// One for the process: launches hold the emulated GPU's lock.
+}  // namespace
+
 class Block {
  public:
-  void run(unsigned threads, const std::function<void()>& body) {
-    prepare(threads);
+  void begin(dim3 grid, dim3 block, uint3 index, const std::function<void()>& body) {
+    grid_ = grid;
+    block_ = block;
+    index_ = index;
     body_ = &body;
+    count_ = block.x * block.y * block.z;
+    finished_ = 0;
+    shared_.assign(__stop_emulated_shared - __start_emulated_shared, kRubbish);
+    enter();
+    prepare(count_);
+  }
+
+  // Lets the threads run until all have finished, or, before the kernels in front of them are done, wait for those.
+  void run(bool kernels_before_done) {
+    enter();
+    kernels_before_done_ = kernels_before_done;
     const auto warps = static_cast<unsigned>(warps_.size());
-    for (unsigned finished = 0; finished < threads;) {
+    while (finished_ < count_) {
       // One warp after the other goes as far as it gets: what another warp has to wait for, and doesn't,
       // shows.
       bool moved = false;
       unsigned at = draw() % warps;
       const unsigned step = stride(warps);
       for (unsigned i = 0; i < warps; ++i, at = (at + step) % warps) {
-        while (run_warp(at, threads, &finished) > 0) moved = true;
+        while (run_warp(at, count_) > 0) moved = true;
       }
       if (moved) continue;
-      unsigned waiting = 0;
-      for (unsigned i = 0; i < threads; ++i) waiting += threads_[i].state == State::kAtBarrier;
-      if (waiting < threads) {
-        abandon();
-        throw std::runtime_error(finished > 0 ? "threads returned while others wait for them"
-                                              : "threads wait for each other at different places");
+      unsigned at_barrier = 0, held = 0;
+      for (unsigned i = 0; i < count_; ++i) {
+        at_barrier += threads_[i].state == State::kAtBarrier;
+        held += threads_[i].state == State::kAtKernelsBefore;
       }
-      for (unsigned i = 0; i < threads; ++i) threads_[i].state = State::kReady;
+      if (held > 0) break;
+      if (at_barrier < count_) {
+        throw std::runtime_error(finished_ > 0 ? "threads returned while others wait for them"
+                                               : "threads wait for each other at different places");
+      }
+      for (unsigned i = 0; i < count_; ++i) threads_[i].state = State::kReady;
     }
+    std::copy(__start_emulated_shared, __stop_emulated_shared, shared_.begin());
+  }
+
+  bool all_waited() const {
+    return std::all_of(threads_.begin(), threads_.begin() + count_, [](const Thread& one) { return one.waited; });
   }
 
   void barrier() { leave(State::kAtBarrier); }
 
-  uint32_t exchange(uint32_t value, unsigned lane_mask) {
+  // The value of lane `from` (of this thread's own number) of the warp, of what all its lanes have brought.
+  template <typename From>
+  uint32_t exchange(uint32_t value, From from) {
     const auto number = static_cast<unsigned>(current_ - threads_.data());
     Warp& warp = warps_[number / kWarp];
     const uint64_t exchange = warp.exchanges;
@@ -85,11 +114,25 @@ class Block {
       current_->exchange = exchange;
       leave(State::kAtShuffle);
     }
-    return warp.values[exchange % 2][(number % kWarp) ^ lane_mask];
+    return warp.values[exchange % 2][from(number % kWarp)];
+  }
+
+  void wait_for_kernels_before() {
+    current_->waited = true;
+    if (!kernels_before_done_) leave(State::kAtKernelsBefore);
   }
 
  private:
-  uint64_t draw() { return (draws_ = draws_ * 6364136223846793005u + 1442695040888963407u) >> 33; }
+  // What all blocks share is this one's now.
+  void enter() {
+    running = this;
+    gridDim = grid_;
+    blockDim = block_;
+    blockIdx = index_;
+    std::copy(shared_.begin(), shared_.end(), __start_emulated_shared);
+  }
+
+  static uint64_t draw() { return (draws = draws * 6364136223846793005u + 1442695040888963407u) >> 33; }
 
   // A step by which every one of `count` is met once: any odd one where they are a power of two.
   unsigned stride(unsigned count) {
@@ -98,17 +141,18 @@ class Block {
   }
 
   // Lets the warp's threads run that can, each until it waits; how many did.
-  unsigned run_warp(unsigned number, unsigned threads, unsigned* finished) {
+  unsigned run_warp(unsigned number, unsigned threads) {
     const unsigned begin = number * kWarp, lanes = std::min(kWarp, threads - begin);
     unsigned ran = 0, at = draw() % lanes;
     const unsigned step = stride(lanes);
     for (unsigned i = 0; i < lanes; ++i, at = (at + step) % lanes) {
       Thread& thread = threads_[begin + at];
       const bool exchanged = thread.state == State::kAtShuffle && warps_[number].exchanges != thread.exchange;
-      if (thread.state != State::kReady && !exchanged) continue;
+      const bool freed = thread.state == State::kAtKernelsBefore && kernels_before_done_;
+      if (thread.state != State::kReady && !exchanged && !freed) continue;
       resume(thread);
       ++ran;
-      if (thread.state == State::kFinished) ++*finished;
+      if (thread.state == State::kFinished) ++finished_;
     }
     return ran;
   }
@@ -121,6 +165,7 @@ class Block {
       const unsigned x = i % blockDim.x, rest = i / blockDim.x;
       thread.index = {x, rest % blockDim.y, rest / blockDim.y};
       thread.state = State::kReady;
+      thread.waited = false;
       if (!thread.stack) {
         thread.stack.reset(new char[kStackBytes]);  // not zeroed: untouched pages cost nothing
         getcontext(&thread.birth);
@@ -135,7 +180,7 @@ class Block {
 
   // A thread's life: born, it waits for its first body, and after each for the next.
   static void live() {
-    Block& block = one();
+    Block& block = *running;
     Thread* const self = block.current_;
     for (;;) {
       if (_setjmp(self->place) == 0) _longjmp(block.scheduler_, 1);
@@ -157,52 +202,99 @@ class Block {
     if (_setjmp(self->place) == 0) _longjmp(scheduler_, 1);
   }
 
-  void abandon() {
-    threads_.clear();
-    warps_.clear();
-  }
-
- public:
-  static Block& one() {
-    static Block block;
-    return block;
-  }
-
- private:
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   Thread* current_ = nullptr;
   jmp_buf scheduler_;
   const std::function<void()>* body_ = nullptr;
-  uint64_t draws_ = 1;
+  dim3 grid_, block_;
+  uint3 index_{};
+  unsigned count_ = 0, finished_ = 0;
+  bool kernels_before_done_ = true;
+  std::vector<char> shared_;  // while another block runs
 };
+
+namespace {
+
+// Blocks whose threads' stacks are there already.
+std::vector<std::unique_ptr<Block>>& idle_blocks() {
+  static auto* const idle = new std::vector<std::unique_ptr<Block>>;
+  return *idle;
+}
+std::unique_ptr<Block> take_block() {
+  if (idle_blocks().empty()) return std::make_unique<Block>();
+  std::unique_ptr<Block> block = std::move(idle_blocks().back());
+  idle_blocks().pop_back();
+  return block;
+}
 
 }  // namespace
 
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& body) {
-  gridDim = grid;
-  blockDim = block;
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+Grid::Grid(dim3 grid, dim3 block, std::function<void()> body, bool early)
+    : grid_(grid),
+      block_(block),
+      body_(std::move(body)),
+      early_(early),
+      blocks_(uint64_t{grid.x} * grid.y * grid.z) {}
+
+Grid::~Grid() = default;
+
+uint3 Grid::index(uint64_t number) const {
+  return {static_cast<unsigned>(number % grid_.x), static_cast<unsigned>(number / grid_.x % grid_.y),
+          static_cast<unsigned>(number / grid_.x / grid_.y)};
+}
+
+void Grid::start() {
+  if (started_) return;
+  started_ = take_block();
+  started_number_ = draws % blocks_;
+  started_->begin(grid_, block_, index(started_number_), body_);
+  started_->run(false);
+}
+
+void Grid::run() {
   static uint64_t launches = 0;
   const bool backwards = ++launches % 2 == 0;
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t number = backwards ? blocks - 1 - i : i;
-    blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                static_cast<unsigned>(number / grid.x / grid.y)};
-    if (__start_emulated_shared != nullptr) {
-      memset(__start_emulated_shared, kRubbish, __stop_emulated_shared - __start_emulated_shared);
+  // What goes wrong leaves threads behind: its block is not used again.
+  for (uint64_t i = 0; i < blocks_; ++i) {
+    const uint64_t number = backwards ? blocks_ - 1 - i : i;
+    std::unique_ptr<Block> block;
+    if (started_ && number == started_number_) {
+      block = std::move(started_);
+    } else {
+      block = take_block();
+      block->begin(grid_, block_, index(number), body_);
     }
-    Block::one().run(block.x * block.y * block.z, body);
+    block->run(true);
+    if (early_ && !block->all_waited()) {
+      throw std::runtime_error("a kernel that may start early has threads that never wait for those before it");
+    }
+    idle_blocks().push_back(std::move(block));
   }
 }
 
 }  // namespace emulated_cuda
 
-void __syncthreads() { emulated_cuda::Block::one().barrier(); }
+void __syncthreads() { emulated_cuda::running->barrier(); }
 
-uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask) {
+static void require_whole_warps(uint32_t mask) {
   if (mask != 0xFFFFFFFFu || blockDim.x * blockDim.y * blockDim.z % 32 != 0) {
     throw std::logic_error("only whole warps are emulated");
   }
-  return emulated_cuda::Block::one().exchange(value, static_cast<unsigned>(lane_mask));
 }
+
+uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask) {
+  require_whole_warps(mask);
+  return emulated_cuda::running->exchange(value, [=](unsigned lane) { return lane ^ lane_mask; });
+}
+
+float __shfl_sync(uint32_t mask, float value, int from) {
+  require_whole_warps(mask);
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits = emulated_cuda::running->exchange(bits, [=](unsigned) { return from; });
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+void cudaGridDependencySynchronize() { emulated_cuda::running->wait_for_kernels_before(); }

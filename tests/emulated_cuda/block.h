@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 struct uint3 {
   unsigned x, y, z;
@@ -18,9 +20,24 @@ extern dim3 blockDim, gridDim;
 // Every thread of the block must come here.
 void __syncthreads();
 uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask);
+float __shfl_sync(uint32_t mask, float value, int lane);
+using std::min;
+inline float __ldcg(const float* address) { return *address; }
+// Bytes of x (0 to 3) and y (4 to 7), chosen by the four last digits of `choice`.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return result;
+}
 // Only one thread runs at a time, and is exchanged for another at the two calls above only.
 inline unsigned long long atomicAdd(unsigned long long* target, unsigned long long value) {
   const unsigned long long before = *target;
+  *target += value;
+  return before;
+}
+inline unsigned atomicAdd(unsigned* target, unsigned value) {
+  const unsigned before = *target;
   *target += value;
   return before;
 }
@@ -33,11 +50,38 @@ inline int atomicAdd(int* target, int value) {
 // Blocks run one after the other, and see all that was written before.
 inline void __threadfence() {}
 
+// Of a kernel that may start early: what is in front of it is done, and its writes are seen, once this returns.
+void cudaGridDependencySynchronize();
+// Whatever may start early does so anyway.
+inline void cudaTriggerProgrammaticLaunchCompletion() {}
+
 namespace emulated_cuda {
 
-// Runs a kernel's body for every thread of a grid, block by block: a block's threads take turns, from one
-// barrier to the next, in another order each time, so that what relies on an order shows. Throws
-// std::runtime_error when threads wait for each other forever, or some return while others wait.
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& body);
+class Block;
+
+// A kernel's run for every thread of a grid, block by block: a block's threads take turns, from one barrier to
+// the next, in another order each time, so that what relies on an order shows.
+class Grid {
+ public:
+  // early: it may start before its turn.
+  Grid(dim3 grid, dim3 block, std::function<void()> body, bool early);
+  ~Grid();
+
+  // Before its turn: lets one of its blocks run up to where that waits for the kernels before.
+  void start();
+  // The rest, or all of it. Throws std::runtime_error when threads wait for each other forever, some return while
+  // others wait, or one of a kernel that may start early never waits for those before.
+  void run();
+  bool early() const { return early_; }
+
+ private:
+  uint3 index(uint64_t number) const;
+
+  dim3 grid_, block_;
+  std::function<void()> body_;
+  bool early_;
+  uint64_t blocks_, started_number_ = 0;
+  std::unique_ptr<Block> started_;
+};
 
 }  // namespace emulated_cuda

@@ -16,11 +16,27 @@
 // One block runs at a time. The section is filled with rubbish before each.
 #define __shared__ static __attribute__((section("emulated_shared")))
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
+
+// Blocks that a multiprocessor takes at once.
+template <typename... Expected>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Expected...), int, size_t) {
+  *blocks = 2;
+  return cudaSuccess;
+}
 
 template <typename... Expected, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
@@ -30,7 +46,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       [](const auto&... one) { return (emulated_cuda::addresses_device(&one, sizeof(one)) && ...); },
       parameters);
   if (!known) return emulated_cuda::fail(cudaErrorIllegalAddress);
-  return emulated_cuda::launch(config->gridDim, config->blockDim, config->stream,
+  const bool early = config->numAttrs > 0 && config->attrs->val.programmaticStreamSerializationAllowed != 0;
+  return emulated_cuda::launch(config->gridDim, config->blockDim, config->stream, early,
                                reinterpret_cast<const void*>(kernel),
                                [kernel, parameters] { std::apply(kernel, parameters); });
 }

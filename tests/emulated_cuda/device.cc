@@ -8,6 +8,9 @@
 #include "memory.h"
 #include "stream.h"
 
+constexpr int kMajor = 9;             // compute capability 9.0
+constexpr int kMultiprocessors = 4;  // kernels that go by their number take several rounds
+
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
@@ -42,8 +45,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return emulated_cuda::fail(cudaErrorInvalidDevice);
   *properties = {};
   std::strcpy(properties->name, "Emulated GPU");
-  properties->major = 9;
-  properties->multiProcessorCount = 1;
+  properties->major = kMajor;
+  properties->multiProcessorCount = kMultiprocessors;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors : kMajor;
   return cudaSuccess;
 }
 
@@ -68,7 +81,7 @@ __attribute__((visibility("default"))) void emulated_cuda_share(int shared) {
 // Queues a call of the host's, as an engine queues its kernels; a recording repeats it.
 __attribute__((visibility("default"))) int emulated_cuda_call(cudaStream_t stream, void (*function)()) {
   const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
-  return emulated_cuda::enqueue(stream, function);
+  return emulated_cuda::enqueue(stream, {function});
 }
 
 // Kernels that run from here on do nothing, or something again.

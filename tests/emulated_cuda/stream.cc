@@ -15,7 +15,7 @@
 #include "launch.h"
 #include "memory.h"
 
-using Work = std::function<void()>;
+using emulated_cuda::Work;
 using Lock = std::lock_guard<std::recursive_mutex>;
 
 struct CUgraph_st {
@@ -70,20 +70,29 @@ CUstream_st* actual(CUstream_st* stream) {
 
 bool known(CUstream_st* stream) { return streams().count(stream) > 0; }
 
+// Does waiting[first]. Before its turn, whatever of the work behind it may start early does: the further that comes, the
+// more shows.
+template <typename Queue>
+void do_first(const Queue& waiting, size_t first = 0) {
+  constexpr size_t kFurthest = 3;
+  for (size_t i = first + 1; i < waiting.size() && i <= first + kFurthest && waiting[i].start && !idle; ++i) {
+    waiting[i].start();
+  }
+  if (!idle || !waiting[first].kernel) waiting[first].run();
+}
+
 // Runs the stream's work up to a place. Order between streams is what events make it, and no more.
 void run_until(CUstream_st* stream, uint64_t place) {
   const Memory::Open open;
   while (stream->done < place && !stream->waiting.empty()) {
-    const Work work = std::move(stream->waiting.front());
-    stream->waiting.pop_front();
-    ++stream->done;
-    if (broken != cudaSuccess) continue;
     try {
-      work();
+      if (broken == cudaSuccess) do_first(stream->waiting);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "emulated GPU: %s\n", error.what());
       broken = cudaErrorLaunchFailure;
     }
+    stream->waiting.pop_front();
+    ++stream->done;
   }
 }
 
@@ -144,13 +153,8 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
 
 void set_idle(bool set) { idle = set; }
 
-cudaError_t enqueue_kernel(cudaStream_t stream, Work work) {
-  return enqueue(stream, [work = std::move(work)] {
-    if (!idle) work();
-  });
-}
-
-cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kernel, Work body) {
+cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, bool early, const void* kernel,
+                   std::function<void()> body) {
   const Lock lock(gpu());
   const bool fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x < 1u << 31 && grid.y < 1u << 16 &&
                     grid.z < 1u << 16 && block.x >= 1 && block.y >= 1 && block.z >= 1 &&
@@ -161,7 +165,10 @@ cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, const void* kerne
   if (loaded_kernels().insert(kernel).second && !may_call_unsafe()) {
     return fail(cudaErrorStreamCaptureUnsupported);
   }
-  return enqueue_kernel(stream, [grid, block, body = std::move(body)] { run_grid(grid, block, body); });
+  const auto run = std::make_shared<Grid>(grid, block, std::move(body), early);
+  Work work{[run] { run->run(); }, nullptr, true};
+  if (early) work.start = [run] { run->start(); };
+  return enqueue(stream, std::move(work));
 }
 
 }  // namespace emulated_cuda
@@ -203,9 +210,9 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const Lock lock(gpu());
   CUstream_st* const other = event->stream;
   if (other == nullptr) return cudaSuccess;
-  return enqueue(stream, [other, place = event->place] {
-    if (emulated_cuda::known(other)) emulated_cuda::run_until(other, place);
-  });
+  return enqueue(stream, {[other, place = event->place] {
+                   if (emulated_cuda::known(other)) emulated_cuda::run_until(other, place);
+                 }});
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
@@ -227,11 +234,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   }
   if (source == Kind::kPageable) {  // read before the call returns
     const auto* const begin = static_cast<const char*>(from);
-    return enqueue(stream, [to, copy = std::make_shared<std::vector<char>>(begin, begin + bytes)] {
-      memcpy(to, copy->data(), copy->size());
-    });
+    return enqueue(stream, {[to, copy = std::make_shared<std::vector<char>>(begin, begin + bytes)] {
+                     memcpy(to, copy->data(), copy->size());
+                   }});
   }
-  const cudaError_t status = enqueue(stream, [to, from, bytes] { memmove(to, from, bytes); });
+  const cudaError_t status = enqueue(stream, {[to, from, bytes] { memmove(to, from, bytes); }});
   if (status == cudaSuccess && target == Kind::kPageable) {  // written before the call returns
     return emulated_cuda::wait_for(stream, stream->queued);
   }
@@ -241,7 +248,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const Lock lock(gpu());
   if (!Memory::one().holds(to, bytes)) return fail(cudaErrorInvalidValue);
-  return enqueue(stream, [to, value, bytes] { memset(to, value, bytes); });
+  return enqueue(stream, {[to, value, bytes] { memset(to, value, bytes); }});
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -262,7 +269,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     stream->spoilt = true;
     return fail(cudaErrorStreamCaptureUnsupported);
   }
-  const cudaError_t status = enqueue(stream, [reached = event->reached] { *reached = emulated_cuda::now(); });
+  const cudaError_t status = enqueue(stream, {[reached = event->reached] { *reached = emulated_cuda::now(); }});
   event->stream = stream;
   event->place = stream->queued;
   return status;
@@ -315,9 +322,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   const Lock lock(gpu());
-  return enqueue(stream, [work = executable->work] {
-    for (const Work& one : *work) one();
-  });
+  return enqueue(stream, {[work = executable->work] {
+                   for (size_t i = 0; i < work->size(); ++i) emulated_cuda::do_first(*work, i);
+                 }});
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

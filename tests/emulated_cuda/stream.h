@@ -11,10 +11,14 @@ namespace emulated_cuda {
 bool may_call_unsafe();
 // Runs whatever is queued anywhere.
 void finish_all();
-// Whether kernels, whose work it is given, run.
+// Whether kernels do nothing.
 void set_idle(bool idle);
-cudaError_t enqueue_kernel(cudaStream_t stream, std::function<void()> work);
+// One thing that a stream does, and what of it may be done before its turn, if anything.
+struct Work {
+  std::function<void()> run, start = nullptr;
+  bool kernel = false;
+};
 // Adds work to a stream, or to what is recorded there.
-cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+cudaError_t enqueue(cudaStream_t stream, Work work);
 
 }  // namespace emulated_cuda

@@ -24,6 +24,7 @@ CHOICES = {
     "QWEN2VL_CUDA_GRAPHS": ("1", "0"),
     "QWEN2VL_CUDA_ATTENTION": ("grouped", "portable"),
     "QWEN2VL_CUDA_LAYERS": ("own", "onnxruntime"),
+    "QWEN2VL_CUDA_STARTS": ("early", "in-turn"),
 }
 
 
@@ -39,6 +40,8 @@ class CudaSettings:
     """16-bit decoders use GroupQueryAttention; else the portable attention, which can't be recorded."""
     own: bool = True
     """Decode steps, and the layers of prompts, are the project's own kernels; else ONNX Runtime's."""
+    early: bool = True
+    """Of these kernels: each may start before the one in front of it is done; else when it is."""
 
     @classmethod
     def from_environment(cls) -> CudaSettings:
@@ -76,5 +79,6 @@ def cuda_provider(stream: Any, settings: CudaSettings) -> Provider:
         settings.compiled,
         settings.grouped,
         settings.own,
+        settings.early,
         operators=True,
     )

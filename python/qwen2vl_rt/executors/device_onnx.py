@@ -117,7 +117,8 @@ def program_engine(
         prompt, weights = _lowered(bundle, file, **lowering)
     session = open_session(prompt, weights, bundle.path, provider)
     prompts = _session_engine(session, session, tensors, recorded=False)
-    program = _core.StepProgram(device, cache, prompts, cache.rows, decoder.buffers["past_length"])
+    past_length = decoder.buffers["past_length"]
+    program = _core.StepProgram(device, cache, prompts, cache.rows, past_length, provider.early)
     ProgramWriter(program, on_device, decoder.buffers, bundle.geometry.decoder, dtype).write(step)
     program.weights = on_device  # as long as the program
     return program

@@ -38,9 +38,7 @@ class DeviceWeights:
             if tensor.name not in read:
                 continue
             array = weights[tensor.name] if tensor.name in weights else numpy_helper.to_array(tensor)
-            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            block = self._blocks[tensor.name] = device.allocate(data.nbytes)
-            block.upload(data)
+            self._blocks[tensor.name] = _upload(device, array)
             self.shapes[tensor.name] = tuple(tensor.dims)
 
     def address(self, name: str) -> int:
@@ -50,6 +48,20 @@ class DeviceWeights:
     def tensors(self) -> list[Tensor]:
         """All, as a session's inputs."""
         return [Tensor(name, shape, self.address(name)) for name, shape in self.shapes.items()]
+
+
+def _upload(device: _core.Device, array: np.ndarray) -> _core.DeviceBlock:
+    """The array in a block of its own. What is another's transpose is turned there: it takes the host long."""
+    turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    data = np.ascontiguousarray(array.T if turned else array)
+    block = device.allocate(data.nbytes)
+    block.upload(data.reshape(-1).view(np.uint8))
+    if not turned:
+        return block
+    target = device.allocate(data.nbytes)
+    device.transpose(block.pointer, target.pointer, *data.shape, data.itemsize)
+    device.synchronize()  # before the first block goes
+    return target
 
 
 NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
@@ -128,14 +140,13 @@ class ProgramWriter:
             "cos": self._buffers["cos"],
             "sin": self._buffers["sin"],
         }
-        by_rows = not plain or attribute(node, "rows")
-        step["form"] = ("rows" if by_rows else "columns") if plain else f"blocks{attribute(node, 'bits')}"
+        step["form"] = "plain" if plain else f"blocks{attribute(node, 'bits')}"
         matrices = []
         for layer in range(layers):
             first = SHARED + layer * DEVICE_KINDS[node.op_type]
             names = inputs[first : first + DEVICE_KINDS[node.op_type]]
             shape = self._weights.shapes[names[0]]
-            outputs = shape[0 if by_rows else 1]
+            outputs = shape[0]
             if not plain:
                 step["block"] = shape[2] * 8 // attribute(node, "bits")
             parts = ("weights", "bias") if plain else ("weights", "scales", "zero_points", "bias")

@@ -39,6 +39,8 @@ class Provider:
     """GroupQueryAttention where its kernels exist there: in 16 bit."""
     own: bool = True
     """The decoder's layers by the project's own kernels; else by ONNX Runtime's."""
+    early: bool = True
+    """Kernels of a decode step may start before the one in front of them is done."""
     operators: bool = False
     """Its graphs take the operators of `_cuda`."""
 

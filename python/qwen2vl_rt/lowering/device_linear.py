@@ -32,13 +32,15 @@ def to_device_linear(model: ModelProto, weights: dict[str, np.ndarray], element_
     """Replace products with constant matrices, and what stands around them, in place.
 
     `element_type`: of the graph once it has been narrowed, FLOAT, BFLOAT16 or FLOAT16. The matrices are those
-    of MatMul, of Gemm over a table [N, K] and of MatMulNBits, and stay as they are.
+    of MatMul, which become [N, K] (a transposed view of the same memory), of Gemm over a table [N, K] and of
+    MatMulNBits, which stay as they are.
     """
     graph, name = model.graph, TYPES[element_type]
     readers, tensors = only_readers(graph), {tensor.name: tensor for tensor in graph.initializer}
     replacements: dict[str, list[NodeProto]] = {}
+    turned: set[str] = set()
     for product in graph.node:
-        found = _matrix(product, tensors, weights)
+        found = _matrix(product, tensors, weights, turned)
         if found is None:
             continue
         kind, matrix, outputs, attributes = found
@@ -83,9 +85,12 @@ def rotate_heads(model: ModelProto) -> None:
 
 
 def _matrix(
-    product: NodeProto, tensors: dict[str, TensorProto], weights: dict[str, np.ndarray]
+    product: NodeProto, tensors: dict[str, TensorProto], weights: dict[str, np.ndarray], turned: set[str]
 ) -> tuple[str, list[str], int, dict[str, int]] | None:
-    """The operator's form, a product's matrix as its inputs, the bias last, its outputs and attributes."""
+    """The operator's form, a product's matrix as its inputs, the bias last, its outputs and attributes.
+
+    `turned`: matrices that have become [N, K] already.
+    """
     if product.op_type == "MatMulNBits":
         codes, scale, zero_points, _group, bias = [*product.input[1:], "", "", ""][:5]
         attributes = {"bits": attribute(product, "bits")}
@@ -94,8 +99,11 @@ def _matrix(
     weight = product.input[1] if product.op_type == "MatMul" or by_rows else ""
     if weight not in weights or len(tensors[weight].dims) != 2:
         return None
-    outputs = tensors[weight].dims[0 if by_rows else 1]
-    return "Plain", [weight, ""], outputs, {"rows": int(by_rows)}
+    if not by_rows and weight not in turned:
+        turned.add(weight)
+        weights[weight] = weights[weight].T
+        tensors[weight].dims[:] = weights[weight].shape
+    return "Plain", [weight, ""], tensors[weight].dims[0], {}
 
 
 def _gate(model: ModelProto) -> None:
