@@ -99,9 +99,8 @@ __global__ void __launch_bounds__(kThreads, type == FloatType::kFloat32 ? 1 : 2)
   const int64_t past = attention.past_length[row], length = past + 1;
   const int64_t each = (length + kAttentionPieces - 1) / kAttentionPieces;
   const int64_t begin = piece * each, end = min(begin + each, length), cached = min(end, past);
-  const int64_t unit = 2 * attention.layer * kv_heads + kv_head;
-  char* const keys = cache_head(cache, unit, row);
-  char* const row_values = cache_head(cache, unit + kv_heads, row);
+  char* const keys = cache_head(cache, 2 * attention.layer, kv_head, row);
+  char* const row_values = cache_head(cache, 2 * attention.layer + 1, kv_head, row);
   struct Positions {
     Part<type, per> k[kTogether], v[kTogether];
   };

@@ -18,11 +18,15 @@ struct CacheLayout {
   FloatType type;
 };
 
-// The head's positions [capacity, head_dim] in a row; unit = tensor * kv_heads + head.
-QWEN2VL_HOST_DEVICE char* cache_head(const CacheLayout& cache, int64_t unit, int64_t row) {
-  const int64_t tensor = unit / cache.kv_heads, head = unit % cache.kv_heads;
+// The head's positions [capacity, head_dim] in a row. Tensor 2 * layer are keys, the next one values.
+QWEN2VL_HOST_DEVICE char* cache_head(const CacheLayout& cache, int64_t tensor, int64_t head, int64_t row) {
   return cache.base + tensor * cache.tensor_bytes +
          (row * cache.kv_heads + head) * cache.capacity * cache.head_dim * float_size(cache.type);
+}
+
+// The same for unit = tensor * kv_heads + head.
+QWEN2VL_HOST_DEVICE char* cache_head(const CacheLayout& cache, int64_t unit, int64_t row) {
+  return cache_head(cache, unit / cache.kv_heads, unit % cache.kv_heads, row);
 }
 
 // This step's new keys and values of one layer, [rows, kv_heads, tokens, head_dim] each, for the positions

@@ -113,7 +113,9 @@ struct OutputPair {
 };
 QWEN2VL_HOST_DEVICE OutputPair output_pair(const LinearStep& step, int32_t m, int64_t unit) {
   if (m >= step.rotated) return {2 * unit, 2 * unit + 1};
-  const int64_t half = step.head_dim / 2, first = unit / half * step.head_dim + unit % half;
+  // 32 bits: a GPU takes hundreds of instructions for a division of 64.
+  const auto half = static_cast<uint32_t>(step.head_dim / 2), number = static_cast<uint32_t>(unit);
+  const int64_t first = number / half * int64_t{2} * half + number % half;
   return {first, first + half};
 }
 
@@ -136,7 +138,8 @@ QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t 
     if (both) second += load_float(matrix.bias, step.type, pair.second);
   }
   if (m < step.rotated) {
-    const int64_t half = step.head_dim / 2, column = row * half + pair.first % step.head_dim;
+    const int64_t half = step.head_dim / 2;
+    const int64_t column = row * half + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
     const float cos = load_float(step.cos, step.type, column), sin = load_float(step.sin, step.type, column);
     const float left = first, right = second;
     first = left * cos - right * sin;

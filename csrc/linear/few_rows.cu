@@ -191,7 +191,7 @@ __device__ int64_t input_row(const LinearStep& step, int64_t first_row, int b) {
 
 // --- the kernel ------------------------------------------------------------------------------------------
 
-// slices: warps that share a unit's inputs. shift: of blocks.
+// 1 << slices: warps that share a unit's inputs. shift: of blocks.
 template <FloatType type, MatrixForm form, int rows, bool normed>
 __global__ void __launch_bounds__(kThreads, 2)
     few_rows_kernel(LinearStep step, int64_t first_row, Units units, int slices, int shift) {
@@ -203,9 +203,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ float partial[kWarps][2][rows];
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int unit_of_block = warp / slices, slice = warp % slices;
-  const int64_t stride = int64_t{gridDim.x} * (kWarps / slices);
-  const int pieces = static_cast<int>(step.inputs / Piece::kInputs), together = slices * kWarp;
+  const int unit_of_block = warp >> slices, slice = warp & ((1 << slices) - 1);
+  const int64_t stride = int64_t{gridDim.x} * (kWarps >> slices);
+  const int pieces = static_cast<int>(step.inputs / Piece::kInputs), together = kWarp << slices;
 
   struct Batch {
     Piece first[kAhead], second[kAhead];
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
 
   // The same for all threads of a block: the number of its first unit, and the first piece of the batch.
-  int64_t first_unit = int64_t{blockIdx.x} * (kWarps / slices);
+  int64_t first_unit = int64_t{blockIdx.x} * (kWarps >> slices);
   int begin = 0;
   Unit unit(step, units, first_unit + unit_of_block);
   UnitRows<type, form> weights(step, unit, shift);
@@ -284,14 +284,14 @@ __global__ void __launch_bounds__(kThreads, 2)
           sum[o][b] = 0;
         }
       }
-      if (slices > 1) {
+      if (slices > 0) {
         if (lane < rows) {
           partial[warp][0][lane] = total[0];
           partial[warp][1][lane] = total[1];
         }
         __syncthreads();
         if (slice == 0 && lane < rows) {
-          for (int other = 1; other < slices; ++other) {
+          for (int other = 1; other < 1 << slices; ++other) {
             total[0] += partial[warp + other][0][lane];
             total[1] += partial[warp + other][1][lane];
           }
@@ -311,16 +311,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // --- launches --------------------------------------------------------------------------------------------
 
-int64_t rounded_up(int64_t count, int64_t whole) { return (count + whole - 1) / whole; }
+int64_t rounded_up(int64_t count, int64_t whole) { return (count + whole - 1) / whole; }  // in wholes
 
-// Warps for a unit: as many as let the GPU's `resident` blocks be done soonest, counted in a lane's pieces.
+// Warps for a unit, as a power of two: as many as let the GPU's `resident` blocks be done soonest, counted in a lane's
+// pieces.
 int slices_of(const Units& units, int64_t pieces, int64_t resident) {
   const auto cost = [&](int slices) {
-    const int64_t blocks = rounded_up(units.all * slices, kWarps);
-    return rounded_up(blocks, resident) * rounded_up(pieces, int64_t{kWarp} * slices);
+    const int64_t blocks = rounded_up(units.all << slices, kWarps);
+    return rounded_up(blocks, resident) * rounded_up(pieces, kWarp << slices);
   };
-  int best = 1;
-  for (int slices = 2; slices <= kWarps; slices *= 2) {
+  int best = 0;
+  for (int slices = 1; 1 << slices <= kWarps; ++slices) {
     if (cost(slices) < cost(best)) best = slices;
   }
   return best;
@@ -335,7 +336,7 @@ void launch_pass(const LinearStep& step, int64_t first_row, StreamHandle stream)
   const int64_t resident = int64_t{capabilities().multiprocessors} * std::max(blocks_each, 1);
   const int slices = slices_of(units, step.inputs / OutputRow<type, form>::Piece::kInputs, resident);
   // More than the GPU takes at once would only normalise the input again.
-  const auto blocks = static_cast<unsigned>(std::min(rounded_up(units.all * slices, kWarps), resident));
+  const auto blocks = static_cast<unsigned>(std::min(rounded_up(units.all << slices, kWarps), resident));
   int shift = 0;
   while (16 << shift < step.block) ++shift;
   launch(step.early != 0 ? Start::kEarly : Start::kInTurn, kernel, blocks, kThreads, stream, "a layer", step,
