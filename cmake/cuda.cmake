@@ -24,7 +24,8 @@ if(QWEN2VL_CUDA STREQUAL "EMULATED")
   target_compile_options(_cuda PRIVATE -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing)
   target_link_libraries(_cuda PRIVATE qwen2vl_core)
   string(REPLACE ";" " " architecture_list "${QWEN2VL_CUDA_ARCHITECTURES}")
-  target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}" QWEN2VL_EMULATED_CUDA)
+  target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}" QWEN2VL_CUDA_NEWEST=120
+                                           QWEN2VL_EMULATED_CUDA)
   install(TARGETS _cuda LIBRARY DESTINATION qwen2vl_rt)
   return()
 endif()
@@ -48,10 +49,15 @@ foreach(architecture IN LISTS QWEN2VL_CUDA_ARCHITECTURES)
     list(APPEND architectures ${architecture})
   endif()
 endforeach()
-# Machine code for each, and for GPUs newer than the list the last one's PTX, which the driver compiles.
+# Machine code for each. PTX, which the driver compiles: 9.0's for what lies between (10.0, 10.3), the last one's for
+# GPUs newer than the list.
 list(TRANSFORM architectures APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
 list(GET architectures -1 newest)
 list(APPEND CMAKE_CUDA_ARCHITECTURES "${newest}-virtual")
+if("90" IN_LIST architectures)
+  list(APPEND CMAKE_CUDA_ARCHITECTURES "90-virtual")
+endif()
+list(REMOVE_DUPLICATES CMAKE_CUDA_ARCHITECTURES)
 
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -63,7 +69,8 @@ find_package(CUDAToolkit REQUIRED)
 pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${kernels})
 target_link_libraries(_cuda PRIVATE qwen2vl_core CUDA::cudart_static)
 string(REPLACE ";" " " architecture_list "${architectures}")
-target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}")
+target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}"
+                                         QWEN2VL_CUDA_NEWEST=${newest})
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
                                      # -fmad=false: the same roundings as on the CPU, twin by twin.
                                      $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall>)

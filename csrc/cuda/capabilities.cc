@@ -17,10 +17,14 @@ Capabilities capabilities() {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known->find(device);
   if (found != known->end()) return found->second;
-  int multiprocessors = 0, major = 0;
+  int multiprocessors = 0, major = 0, reads_pageable = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "asking the GPU");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking the GPU");
-  return (*known)[device] = {multiprocessors, major >= 9};
+  check(cudaDeviceGetAttribute(&reads_pageable, cudaDevAttrPageableMemoryAccessUsesHostPageTables, device),
+        "asking the GPU");
+  // A kernel that the driver compiles from an older architecture's PTX has no code that waits.
+  const bool early_starts = major >= 9 && QWEN2VL_CUDA_NEWEST >= 90;
+  return (*known)[device] = {multiprocessors, early_starts, reads_pageable != 0};
 }
 
 }  // namespace qwen2vl::cuda

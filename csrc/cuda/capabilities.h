@@ -5,7 +5,8 @@ namespace qwen2vl::cuda {
 // What a GPU's launches depend on.
 struct Capabilities {
   int multiprocessors;
-  bool early_starts;  // of kernels whose predecessors still run: compute capability 9.0 and later
+  bool early_starts;    // of kernels whose predecessors still run: compute capability 9.0 and later
+  bool reads_pageable;  // memory of the host, wherever it lies: a copy from there may not be over when its call is
 };
 
 // Of the GPU that the calling thread uses; asked for once.

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cuda/ignore_other_recordings.h"
+#include "cuda/on_device.h"
 #include "cuda/step_kernel.h"
 
 namespace qwen2vl::cuda {
@@ -11,30 +12,60 @@ namespace {
 
 class GraphRecording : public Recording {
  public:
-  explicit GraphRecording(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
+  explicit GraphRecording(std::shared_ptr<CudaDevice> device) : device_(std::move(device)) {}
+  ~GraphRecording() override { abandon(); }
 
   bool replay() override {
     if (!graph_.ready()) return false;
-    graph_.launch(*stream_);
+    const OnDevice on(device_->stream()->device());
+    graph_.launch(*device_->stream());
     return true;
   }
-  void begin() override { graph_.begin(*stream_); }
-  void end() override {
-    graph_.end();
-    graph_.launch(*stream_);
+  void begin() override {
+    const OnDevice on(device_->stream()->device());
+    graph_.begin(*device_->stream());
+    device_->hold_releases();
+    recording_ = true;
   }
-  void abandon() noexcept override { graph_.abandon(); }
+  void end() override {
+    const OnDevice on(device_->stream()->device());
+    const Ending ending{this};
+    graph_.end();
+    graph_.launch(*device_->stream());
+  }
+  void abandon() noexcept override {
+    if (!recording_) return;
+    const Ending ending{this};
+    graph_.abandon();
+  }
 
  private:
-  std::shared_ptr<Stream> stream_;
+  // Recorded or not, the recording is over when this goes.
+  struct Ending {
+    GraphRecording* recording;
+    ~Ending() {
+      if (!std::exchange(recording->recording_, false)) return;
+      recording->device_->let_releases_go();
+    }
+  };
+
+  std::shared_ptr<CudaDevice> device_;
   Graph graph_;
+  bool recording_ = false;
 };
 
 }  // namespace
 
 CudaDevice::CudaDevice(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
 
+template <typename Work>
+void CudaDevice::on_stream(Work work) {
+  const OnDevice on(stream_->device());
+  work(stream_->handle());
+}
+
 void* CudaDevice::allocate(size_t bytes) {
+  const OnDevice on(stream_->device());
   DeviceBuffer buffer(bytes);
   fill_zero(buffer.data(), bytes, *stream_);
   void* const address = buffer.data();
@@ -45,10 +76,14 @@ void* CudaDevice::allocate(size_t bytes) {
 
 void CudaDevice::release(void* pointer) noexcept {
   const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  blocks_.erase(pointer);
+  const auto found = blocks_.find(pointer);
+  if (found == blocks_.end()) return;
+  if (recorders_ > 0) released_.push_back(std::move(found->second));
+  blocks_.erase(found);
 }
 
 void* CudaDevice::allocate_shared(size_t bytes, void** device_view) {
+  const OnDevice on(stream_->device());
   PinnedBuffer buffer(bytes);
   void* const address = buffer.data();
   *device_view = buffer.device_data();
@@ -59,59 +94,102 @@ void* CudaDevice::allocate_shared(size_t bytes, void** device_view) {
 
 void CudaDevice::release_shared(void* pointer) noexcept {
   const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  shared_blocks_.erase(pointer);
+  const auto found = shared_blocks_.find(pointer);
+  if (found == shared_blocks_.end()) return;
+  if (recorders_ > 0) released_shared_.push_back(std::move(found->second));
+  shared_blocks_.erase(found);
+}
+
+void CudaDevice::hold_releases() {
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
+  ++recorders_;
+}
+
+void CudaDevice::let_releases_go() noexcept {
+  std::vector<DeviceBuffer> blocks;
+  std::vector<PinnedBuffer> shared_blocks;
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
+  if (--recorders_ > 0) return;
+  blocks.swap(released_);
+  shared_blocks.swap(released_shared_);
 }
 
 void CudaDevice::upload(void* to, const void* host, size_t bytes) {
-  copy_to_device(to, host, bytes, *stream_);
+  on_stream([&](StreamHandle) { copy_to_device(to, host, bytes, *stream_); });
 }
 
 void CudaDevice::download(void* host, const void* from, size_t bytes) {
-  copy_to_host(host, from, bytes, *stream_);
-  stream_->synchronize();
+  on_stream([&](StreamHandle) {
+    copy_to_host(host, from, bytes, *stream_);
+    stream_->synchronize();
+  });
 }
 
-void CudaDevice::copy(void* to, const void* from, size_t bytes) { copy_on_device(to, from, bytes, *stream_); }
+void CudaDevice::copy(void* to, const void* from, size_t bytes) {
+  on_stream([&](StreamHandle) { copy_on_device(to, from, bytes, *stream_); });
+}
 
-void CudaDevice::zero(void* to, size_t bytes) { fill_zero(to, bytes, *stream_); }
+void CudaDevice::zero(void* to, size_t bytes) {
+  on_stream([&](StreamHandle) { fill_zero(to, bytes, *stream_); });
+}
 
-void CudaDevice::transpose(const Transpose& turn) { cuda::transpose(turn, stream_->handle()); }
+void CudaDevice::transpose(const Transpose& turn) {
+  on_stream([&](StreamHandle stream) { cuda::transpose(turn, stream); });
+}
 
-void CudaDevice::rope_rows(const RopeRows& rope) { cuda::rope_rows(rope, stream_->handle()); }
+void CudaDevice::rope_rows(const RopeRows& rope) {
+  on_stream([&](StreamHandle stream) { cuda::rope_rows(rope, stream); });
+}
 
 void CudaDevice::gather_embeddings(const EmbeddingGather& gather) {
-  cuda::gather_embeddings(gather, stream_->handle());
+  on_stream([&](StreamHandle stream) { cuda::gather_embeddings(gather, stream); });
 }
 
-void CudaDevice::cache_append(const CacheAppend& append) { cuda::cache_append(append, stream_->handle()); }
+void CudaDevice::cache_append(const CacheAppend& append) {
+  on_stream([&](StreamHandle stream) { cuda::cache_append(append, stream); });
+}
 
-void CudaDevice::cache_copy_row(const CacheRowCopy& copy) { cuda::cache_copy_row(copy, stream_->handle()); }
+void CudaDevice::cache_copy_row(const CacheRowCopy& copy) {
+  on_stream([&](StreamHandle stream) { cuda::cache_copy_row(copy, stream); });
+}
 
-void CudaDevice::cache_shift(const CacheShift& shift) { cuda::cache_shift(shift, stream_->handle()); }
+void CudaDevice::cache_shift(const CacheShift& shift) {
+  on_stream([&](StreamHandle stream) { cuda::cache_shift(shift, stream); });
+}
 
 void CudaDevice::prepare_frame_job(const FrameJob& job) {
   const IgnoreOtherRecordings guard;  // a kernel's first launch loads it
-  cuda::prepare_frame_job(job, stream_->handle());
+  on_stream([&](StreamHandle stream) { cuda::prepare_frame_job(job, stream); });
 }
 
 void CudaDevice::decode_attention(const DecodeAttention& attention) {
-  cuda::decode_attention(attention, stream_->handle());
+  on_stream([&](StreamHandle stream) { cuda::decode_attention(attention, stream); });
 }
 
 void CudaDevice::linear(const LinearStep& step, void* scratch) {
-  cuda::linear(step, scratch, stream_->handle());
+  on_stream([&](StreamHandle stream) { cuda::linear(step, scratch, stream); });
 }
 
-void CudaDevice::sample_rows(const SampleStep& step) { cuda::sample_rows(step, stream_->handle()); }
+void CudaDevice::sample_rows(const SampleStep& step) {
+  on_stream([&](StreamHandle stream) { cuda::sample_rows(step, stream); });
+}
 
-void CudaDevice::advance_rows(const StepRows& step) { cuda::advance_rows(step, stream_->handle()); }
+void CudaDevice::advance_rows(const StepRows& step) {
+  on_stream([&](StreamHandle stream) { cuda::advance_rows(step, stream); });
+}
 
-void CudaDevice::mark(int slot) { marks_[slot].record(*stream_); }
+void CudaDevice::mark(int slot) {
+  on_stream([&](StreamHandle) { marks_[slot].record(*stream_); });
+}
 
-void CudaDevice::wait_for(int slot) { marks_[slot].synchronize(); }
+void CudaDevice::wait_for(int slot) {
+  on_stream([&](StreamHandle) { marks_[slot].synchronize(); });
+}
 
-void CudaDevice::synchronize() { stream_->synchronize(); }
+void CudaDevice::synchronize() {
+  on_stream([&](StreamHandle) { stream_->synchronize(); });
+}
 
-std::unique_ptr<Recording> CudaDevice::recording() { return std::make_unique<GraphRecording>(stream_); }
+std::unique_ptr<Recording> CudaDevice::recording() { return std::make_unique<GraphRecording>(std::static_pointer_cast<CudaDevice>(shared_from_this())); }
 
 }  // namespace qwen2vl::cuda

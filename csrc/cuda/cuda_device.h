@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "cuda/memory.h"
 #include "cuda/stream.h"
@@ -41,12 +42,23 @@ class CudaDevice : public Device {
   void synchronize() override;
   std::unique_ptr<Recording> recording() override;
 
+  // While a step is recorded nothing may be freed, and what Python lets go of meanwhile is kept until the end.
+  void hold_releases();
+  void let_releases_go() noexcept;
+
  private:
+  // work(stream) with the stream's GPU as the calling thread's.
+  template <typename Work>
+  void on_stream(Work work);
+
   std::shared_ptr<Stream> stream_;
   Event marks_[2];
   std::mutex blocks_mutex_;  // blocks are let go by any thread
   std::map<void*, DeviceBuffer> blocks_;
   std::map<void*, PinnedBuffer> shared_blocks_;
+  int recorders_ = 0;
+  std::vector<DeviceBuffer> released_;
+  std::vector<PinnedBuffer> released_shared_;
 };
 
 }  // namespace qwen2vl::cuda

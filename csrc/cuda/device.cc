@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/error.h"
+#include "cuda/on_device.h"
 
 namespace qwen2vl::cuda {
 
@@ -24,7 +25,7 @@ DeviceStatus device_status() {
 DeviceInfo device_info(int device) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
-  check(cudaSetDevice(device), "selecting the GPU");
+  const OnDevice on(device);
   DeviceInfo info;
   info.name = properties.name;
   info.compute_capability = properties.major * 10 + properties.minor;
@@ -36,6 +37,13 @@ DeviceInfo device_info(int device) {
   info.total_bytes = static_cast<int64_t>(total_bytes);
   check(cudaDriverGetVersion(&info.driver_version), "reading the driver's version");
   return info;
+}
+
+int device_of(const void* pointer) {
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, pointer), "looking an address up");
+  const bool device = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return device ? attributes.device : -1;
 }
 
 int toolkit_version() { return CUDART_VERSION; }

@@ -24,6 +24,9 @@ struct DeviceInfo {
 // Throws DeviceError for a device that does not exist. Creates the device's context in this process.
 DeviceInfo device_info(int device);
 
+// The number of the GPU whose memory an address is in; -1 for the host's.
+int device_of(const void* pointer);
+
 // The CUDA toolkit that the module was built with, 13000 for 13.0.
 int toolkit_version();
 

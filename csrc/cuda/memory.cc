@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/capabilities.h"
 #include "cuda/error.h"
 #include "cuda/ignore_other_recordings.h"
 
@@ -63,6 +64,7 @@ void copy_to_device(void* device, const void* host, size_t bytes, const Stream& 
   if (bytes == 0) return;
   const IgnoreOtherRecordings guard;
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.handle()), "copying to the GPU");
+  if (capabilities().reads_pageable) stream.synchronize();
 }
 
 void copy_to_host(void* host, const void* device, size_t bytes, const Stream& stream) {

@@ -5,13 +5,14 @@
 #include "cuda/error.h"
 #include "cuda/gemm.h"
 #include "cuda/ignore_other_recordings.h"
+#include "cuda/on_device.h"
 #include "cuda/workspace.h"
 
 namespace qwen2vl::cuda {
 
 Stream::Stream(int device) : device_(device) {
+  const OnDevice on(device);
   const IgnoreOtherRecordings guard;
-  check(cudaSetDevice(device), "selecting the GPU");
   check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "creating a stream");
 }
 
@@ -32,23 +33,21 @@ void synchronize_stream(uintptr_t handle) {
   check(cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(handle)), "waiting for a frame's producer");
 }
 
-Event::Event(bool timing) {
-  const IgnoreOtherRecordings guard;
-  check(cudaEventCreateWithFlags(&handle_, timing ? cudaEventDefault : cudaEventDisableTiming),
-        "creating an event");
+Event::~Event() {
+  if (handle_ != nullptr) cudaEventDestroy(handle_);
 }
 
-Event::~Event() { cudaEventDestroy(handle_); }
-
 void Event::record(const Stream& stream) {
+  if (handle_ == nullptr) {  // on the stream's own GPU
+    const IgnoreOtherRecordings guard;
+    check(cudaEventCreateWithFlags(&handle_, timing_ ? cudaEventDefault : cudaEventDisableTiming),
+          "creating an event");
+  }
   check(cudaEventRecord(handle_, stream.handle()), "recording an event");
 }
 
-void Event::hold_back(const Stream& stream) const {
-  check(cudaStreamWaitEvent(stream.handle(), handle_, 0), "waiting for an event");
-}
-
 void Event::synchronize() const {
+  if (handle_ == nullptr) return;
   const IgnoreOtherRecordings guard;
   check(cudaEventSynchronize(handle_), "running on the GPU");
 }

@@ -36,21 +36,20 @@ void synchronize_stream(uintptr_t handle);
 // A mark in a stream.
 class Event {
  public:
-  explicit Event(bool timing = false);
+  explicit Event(bool timing = false) : timing_(timing) {}
   ~Event();
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
   void record(const Stream& stream);
-  // Makes later work of `stream` wait for the mark, without blocking the caller.
-  void hold_back(const Stream& stream) const;
   // Blocks until the mark is reached.
   void synchronize() const;
-  // Milliseconds from `start` to this event; both made with timing, both reached.
+  // Milliseconds from `start` to this event; both made with timing, recorded and reached.
   float milliseconds_since(const Event& start) const;
 
  private:
-  CUevent_st* handle_ = nullptr;
+  bool timing_;
+  CUevent_st* handle_ = nullptr;  // from the first mark on
 };
 
 // Work recorded once and launched as a whole. Memory addresses and launch sizes are those of the recording;

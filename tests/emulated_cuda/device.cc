@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "stream.h"
 
+constexpr int kDevices = 2;
 constexpr int kMajor = 9;             // compute capability 9.0
 constexpr int kMultiprocessors = 4;  // kernels that go by their number take several rounds
 
@@ -23,6 +24,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidConfiguration";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
     case cudaErrorIllegalAddress:
       return "cudaErrorIllegalAddress";
     case cudaErrorLaunchFailure:
@@ -37,12 +40,12 @@ const char* cudaGetErrorName(cudaError_t error) {
 const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = kDevices;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return emulated_cuda::fail(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return emulated_cuda::fail(cudaErrorInvalidDevice);
   *properties = {};
   std::strcpy(properties->name, "Emulated GPU");
   properties->major = kMajor;
@@ -50,18 +53,33 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 
+thread_local int current_device = 0;
+
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
+  return cudaSuccess;
+}
+
+bool emulated_cuda::on_first_gpu() { return current_device == 0; }
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  const bool device = emulated_cuda::Memory::one().kind(pointer) == emulated_cuda::Kind::kDevice;
+  *attributes = {device ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, device ? 0 : -2};
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors : kMajor;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? kMultiprocessors
+           : attribute == cudaDevAttrComputeCapabilityMajor ? kMajor
+                                                            : 0;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : emulated_cuda::fail(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return emulated_cuda::fail(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
@@ -90,6 +108,10 @@ __attribute__((visibility("default"))) void emulated_cuda_idle(int idle) {
   emulated_cuda::finish_all();
   emulated_cuda::set_idle(idle != 0);
 }
+
+// Lets the calling thread work on another GPU, as other code of a program may.
+__attribute__((visibility("default"))) int emulated_cuda_select(int device) { return cudaSetDevice(device); }
+__attribute__((visibility("default"))) int emulated_cuda_selected() { return current_device; }
 
 // The driver's calls that a test records with in another library's place.
 __attribute__((visibility("default"))) int cuStreamBeginCapture_v2(cudaStream_t stream, int mode) {

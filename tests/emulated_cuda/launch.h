@@ -16,6 +16,9 @@ cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, bool early, const
 // that it sees. Numbers of kernels are far below addresses.
 bool addresses_device(const void* parameter, size_t bytes);
 
+// Whether the calling thread works on the GPU that has memory and streams.
+bool on_first_gpu();
+
 // Keeps `error` for cudaGetLastError, and returns it.
 cudaError_t fail(cudaError_t error);
 

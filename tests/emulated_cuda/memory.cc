@@ -158,7 +158,10 @@ cudaError_t release(void* pointer, Kind kind) {
 
 }  // namespace
 
-cudaError_t cudaMalloc(void** pointer, size_t bytes) { return allocate(pointer, bytes, Kind::kDevice); }
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  if (!emulated_cuda::on_first_gpu()) return emulated_cuda::fail(cudaErrorMemoryAllocation);
+  return allocate(pointer, bytes, Kind::kDevice);
+}
 cudaError_t cudaFree(void* pointer) { return release(pointer, Kind::kDevice); }
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
   return allocate(pointer, bytes, Kind::kPinned);

@@ -161,6 +161,7 @@ cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, bool early, const
                     uint64_t{block.x} * block.y * block.z <= 1024;
   if (!fits) return fail(cudaErrorInvalidConfiguration);
   if (!known(actual(stream))) return fail(cudaErrorInvalidValue);
+  if (!on_first_gpu()) return fail(cudaErrorInvalidResourceHandle);
   // The first launch loads a kernel, which is a call that a recording does not allow.
   if (loaded_kernels().insert(kernel).second && !may_call_unsafe()) {
     return fail(cudaErrorStreamCaptureUnsupported);
@@ -184,6 +185,7 @@ cudaError_t cudaGetLastError() { return std::exchange(emulated_cuda::last_error,
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   const Lock lock(gpu());
   if (!emulated_cuda::may_call_unsafe()) return fail(cudaErrorStreamCaptureUnsupported);
+  if (!emulated_cuda::on_first_gpu()) return fail(cudaErrorInvalidDevice);
   *stream = new CUstream_st;
   emulated_cuda::streams().insert(*stream);
   return cudaSuccess;
@@ -204,15 +206,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (reinterpret_cast<uintptr_t>(stream) <= 2) stream = emulated_cuda::actual(nullptr);
   if (!emulated_cuda::known(stream)) return fail(cudaErrorInvalidValue);
   return emulated_cuda::wait_for(stream, stream->queued);
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  const Lock lock(gpu());
-  CUstream_st* const other = event->stream;
-  if (other == nullptr) return cudaSuccess;
-  return enqueue(stream, {[other, place = event->place] {
-                   if (emulated_cuda::known(other)) emulated_cuda::run_until(other, place);
-                 }});
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,

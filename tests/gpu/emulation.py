@@ -25,6 +25,16 @@ def idle(idle: bool) -> None:
         ctypes.CDLL(cuda.load().__file__).emulated_cuda_idle(int(idle))
 
 
+def select(number: int) -> None:
+    """The calling thread works on another of the emulated GPUs, as other code of a program may."""
+    assert ctypes.CDLL(cuda.load().__file__).emulated_cuda_select(number) == 0
+
+
+def selected() -> int:
+    """The emulated GPU that the calling thread works on."""
+    return ctypes.CDLL(cuda.load().__file__).emulated_cuda_selected()
+
+
 def queue_on(stream: int) -> Callable[[Callable[[], None]], None]:
     """What queues calls of Python's on an emulated stream, where a recording repeats them."""
     library = ctypes.CDLL(cuda.load().__file__)

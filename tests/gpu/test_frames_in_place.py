@@ -96,6 +96,16 @@ def test_an_adopted_frame_outlives_its_source():
     np.testing.assert_array_equal(to_host(patches.block, patches.shape, np.float32), expected.patches)
 
 
+class OnSecondGpu:
+    """A DLPack array of which only the place is asked for."""
+
+    def __dlpack_device__(self):
+        return (2, 1)
+
+    def __dlpack__(self, stream=None):
+        raise AssertionError("taken over from the wrong GPU")
+
+
 def test_refusals():
     device = _core.HostDevice()
     frames, block = DeviceFrames(device, "float32", None), device.allocate(64 * 64 * 4)
@@ -112,6 +122,8 @@ def test_refusals():
         prepare(CudaArray(block, (64, 64, 3), typestr="<f4"))
     with pytest.raises(PictureError, match="must be uint8, not DLPack type 2"):
         frames.adopt(np.zeros((8, 8, 3), np.float32))
+    with pytest.raises(PictureError, match=r"camera 2: .*lies on GPU 1, .*CUDA_VISIBLE_DEVICES"):
+        prepare(OnSecondGpu(), frames=DeviceFrames(device, "float32", stream=7))
     with pytest.raises(PictureError, match="aspect ratio"):
         prepare(CudaArray(block, (1, 2000, 3)))
     with pytest.raises(PromptTooLongError, match="room for 3"):

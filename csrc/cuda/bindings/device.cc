@@ -30,6 +30,9 @@ void register_device(py::module_& m) {
       .def_readonly("integrated", &DeviceInfo::integrated, "Shares the system's memory.")
       .def_readonly("driver_version", &DeviceInfo::driver_version, "CUDA version of the driver: 13000");
   m.def("device_info", &device_info, py::arg("device") = 0);
+  m.def(
+      "device_of", [](uintptr_t pointer) { return device_of(reinterpret_cast<const void*>(pointer)); },
+      py::arg("pointer"), "The number of the GPU whose memory an address is in; -1 for the host's.");
 
   py::class_<Stream, std::shared_ptr<Stream>>(m, "Stream", "A queue of device work, in order.")
       .def(py::init<int>(), py::arg("device") = 0)
@@ -52,8 +55,6 @@ void register_device(py::module_& m) {
   py::class_<Event>(m, "Event", "A mark in a stream.")
       .def(py::init<bool>(), py::arg("timing") = false)
       .def("record", &Event::record, py::arg("stream"))
-      .def("hold_back", &Event::hold_back, py::arg("stream"),
-           "Later work of the stream waits for the mark; the caller doesn't.")
       .def("synchronize", &Event::synchronize, py::call_guard<py::gil_scoped_release>())
       .def("milliseconds_since", &Event::milliseconds_since, py::arg("start"));
 

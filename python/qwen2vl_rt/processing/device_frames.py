@@ -82,9 +82,8 @@ class DeviceFrames:
         Raises:
             PictureError: it is no uint8 array of such a shape, or lies somewhere else.
         """
-        if hasattr(source, "__dlpack__"):
-            return _from_dlpack(source, self._stream, name)
-        return _from_cuda_array(source, name)
+        from_there = _from_dlpack if hasattr(source, "__dlpack__") else _from_cuda_array
+        return from_there(source, self._stream, name)
 
     def upload(self, pixels: np.ndarray) -> DeviceFrame | None:
         """A copy of a host's frame, uint8 [height, width, 3]; None if it is larger than LARGEST_UPLOAD."""
@@ -192,7 +191,16 @@ def _frame(
     return DeviceFrame(pointer, shape[0], shape[1], (strides[0], strides[1], channel), owner)
 
 
-def _from_cuda_array(source: Any, name: str) -> DeviceFrame:
+def _require_session_gpu(gpu: int, name: str) -> None:
+    """A frame on another GPU would be an illegal address, after which no CUDA call of the process works."""
+    if gpu > 0:
+        raise PictureError(
+            f"{name}: the frame lies on GPU {gpu}, and sessions compute on GPU 0: copy it there, or choose "
+            "the GPU with the environment variable CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _from_cuda_array(source: Any, own_stream: int | None, name: str) -> DeviceFrame:
     """https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html"""
     interface = source.__cuda_array_interface__
     if interface["typestr"] != "|u1":
@@ -203,9 +211,12 @@ def _from_cuda_array(source: Any, name: str) -> DeviceFrame:
         from qwen2vl_rt import cuda
 
         cuda.load().synchronize_stream(stream)
-    return _frame(
-        int(interface["data"][0]), tuple(interface["shape"]), interface.get("strides"), source, name
-    )
+    pointer = int(interface["data"][0])
+    if own_stream is not None:
+        from qwen2vl_rt import cuda
+
+        _require_session_gpu(cuda.load().device_of(pointer), name)
+    return _frame(pointer, tuple(interface["shape"]), interface.get("strides"), source, name)
 
 
 class _Tensor(ctypes.Structure):
@@ -226,12 +237,14 @@ class _Tensor(ctypes.Structure):
 
 
 def _from_dlpack(source: Any, stream: int | None, name: str) -> DeviceFrame:
-    device_type, _ = source.__dlpack_device__()
+    device_type, device_number = source.__dlpack_device__()
     wanted = (CPU,) if stream is None else _GPU_TYPES
     if int(device_type) not in wanted:
         raise PictureError(
             f"{name}: the frame lies on a DLPack device of type {int(device_type)}, not {wanted}"
         )
+    if int(device_type) == CUDA:
+        _require_session_gpu(int(device_number), name)
     # The producer queues what our stream has to wait for.
     capsule = source.__dlpack__() if stream is None else source.__dlpack__(stream=stream)
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer

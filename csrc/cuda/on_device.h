@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/error.h"
+
+namespace qwen2vl::cuda {
+
+// While one of these lives, the calling thread works on a GPU. Threads of the program around us may have chosen
+// another, and get theirs back.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "asking for the GPU");
+    changed_ = before_ != device;
+    if (changed_) check(cudaSetDevice(device), "selecting the GPU");
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+}  // namespace qwen2vl::cuda
