@@ -202,15 +202,28 @@ def test_attention_is_aligned_on_every_layer(edition):
     assert kinds() == [(trt.CausalMaskKind.LOWER_RIGHT, (-1,))] * 2
 
 
-def test_weights_by_way_of_files(tiny, edition):
+@pytest.mark.parametrize(
+    ("precision", "graph", "form"),
+    [
+        ("bf16", "decoder", Form("bf16", "primitives")),
+        ("int8", "vision", Form("fp16", "primitives")),
+        ("int4-int8", "decoder", Form("bf16", "primitives")),
+        ("bf16", "vision", Form("bf16", "primitives", fp8=True)),
+    ],
+    ids=["bf16", "int8", "int4", "fp8"],
+)
+def test_weights_by_way_of_files(tiny, edition, precision, graph, form):
     """Older parsers take no weights from memory."""
-    bundle = tiny["int8"]
-    model, weights = load(bundle, "vision.onnx")
-    lower_vision(model, weights, bundle.geometry, Form("fp16", "primitives"))
+    bundle = tiny[precision]
+    model, weights = load(bundle, f"{graph}.onnx")
+    if graph == "vision":
+        lower_vision(model, weights, bundle.geometry, form)
+    else:
+        lower_decoder(model, weights, bundle.geometry, form, LIMITS.max_length)
     made = trt.Builder(edition.logger)
     network = made.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert parse_from_files(trt.OnnxParser(network, edition.logger), model, weights)
-    assert network.num_outputs == 1 and network.num_layers > 100
+    assert network.num_outputs == len(model.graph.output) and network.num_layers > 100
 
 
 def test_what_the_parser_refuses(tiny, edition):

@@ -38,7 +38,7 @@ class Network:
         self._load(model)
 
     def _load(self, model: ModelProto) -> None:
-        takes_memory = hasattr(self._parser, "load_initializer")  # not in TensorRT 10.3
+        takes_memory = hasattr(self._parser, "load_initializer")  # since TensorRT 10.13
         parse = parse_from_memory if takes_memory else parse_from_files
         if not parse(self._parser, model, self._weights):
             raise BackendError(f"{self.edition} cannot take {model.graph.name}: {self._problem()}")
@@ -100,7 +100,8 @@ def parse_from_files(parser: Any, model: ModelProto, weights: Weights) -> bool:
                     entries = (("location", "weights"), ("offset", file.tell()), ("length", array.nbytes))
                     for key, value in entries:
                         tensor.external_data.add(key=key, value=str(value))
-                    file.write(np.ascontiguousarray(array).data.cast("B"))
+                    # bfloat16 and fp8 are no types of Python's buffers: bytes are.
+                    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         path = Path(folder, f"{model.graph.name}.onnx")
         path.write_bytes(copy.SerializeToString())
         return parser.parse_from_file(str(path))
