@@ -102,9 +102,12 @@ def describe(engine: Built) -> str:
     """One engine in two lines: where it is, what the build took."""
     figures = engine.description["figures"]
     parts = [f"{figures['engine_bytes'] / MIB:.1f} MiB"]
-    if figures["activation_bytes"]:
-        profiles = zip(engine.description["key"]["profiles"], figures["activation_bytes"], strict=True)
-        parts += [f"{name} needs {size / MIB:.1f} MiB more" for name, size in profiles]
+    sizes, profiles = figures["activation_bytes"], engine.description["key"]["profiles"]
+    if len(sizes) == len(profiles):
+        named = zip(profiles, sizes, strict=True)
+        parts += [f"{name} needs {size / MIB:.1f} MiB more" for name, size in named]
+    elif sizes:
+        parts.append(f"needs up to {max(sizes) / MIB:.1f} MiB more")
     if engine.reused:
         parts.append("was there already")
     else:

@@ -32,7 +32,8 @@ class Figures:
     weights_bytes: int | None
     """Of device memory for the weights; None where this TensorRT does not say."""
     activation_bytes: tuple[int, ...]
-    """Device memory of one execution, by profile; empty where this TensorRT does not say."""
+    """Device memory of one execution, by profile, as TensorRT logs it; empty where it does not say, and of
+    another number of figures where it says something else."""
 
 
 def build_engine(

@@ -6,9 +6,10 @@ import re
 from types import ModuleType
 from typing import Any, Protocol
 
-# In the log of every build, once an optimization profile, in bytes (the weights once an engine).
-ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
-WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+# In the log of every build, once an optimization profile, in bytes (the weights once an engine). TensorRT
+# 10.3 leaves the unit out.
+ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
+WEIGHTS = re.compile(r"Total Weights Memory: (\d+)")
 
 
 class Logger(Protocol):
