@@ -22,6 +22,7 @@ from qwen2vl_rt.tensorrt import builder
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.builder import Figures, build_engine
 from qwen2vl_rt.tensorrt.edition import find_edition
+from qwen2vl_rt.tensorrt.engines import DESCRIPTION_VERSION
 from qwen2vl_rt.tensorrt.network import Network, parse_from_files
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
@@ -107,8 +108,16 @@ def test_an_engine_is_built_once(tiny, edition, tmp_path):
     assert "new_k.0" in outputs and "present_k.0" not in outputs and not other[1].description["shared"]
 
     first[0].file.path.write_bytes(b"cut off")
-    with pytest.raises(BackendError, match="build it again"):
-        build(tiny["bf16"], "sm86", tmp_path, edition, attention="mask")
+    described = first[1].file.description_path
+    described.write_text(
+        described.read_text().replace(
+            f'"description_version": {DESCRIPTION_VERSION}', '"description_version": 0'
+        )
+    )
+    repaired = build(tiny["bf16"], "sm86", tmp_path, edition, attention="mask")
+    assert not any(engine.reused for engine in repaired)
+    assert [engine.file for engine in repaired] == [engine.file for engine in first]
+    assert all(engine.file.describe() for engine in repaired)
 
 
 def test_quantized_bundles(tiny, edition, tmp_path):

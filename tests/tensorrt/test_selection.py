@@ -19,7 +19,7 @@ from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.executors import select_backend
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt import edition as edition_module
-from qwen2vl_rt.tensorrt import gpu, load
+from qwen2vl_rt.tensorrt import engines, gpu, load
 from qwen2vl_rt.tensorrt.find import Asked, find_engines
 from qwen2vl_rt.tensorrt.target import Target
 from tests.support.random_model import random_model, save_checkpoint
@@ -114,6 +114,19 @@ def test_engines_that_are_for_something_else(bundle, monkeypatch, tmp_path):
     next((tmp_path / "gone").glob("vision.*.engine")).unlink()
     with pytest.raises(BackendError, match="has no vision engine beside it"):
         found(bundle, tmp_path / "gone")
+
+
+def test_engines_of_another_recipe(bundle, monkeypatch):
+    """Another way to build the same graph: other files, and the older ones are left alone."""
+    with monkeypatch.context() as older:
+        older.setattr(engines, "RECIPE_VERSION", engines.RECIPE_VERSION - 1)
+        build_stand_ins(monkeypatch, bundle, LIMITS)
+    with pytest.raises(BackendError, match="built by another version of this package"):
+        found(bundle)
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    (chosen,) = found(bundle)
+    assert len(list((bundle.path / "engines").glob("decoder.*.engine"))) == 2
+    assert chosen.decoder["recipe"] == engines.RECIPE_VERSION
 
 
 def test_engines_of_another_export(bundle, monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def _build_graph(
     key = engine_key(bundle, graph, model, edition, target, form, profiles)
     file = engine_file(folder, graph, target, key)
     if file.exists:
-        return Built(graph, file, file.describe(), reused=True)
+        with suppress(BackendError):  # damaged, or described by another version of this package: built again
+            return Built(graph, file, file.describe(), reused=True)
 
     network = Network(edition, model, weights)
     if form.attention == "lengths":

@@ -24,7 +24,11 @@ from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target
 
 FOLDER = "engines"  # of a bundle
-DESCRIPTION_VERSION = 2
+DESCRIPTION_VERSION = 3
+
+# How an engine is made from a lowered graph. Raise it when the builder's settings change, or what `Network`
+# sets after parsing: engines from before are then built again. A changed graph or profile shows by itself.
+RECIPE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def engine_key(
         if entry.key == "location"
     }
     return {
+        "recipe": RECIPE_VERSION,
         "graph": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
         "sources": {name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
         "edition": edition.module_name,

@@ -11,7 +11,7 @@ from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
-from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile
+from qwen2vl_rt.tensorrt.engines import FOLDER, RECIPE_VERSION, EngineFile
 from qwen2vl_rt.tensorrt.target import PORTABLE, Target
 
 
@@ -158,6 +158,8 @@ def _why_not(
     hashes = {name: entry.sha256 for name, entry in bundle.files.items()}
     if any(hashes.get(name) != sha256 for name, sha256 in key["sources"].items()):
         return "made from another export of this bundle"
+    if key["recipe"] != RECIPE_VERSION:
+        return "built by another version of this package"
     if key["version"] != edition.version:
         return f"made by {MODULES[key['edition']]} {key['version']}, and {edition.version} is installed"
     this = Target(here, is_this=True).name
