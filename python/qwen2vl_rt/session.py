@@ -13,7 +13,7 @@ from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine, OnText
-from qwen2vl_rt.errors import BackendError, InputError, PromptTooLongError, Qwen2VLError
+from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
 from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
@@ -56,7 +56,8 @@ class Session:
     Raises:
         BundleError: the bundle is incomplete or damaged.
         BackendError: the backend is unknown or not installed, or the bundle has no TensorRT engines for it.
-        MemoryLimitError: the plan exceeds the limit; nothing was loaded.
+        MemoryLimitError: the plan exceeds the limit; nothing was loaded. Where TensorRT engines exceed it,
+            `"auto"` goes on to the next backend.
     """
 
     def __init__(
@@ -75,14 +76,28 @@ class Session:
         usual = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
         asked = Asked(max_length, max_batch, max_pixels)
         self._backend = select_backend(backend, self._bundle, asked)
+        refused = self._refusal(backend, usual, asked, memory_limit, threads)
+        if refused:  # outside of the handler: a traceback would keep the engines' memory for the next backend
+            self._backend = select_backend(backend, self._bundle, asked, refused=refused)
+            try:
+                self._load(usual, asked, memory_limit, threads)
+            except MemoryLimitError as error:
+                raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
+        self._turn = FairLock()
+
+    def _refusal(
+        self, backend: str, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int
+    ) -> str:
+        """Load the chosen backend. Why `auto` must take another than tensorrt: engines that don't open here,
+        don't fit, or whose numbers are wrong; "" if it is loaded.
+        """
         try:
             self._load(usual, asked, memory_limit, threads)
-        except BackendError as error:  # engines that don't open here, or whose numbers are wrong
+        except (BackendError, MemoryLimitError) as error:
             if backend != "auto" or self._backend.name != "tensorrt":
                 raise
-            self._backend = select_backend(backend, self._bundle, asked, refused=str(error))
-            self._load(usual, asked, memory_limit, threads)
-        self._turn = FairLock()
+            return str(error).splitlines()[0]
+        return ""
 
     def _load(self, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int) -> None:
         """Plan, then load, the chosen backend."""

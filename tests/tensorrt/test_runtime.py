@@ -49,6 +49,8 @@ class Context:
         return True
 
     def infer_shapes(self):
+        if not self.trt.infers:
+            raise RuntimeError("shape inference failed")
         return [name for name in self.trt.inputs if name not in self.shapes]
 
     def execute_async_v3(self, stream):
@@ -66,7 +68,7 @@ class Rtx:
 
     def __init__(self, has_cache=True):
         self.inputs, self.outputs = ["x", "past_k.0"], ["logits", "present_k.0"]
-        self.fails, self.opens, self.kernels = False, True, b"kernels"
+        self.fails, self.infers, self.opens, self.kernels = False, True, True, b"kernels"
         self.contexts, self.kept = [], []
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
         self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", LAZY="lazy")
@@ -160,6 +162,9 @@ def test_one_way_through(file):
         prefill.bind(TENSORS[:1])
     with pytest.raises(BackendError, match=r"does not take x of shape \[3, 3\]"):
         prefill.bind([Tensor("x", (3, 3), 0x100)])
+    trt.infers = False
+    with pytest.raises(BackendError, match=r"cannot infer its shapes \(shape inference failed\)"):
+        prefill.bind(TENSORS)
     trt.fails = True
     trt.logger.pending.append((1, "a kernel\n  failed"))
     with pytest.raises(BackendError, match="failed: a kernel failed"):
@@ -186,6 +191,9 @@ def test_compiled_kernels_are_kept(file):
     again.keep_kernels()
     assert kernels.stat().st_mtime_ns == written
     trt.kernels = b"of another driver"
+    opened(trt, file).keep_kernels()
+    assert kernels.read_bytes() == b"of another driver"
+    trt.kernels = None  # TensorRT could not serialize them
     opened(trt, file).keep_kernels()
     assert kernels.read_bytes() == b"of another driver"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,3 +271,36 @@ def test_memory_is_planned_before_anything_is_opened(bundle, machine, monkeypatc
     with pytest.raises(MemoryLimitError, match=r"smaller ones, such as qwen2vl build .* --max-length 256"):
         qwen2vl_rt.Session(bundle.path, backend="tensorrt")
     assert not machine.opened
+
+
+def test_auto_goes_on_where_engines_do_not_fit(bundle, machine, monkeypatch):
+    """And says so, on the backend that fits and in the error where none does."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    machine.free = 1 << 20
+    with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
+        assert session.backend.name == "cpu" and "not tensorrt: These engines need" in session.backend.reason
+        assert "\n" not in session.backend.reason
+    with pytest.raises(MemoryLimitError, match=r"This session needs(.|\n)*not tensorrt: These engines need"):
+        qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112, memory_limit=1 << 20)
+    assert not machine.opened
+
+
+def test_refused_engines_are_let_go_before_the_next_backend(bundle, machine, monkeypatch):
+    """Their memory is the next backend's: a traceback must not hold it."""
+    build_stand_ins(monkeypatch, bundle, LIMITS, attention="mask")
+    machine.faults = {"misread": lambda profile, shape, past: past + 1 if profile == "decode" else None}
+    alive = []
+    select = qwen2vl_rt.session.select_backend
+
+    def select_and_look(*arguments, **keywords):
+        if keywords.get("refused"):
+            engines = [weakref.ref(engine) for engine in machine.opened]
+            machine.opened.clear()
+            gc.collect()  # a stand-in and its executions know each other
+            alive.extend(engine() for engine in engines if engine() is not None)
+        return select(*arguments, **keywords)
+
+    monkeypatch.setattr(qwen2vl_rt.session, "select_backend", select_and_look)
+    with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
+        assert session.backend.name == "cpu"
+    assert not alive

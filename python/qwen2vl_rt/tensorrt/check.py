@@ -190,9 +190,9 @@ def checked(
             store_result(chosen, result)
         if result.passed:
             return chosen, engines or open_engines(chosen)
+        del engines  # their memory is the next ones'
         refused = refused or refusal(chosen, result)
         if chosen.attention == "lengths" and not others:
-            del engines
             candidates.insert(0, build_masked(chosen))
             others = True
     raise refused or EngineRefusedError(f"{bundle.path} has no engines to check.")

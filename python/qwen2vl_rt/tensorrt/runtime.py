@@ -80,7 +80,11 @@ class TensorRTExecution(Execution):
                 raise self._engine.failure(f"does not take {name} of shape {list(shape)}")
             if pointer % ALIGNMENT or not self._context.set_tensor_address(name, pointer):
                 raise self._engine.failure(f"does not take {name} at address {pointer:#x}")
-        if unbound := self._context.infer_shapes():
+        try:
+            unbound = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise self._engine.failure(f"cannot infer its shapes ({error})") from error
+        if unbound:
             raise self._engine.failure(f"has no value for {', '.join(unbound)}")
 
     def enqueue(self) -> None:
@@ -155,10 +159,11 @@ class TensorRTEngine(Engine):
         return TensorRTExecution(self, context, self._stream)
 
     def keep_kernels(self) -> None:
-        """See `Engine`; where they can't be written, they are compiled again next time."""
-        if self._cache is None:
+        """See `Engine`; where they can't be had or written, they are compiled again next time."""
+        serialized = self._cache.serialize() if self._cache is not None else None
+        if serialized is None:
             return
-        compiled = bytes(memoryview(self._cache.serialize()))
+        compiled = bytes(memoryview(serialized))
         if compiled and compiled != self._kept:
             try:
                 partial = self._cache_path.with_suffix(".partial")
