@@ -71,7 +71,7 @@ class Rtx:
         self.fails, self.infers, self.opens, self.kernels = False, True, True, b"kernels"
         self.contexts, self.kept = [], []
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
-        self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", LAZY="lazy")
+        self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", NONE="none")
         if has_cache:
             self.IRuntimeCache = None
 
@@ -152,7 +152,7 @@ def test_one_way_through(file):
     assert first.calls == [("memory", 0x9000, 4096), ("profile", 1, STREAM)]
     assert second.calls[1] == ("profile", 0, STREAM)
     assert first.config.dynamic_shapes_kernel_specialization_strategy == "eager"
-    assert second.config.dynamic_shapes_kernel_specialization_strategy == "lazy"
+    assert second.config.dynamic_shapes_kernel_specialization_strategy == "none"
     decode.bind(TENSORS)
     assert first.shapes == {"x": (1, 3), "past_k.0": (1, 2, 8, 4)}
     assert first.addresses == {"x": 0x100, "past_k.0": 0x200, "present_k.0": 0x200, "logits": 0x300}

@@ -144,10 +144,12 @@ class TensorRTEngine(Engine):
             config.set_execution_context_allocation_strategy(managed)
             config.set_runtime_cache(self._cache)
             # Kernels for the exact shapes before the first run where there will be no others, which a
-            # recording keeps; otherwise in the background, while general ones serve.
+            # recording keeps. Where shapes vary, the same general kernels always: LAZY would change them as
+            # soon as better ones are compiled, so that one prompt had two answers and the self-check had run
+            # others than the session; EAGER would compile for every prompt's length and picture's size.
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = (
-                strategies.EAGER if fixed else strategies.LAZY
+                strategies.EAGER if fixed else strategies.NONE
             )
             context = self._engine.create_execution_context(config)
         if context is None:
