@@ -60,7 +60,8 @@ class MemoryPlan:
     limit: int
     """What the session may use: `memory_limit`, else what the machine had available."""
     backend: str = "cpu"
-    """Whose memory is planned: "cpu" the process', "cuda" and "tensorrt" the GPU's."""
+    """Whose memory is planned: "cpu" the process', "cuda" and "tensorrt" the GPU's, with the process' where
+    they share it."""
     measured: int | None = field(default=None)
     """Memory in use when the plan was asked for (the process's resident memory, or the GPU's); None before
     loading."""
@@ -120,15 +121,15 @@ def session_limits(
 def plan_memory(
     bundle: Bundle, limits: SessionLimits, memory_limit: int | None, backend: str = "cpu"
 ) -> MemoryPlan:
-    """Plan a session: the process's memory with the cpu backend, the GPU's with cuda.
+    """Plan a session: the process's memory with the cpu backend, the GPU's with cuda (which may be the same).
 
     On the CPU the KV cache is float32 in every precision.
     """
     if backend == "cuda":
-        from qwen2vl_rt.cuda.plan import device_parts, free_device_memory
+        from qwen2vl_rt.cuda.plan import device_parts, free_device_memory, host_parts
 
         limit = free_device_memory() if memory_limit is None else memory_limit
-        return MemoryPlan(limits, device_parts(bundle, limits), limit, backend)
+        return MemoryPlan(limits, host_parts(bundle) | device_parts(bundle, limits), limit, backend)
     geometry = bundle.geometry
     weights, loading = _packed_weights(bundle) if bundle.quantized else (_float_weights(bundle), 0)
     in_use = {

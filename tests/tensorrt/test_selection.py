@@ -15,11 +15,12 @@ import pytest
 import qwen2vl_rt
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core, cuda
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.cuda import CudaStatus
+from qwen2vl_rt.cuda import plan as cuda_plan
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
-from qwen2vl_rt.executors import select_backend
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.executors import Backend, select_backend
+from qwen2vl_rt.plan import PROCESS_BYTES, SessionLimits, measured_memory, plan_session
 from qwen2vl_rt.tensorrt import edition as edition_module
 from qwen2vl_rt.tensorrt import engines, gpu, load
 from qwen2vl_rt.tensorrt.find import Asked, find_engines
@@ -158,13 +159,17 @@ class _Machine:
         self.opened: list[StandInEngine] = []
         self.faults: dict = {}
         self.capability = HERE
-        self.free = 8 << 30
+        self.free, self.integrated = 8 << 30, False
         self.edition = stand_in_edition()
         module = SimpleNamespace(
             Stream=_Stream,
             CudaDevice=lambda stream: _core.HostDevice(),
             device_info=lambda device=0: SimpleNamespace(
-                name="stand-in", driver_version=13000, free_bytes=self.free, total_bytes=16 << 30
+                name="stand-in",
+                driver_version=13000,
+                integrated=self.integrated,
+                free_bytes=self.free,
+                total_bytes=16 << 30,
             ),
         )
         self.patch(cuda, "load", lambda: module)
@@ -304,3 +309,30 @@ def test_refused_engines_are_let_go_before_the_next_backend(bundle, machine, mon
     with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
         assert session.backend.name == "cpu"
     assert not alive
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
+def test_a_gpu_that_shares_the_systems_memory(bundle, machine, monkeypatch, backend):
+    """CUDA's free memory leaves the page cache out; process and token table are in the same memory."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    monkeypatch.setattr(cuda_plan, "available_memory", lambda: 6 << 30)
+    chosen = Backend(backend, "asked for", found(bundle) if backend == "tensorrt" else [])
+    apart = plan_session(bundle, chosen, LIMITS, Asked(), None)
+    assert apart.limit == 8 << 30 and "process" not in apart.parts
+    assert measured_memory(backend) == 8 << 30
+    machine.free, machine.integrated = 1 << 20, True
+    shared = plan_session(bundle, chosen, LIMITS, Asked(), None)
+    assert shared.limit == 6 << 30
+    assert shared.total - apart.total == PROCESS_BYTES + bundle.files[EMBEDDING].size
+    assert measured_memory(backend) == 10 << 30
+    assert plan_session(bundle, chosen, LIMITS, Asked(), 1 << 30).limit == 1 << 30
+
+
+def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypatch):
+    """The full TensorRT may hold weights once a profile."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    (chosen,) = found(bundle)
+    chosen.descriptions["decoder"]["figures"] |= {"engine_bytes": 5000, "weights_bytes": 1000}
+    chosen.descriptions["vision"]["figures"] |= {"engine_bytes": 8, "weights_bytes": None}
+    parts = plan_session(bundle, Backend("tensorrt", "", [chosen]), LIMITS, Asked(), None).parts
+    assert (parts["decoder engine"], parts["vision engine"]) == (5000, 8)

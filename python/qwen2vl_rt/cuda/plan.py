@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
-from qwen2vl_rt.plan import MIB, SessionLimits, kv_bytes_per_token
+from qwen2vl_rt.plan import MIB, PROCESS_BYTES, SessionLimits, available_memory, kv_bytes_per_token
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 
 # The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
@@ -16,7 +16,7 @@ INT8_SCALES = 1 + 2 / 128
 
 
 def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
-    """Bytes by part on the GPU, at the limits in full use. The token table stays in pinned host memory."""
+    """Bytes by part on the GPU, at the limits in full use. The token table is on the host: `host_parts`."""
     geometry = bundle.geometry
     decoder, vision = geometry.decoder, geometry.vision
     item = 4 if bundle.precision == "fp32" else 2
@@ -54,12 +54,26 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     }
 
 
+def host_parts(bundle: Bundle) -> dict[str, int]:
+    """Bytes by part beside the GPU's own, where it shares the system's memory: the process, and the pinned
+    token table. None elsewhere.
+    """
+    if not shares_memory():
+        return {}
+    return {"process": PROCESS_BYTES, "token table": bundle.files[EMBEDDING].size}
+
+
+def shares_memory() -> bool:
+    """Whether the first GPU's memory is the system's, as on a Jetson; False where there is no GPU."""
+    return cuda.status().devices > 0 and cuda.load().device_info().integrated
+
+
 def free_device_memory() -> int:
     """Bytes that the first GPU has to give now."""
-    return cuda.load().device_info().free_bytes
+    # CUDA does not count the page cache as free, which fills shared memory once a bundle has been read.
+    return available_memory() if shares_memory() else cuda.load().device_info().free_bytes
 
 
 def used_device_memory() -> int:
     """Bytes of the first GPU that are in use now, by whomever."""
-    info = cuda.load().device_info()
-    return info.total_bytes - info.free_bytes
+    return cuda.load().device_info().total_bytes - free_device_memory()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory
+from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits, kv_bytes_per_token
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
@@ -16,13 +16,16 @@ ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 def plan_engines(
     bundle: Bundle, engines: EngineSet, limits: SessionLimits, memory_limit: int | None
 ) -> MemoryPlan:
-    """Plan a session on these engines; the token table stays in pinned host memory."""
+    """Plan a session on these engines; the token table is in pinned host memory: `cuda.plan.host_parts`."""
     decoder, vision = bundle.geometry.decoder, bundle.geometry.vision
     item = ITEM_BYTES[engines.decoder["form"]["number_format"]]
     names = {"decoder": "decoder engine", "prefill": "prompt engine", "vision": "vision engine"}
     figures = {graph: one["figures"] for graph, one in engines.descriptions.items()}
-    parts = {"CUDA context": CONTEXT_BYTES}
-    parts |= {names[graph]: one["weights_bytes"] or one["engine_bytes"] for graph, one in figures.items()}
+    parts = host_parts(bundle) | {"CUDA context": CONTEXT_BYTES}
+    # That profiles share an engine's weights was seen with TensorRT for RTX alone: no less than the file.
+    parts |= {
+        names[graph]: max(one["weights_bytes"] or 0, one["engine_bytes"]) for graph, one in figures.items()
+    }
     kv = kv_bytes_per_token(bundle.geometry, item)
     tokens = max(limits.prefill_chunk, limits.max_batch)
     buffers = tokens * (decoder.hidden_size + decoder.head_dim) * item
