@@ -33,7 +33,7 @@ class BundleError(Qwen2VLError):
 
 
 class MemoryLimitError(Qwen2VLError):
-    """The planned memory of a session exceeds what it may use."""
+    """The planned memory of a session, of a build or of a self-check exceeds what it may use."""
 
 
 class BackendError(Qwen2VLError):

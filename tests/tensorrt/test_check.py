@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import plan
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli import main
-from qwen2vl_rt.errors import BackendError, EngineRefusedError
+from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.plan import SessionLimits
-from qwen2vl_rt.tensorrt import check, check_files, load
+from qwen2vl_rt.tensorrt import check, check_files, check_memory, load
 from qwen2vl_rt.tensorrt.check import (
     ALLOWED,
     ALLOWED_FP8,
@@ -182,6 +184,33 @@ def test_expected_values_travel(exported, engines_of, tmp_path, monkeypatch):
     file.write_bytes(b"cut off")
     with pytest.raises(BackendError, match="qwen2vl build BUNDLE --gpu sm89 --expected"):
         expected_for(bundle, chosen)
+
+
+def test_expected_values_that_do_not_fit(exported, engines_of, tmp_path, monkeypatch, capsys):
+    """Refused before the model is loaded, with the way out; the vision tower and the decoder take turns."""
+    bundle = exported["fp32"]
+    (chosen,) = engines_of(bundle, "mask")
+    monkeypatch.setattr(check_files, "expected_values", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(plan, "available_memory", lambda: 100 << 20)
+    with pytest.raises(
+        BackendError, match=r"GiB too little\. Run `qwen2vl build BUNDLE --gpu sm89 --expected`"
+    ):
+        expected_for(bundle, chosen)
+    assert main(["build", str(bundle.path), "--gpu", "sm87", "--expected", "--output", str(tmp_path)]) == 1
+    assert "0.10 GiB of memory is available" in capsys.readouterr().err
+
+    whole = plan.plan_memory(bundle, LIMITS, None)
+    parts = {
+        "process": 160 << 20,
+        "vision weights": 30 << 20,
+        "vision": 10 << 20,
+        "decoder weights": 50 << 20,
+    }
+    monkeypatch.setattr(check_memory, "plan_memory", lambda *_: replace(whole, parts=parts, limit=210 << 20))
+    check_memory.require_memory(bundle, LIMITS)
+    parts["decoder weights"] += 1
+    with pytest.raises(MemoryLimitError, match=r"take 0\.21 GiB"):
+        check_memory.require_memory(bundle, LIMITS)
 
 
 def test_expected_values_without_tensorrt(exported, engines_of, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.errors import BackendError, EngineRefusedError
+from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, numpy_dtype, tensorrt_decoder
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.check_files import (
@@ -121,7 +121,7 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
     """The cpu backend's values for these engines: from the file beside them, or computed and written there.
 
     Raises:
-        BackendError: they have to be computed, and ONNX Runtime is not installed.
+        BackendError: they have to be computed, and ONNX Runtime is not installed or the memory too small.
     """
     key = chosen.decoder
     try:
@@ -132,11 +132,12 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
             chosen.files["decoder"].path.parent,
             threads,
         )
-    except ImportError as error_:
+    except (ImportError, MemoryLimitError) as error_:
+        missing = f"ONNX Runtime is not installed ({error_})" if isinstance(error_, ImportError) else error_
         raise BackendError(
-            f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, and ONNX "
-            f"Runtime is not installed here ({error_}). Run `qwen2vl build BUNDLE --gpu {key['target']} "
-            "--expected` with the same limits where it is, and copy what it writes beside the engines."
+            f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, which "
+            f"can't be computed here: {missing}. Run `qwen2vl build BUNDLE --gpu {key['target']} --expected` "
+            "with the same limits on another machine, and copy what it writes beside the engines."
         ) from error_
 
 

@@ -15,6 +15,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.tensorrt import numpy_dtype
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
+from qwen2vl_rt.tensorrt.check_memory import require_memory
 from qwen2vl_rt.tensorrt.find import EngineSet
 
 VERSION = 1
@@ -56,12 +57,17 @@ def keep_expected(
 ) -> dict[str, list[np.ndarray]]:
     """The cpu backend's values for engines of these limits and this arithmetic ("fp32", "bf16", "fp16").
 
-    They are read from `folder`, or computed and written there. Raises ImportError without ONNX Runtime.
+    They are read from `folder`, or computed and written there.
+
+    Raises:
+        ImportError: they have to be computed, without ONNX Runtime.
+        MemoryLimitError: they have to be computed, and take more memory than is available.
     """
     path = folder / _expected_name(bundle, limits, number_format)
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(path) as stored:
         names = json.loads(str(stored["names"]))
         return {name: [stored[f"{name}.{index}"] for index in range(count)] for name, count in names.items()}
+    require_memory(bundle, limits)
     expected = expected_values(bundle, limits, numpy_dtype(FORMATS[number_format]), threads)
     arrays = {f"{name}.{i}": array for name, values in expected.items() for i, array in enumerate(values)}
     names = json.dumps({name: len(values) for name, values in expected.items()})
