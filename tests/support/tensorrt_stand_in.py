@@ -119,12 +119,14 @@ class StandInEngine:
         *,
         misread: Misread | None = None,
         spoil_vision: bool = False,
+        overflow_above: int | None = None,
         upper_left: bool = False,
         queue: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.description = file.describe()
         self.scratch_bytes = 4096
         self.misread, self.spoil_vision = misread, spoil_vision
+        self.overflow_above = overflow_above  # patches of a picture
         self.queue = queue or (lambda compute: compute())
         self.kept = 0
         self.executions: list[StandInExecution] = []
@@ -211,6 +213,9 @@ class StandInExecution:
             self._array("logits")[...] = logits
         if self.engine.spoil_vision and "visual_embeddings" in self.bound:
             self._array("visual_embeddings")[-1, -1] = 0
+        most = self.engine.overflow_above
+        if most is not None and "patches" in self.bound and self.bound["patches"][0][1] > most:
+            self._array("visual_embeddings")[0, 0, 0] = np.inf
 
     def capturable(self) -> bool:
         return True

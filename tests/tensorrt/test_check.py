@@ -25,13 +25,22 @@ from qwen2vl_rt.tensorrt.check import (
     run_check,
 )
 from qwen2vl_rt.tensorrt.check_files import CheckResult, store_result, stored_result
-from qwen2vl_rt.tensorrt.check_inputs import BATCH, CHUNK, DECODE, PREFILL, VISION, check_steps
+from qwen2vl_rt.tensorrt.check_inputs import (
+    BATCH,
+    CHUNK,
+    DECODE,
+    LARGEST,
+    PREFILL,
+    VISION,
+    check_steps,
+    picture_sizes,
+)
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
 
 LIMITS = SessionLimits(max_length=96, max_batch=3, max_pixels=28 * 28 * 64, prefill_chunk=40)
 GPU = "a GPU, CUDA driver 13000"
-ALL = [VISION, PREFILL, CHUNK, DECODE, BATCH]
+COMPARED = [VISION, PREFILL, CHUNK, DECODE, BATCH]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,7 @@ def result_of(bundle, chosen, **faults) -> CheckResult:
 def test_a_right_engine_passes(exported, engines_of, attention):
     (chosen,) = engines_of(exported["fp32"], attention)
     result = result_of(exported["fp32"], chosen)
-    assert result.passed and list(result.figures) == ALL
+    assert result.passed and list(result.figures) == [LARGEST, *COMPARED]
     assert max(result.figures.values()) < 1e-4
 
 
@@ -90,7 +99,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("attention", ["lengths", "mask", "primitives"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COMPARED)
 def test_what_is_wrong_in_one_place_is_found_there(exported, engines_of, name, attention):
     """And by more than any number format's rounding would explain."""
     (chosen,) = engines_of(exported["fp32"], attention)
@@ -99,6 +108,15 @@ def test_what_is_wrong_in_one_place_is_found_there(exported, engines_of, name, a
     assert result.figures[name] > max(*ALLOWED.values(), ALLOWED_INT8, ALLOWED_FP8)
     message = str(check.refusal(chosen, result))
     assert name in message and GPU in message and str(chosen.files["decoder"].path) in message
+
+
+def test_a_largest_picture_that_overflows_is_found(exported, engines_of):
+    """At a size that nothing is compared at."""
+    limits = replace(LIMITS, max_pixels=28 * 28 * 300)
+    (chosen,) = engines_of(exported["fp32"], "mask", limits)
+    result = result_of(exported["fp32"], chosen, overflow_above=1024)
+    assert list(result.differing) == [LARGEST]
+    assert result_of(exported["fp32"], chosen, overflow_above=1200).passed
 
 
 def test_a_forgotten_position_is_found(exported, engines_of):
@@ -176,7 +194,7 @@ def test_expected_values_travel(exported, engines_of, tmp_path, monkeypatch):
 
     monkeypatch.setattr(check_files, "expected_values", not_installed)
     second = expected_for(bundle, chosen)
-    assert list(first) == list(second) == ALL
+    assert list(first) == list(second) == COMPARED
     for name in first:
         for one, other in zip(first[name], second[name], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -221,7 +239,7 @@ def test_expected_values_without_tensorrt(exported, engines_of, tmp_path, monkey
     assert main(["build", str(bundle.path), "--gpu", "sm87", "--expected", *options]) == 0
     (chosen,) = engines_of(bundle, "lengths")
     monkeypatch.setattr(check_files, "expected_values", lambda *_: pytest.fail("computed again"))
-    assert list(expected_for(bundle, chosen)) == ALL
+    assert list(expected_for(bundle, chosen)) == COMPARED
 
 
 def test_results_beside_the_engine(exported, engines_of):
@@ -262,3 +280,18 @@ def test_steps_fit_what_engines_hold(limits):
         assert max(step.past) + step.tokens <= limits.max_length
         assert step.tokens <= (limits.prefill_chunk if step.prompt else 1)
         assert step.first_row + step.rows <= limits.max_batch
+
+
+def test_steps_and_pictures_are_as_large_as_engines_are_tuned_for():
+    steps = check_steps(SessionLimits(4096, 2, 1 << 24, 512))
+    assert max(step.tokens for step in steps if step.prompt) == 512
+    assert max(step.past[0] for step in steps) == 512 + 41 + 1
+    assert (1, 32, 32) in picture_sizes(SessionLimits(4096, 1, 1 << 24, 512), 14, 2)
+
+
+@pytest.mark.parametrize("merged", [1, 2, 5, 54, 64, 4096])
+def test_pictures_fit_what_engines_hold(merged):
+    sizes = picture_sizes(SessionLimits(4096, 1, merged * 28 * 28, 512), 14, 2)
+    assert all(high % 2 == wide % 2 == 0 for _, high, wide in sizes)
+    assert max(high * wide for _, high, wide in sizes) <= 4 * merged
+    assert len(set(sizes)) == len(sizes)

@@ -2,7 +2,8 @@
 
 An engine can't be run where it is built. So its first session compares, on inputs from a seed, vision
 features and the logits of a prefill, of its second chunk, of a decode step against a warm cache and of one
-over rows of different lengths; what came of it lies beside the engine, and an engine that differs is refused.
+over rows of different lengths, and looks at the largest picture's features, which must be finite; what came
+of it lies beside the engine, and an engine that differs is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from qwen2vl_rt.tensorrt.check_files import (
     store_result,
     stored_result,
 )
-from qwen2vl_rt.tensorrt.check_inputs import VISION, check_steps, pictures, step_inputs
+from qwen2vl_rt.tensorrt.check_inputs import (
+    LARGEST,
+    VISION,
+    check_steps,
+    largest_picture,
+    pictures,
+    step_inputs,
+)
 from qwen2vl_rt.tensorrt.find import EngineSet
 
 # The error that a format's rounding explains, by what the engine computes in; more where activations are
@@ -64,8 +72,10 @@ def run_check(
         machine: for the result.
         expected: see `expected_for`.
     """
-    actual = _actual_values(bundle, check_limits(chosen), engines)
-    figures = {
+    vision, limits = TensorRTVision(bundle, engines), check_limits(chosen)
+    actual = _actual_values(bundle, limits, engines, vision)
+    largest = vision.encode(*largest_picture(bundle, limits, numpy_dtype(engines.dtype))).numpy()
+    figures = {LARGEST: 0.0 if np.isfinite(largest).all() else float("inf")} | {
         name: max(error(*pair) for pair in zip(actual[name], values, strict=True))
         for name, values in expected.items()
     }
@@ -84,10 +94,11 @@ def _allowed(bundle: Bundle, chosen: EngineSet, dtype: str) -> float:
     return ALLOWED_INT8 if bundle.quantized else ALLOWED[dtype]  # an int4 bundle's vision tower is int8
 
 
-def _actual_values(bundle: Bundle, limits: SessionLimits, engines: Engines) -> dict[str, list[np.ndarray]]:
+def _actual_values(
+    bundle: Bundle, limits: SessionLimits, engines: Engines, vision: TensorRTVision
+) -> dict[str, list[np.ndarray]]:
     """What the engines make of the inputs, as `expected_values`."""
     number_format = numpy_dtype(engines.dtype)
-    vision = TensorRTVision(bundle, engines)
     actual = {VISION: [vision.encode(*one).numpy() for one in pictures(bundle, limits, number_format)]}
     device, geometry = engines.device, bundle.geometry.decoder
     decoder, cache, engine = tensorrt_decoder(bundle, limits, engines)

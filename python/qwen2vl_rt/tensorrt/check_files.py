@@ -18,7 +18,7 @@ from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, pictu
 from qwen2vl_rt.tensorrt.check_memory import require_memory
 from qwen2vl_rt.tensorrt.find import EngineSet
 
-VERSION = 1
+VERSION = 2
 """Of the check: its inputs, and what is compared how."""
 
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -34,7 +34,8 @@ class CheckResult:
     """Names of the files, in the order of their graphs' names."""
     allowed: float
     figures: dict[str, float]
-    """By comparison: the largest error of a row of logits or of a visual embedding, see `error`."""
+    """By comparison: the largest error of a row of logits or of a visual embedding, see `error`. Of the
+    largest picture: infinity if its embeddings are not finite, else 0."""
     version: int = VERSION
 
     @property

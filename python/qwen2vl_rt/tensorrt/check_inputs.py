@@ -2,11 +2,13 @@
 
 Steps of the decoder over a cache of several rows, and pictures for the vision tower. They are such that a
 position too many or too few shows: some rows are a few tokens long, so that one position is much of what they
-see, and the executor fills the cache behind every row's end with large numbers before it begins.
+see, and the executor fills the cache behind every row's end with large numbers before it begins. The largest
+are as large as what engines are tuned for: a whole chunk of a prompt, a usual picture.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,10 +16,13 @@ import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.geometry import VisionGeometry
 from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.profiles import USUAL_PATCHES
 from qwen2vl_rt.weights import embedding_dtype
 
 SEED = 20
+LARGEST = "largest picture"  # whose features must be finite; the others are compared
 VISION, PREFILL, CHUNK, DECODE, BATCH = (
     "vision features",
     "prefill",
@@ -56,14 +61,20 @@ class StepInputs:
 
 
 def check_steps(limits: SessionLimits) -> list[Step]:
-    """A prompt in two chunks and a token after it, short, then long; other rows; a token for all rows.
+    """A prompt in two chunks and a token after it, short, long, then filling a chunk; other rows; a token for
+    all rows.
 
     `limits`: a row's length, rows and chunk of the engines; long prompts are cut to what they hold.
     """
-    steps = []
-    for first, second in ((2, 2), (150, 41)):
+
+    def cut(first: int, second: int) -> tuple[int, int]:
         first = max(1, min(first, limits.prefill_chunk, limits.max_length // 2 - 1))
-        second = max(1, min(second, limits.prefill_chunk, limits.max_length - first - 2))
+        return first, max(1, min(second, limits.prefill_chunk, limits.max_length - first - 2))
+
+    steps = []
+    for first, second in dict.fromkeys(
+        cut(*chunks) for chunks in ((2, 2), (150, 41), (limits.prefill_chunk, 41))
+    ):
         length = first + second
         steps += [
             Step(PREFILL, 0, (0,), first, True),
@@ -78,11 +89,21 @@ def check_steps(limits: SessionLimits) -> list[Step]:
 
 
 def picture_sizes(limits: SessionLimits, patch_size: int, merge: int) -> list[tuple[int, int, int]]:
-    """Pictures for the vision tower: how many, height and width in patches. One, then two smaller."""
-    most = limits.max_pixels // patch_size**2 // merge**2  # merged patches
-    high = max(1, min(6, int(most**0.5)))
-    wide = max(1, min(9, most // high))
-    return [(1, high * merge, wide * merge), (2, max(1, high // 2) * merge, max(1, wide // 2) * merge)]
+    """Pictures for the vision tower: how many, height and width in patches. One, two smaller, one of usual
+    size.
+    """
+    most = max(1, limits.max_pixels // patch_size**2 // merge**2)  # merged patches
+    high = min(6, math.isqrt(most))
+    wide = min(9, most // high)
+    smaller = max(1, high // 2), max(1, wide // 2)
+    sizes = [(1, high, wide), (2, *smaller), _squarish(min(most, USUAL_PATCHES // merge**2))]
+    return [(count, high * merge, wide * merge) for count, high, wide in dict.fromkeys(sizes)]
+
+
+def _squarish(most: int) -> tuple[int, int, int]:
+    """A picture of up to `most` merged patches."""
+    high = math.isqrt(most)
+    return 1, high, most // high
 
 
 def step_inputs(bundle: Bundle, steps: list[Step], number_format: np.dtype) -> Iterator[StepInputs]:
@@ -117,8 +138,25 @@ def pictures(
     bundle: Bundle, limits: SessionLimits, number_format: np.dtype
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Patches [N, P, values], cos and sin [P, head_dim / 2] of the vision tower, float32."""
-    vision, rng = bundle.geometry.vision, np.random.default_rng(SEED)
-    for count, high, wide in picture_sizes(limits, vision.patch_size, vision.merge_size):
+    vision = bundle.geometry.vision
+    return _pictures(vision, picture_sizes(limits, vision.patch_size, vision.merge_size), number_format)
+
+
+def largest_picture(
+    bundle: Bundle, limits: SessionLimits, number_format: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest of `limits`, as `pictures`: nothing is expected of it but finite numbers."""
+    vision = bundle.geometry.vision
+    _, high, wide = _squarish(max(1, limits.max_pixels // (vision.patch_size * vision.merge_size) ** 2))
+    sizes = [(1, high * vision.merge_size, wide * vision.merge_size)]
+    return next(_pictures(vision, sizes, number_format))
+
+
+def _pictures(
+    vision: VisionGeometry, sizes: list[tuple[int, int, int]], number_format: np.dtype
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(SEED)
+    for count, high, wide in sizes:
         patches = rng.standard_normal((count, high * wide, vision.patch_values), dtype=np.float32)
         tables = _core.vision_rope_table(high, wide, vision.head_dim, vision.merge_size, vision.rope_theta)
         yield tuple(array.astype(number_format).astype(np.float32) for array in (patches, *tables))

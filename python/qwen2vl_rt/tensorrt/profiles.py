@@ -14,6 +14,7 @@ from qwen2vl_rt.vision import PATCHES_PER_CALL
 
 Shape = tuple[int, ...]
 
+USUAL_PATCHES = 1024  # of a 448x448 picture, the size to tune for
 FRAMES = 8  # small frames of a video that share a call, at most
 
 
@@ -67,7 +68,7 @@ def vision_profiles(geometry: VisionGeometry, limits: SessionLimits) -> list[Pro
     """
     merged = geometry.merge_size**2
     largest = max(limits.max_pixels // geometry.patch_size**2 // merged, 1) * merged
-    usual = min(1024, largest)  # a 448x448 picture
+    usual = min(USUAL_PATCHES, largest)
     small = min(PATCHES_PER_CALL // FRAMES, largest)
     return [
         _vision_profile(geometry, "picture", (1, 1, 1), (merged, usual, largest)),
