@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def drop_pages(weights: Iterable[np.ndarray]) -> None:
     mappings = {id(mapping): mapping for mapping in map(_mapping, weights) if mapping is not None}
     for mapping in mappings.values():
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def drop_cache(file: Path) -> None:
+    """Give back the page cache of a file that nothing maps any more; it comes back as it is read again."""
+    with open(file, "rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_mapped(array: np.ndarray | None) -> bool:

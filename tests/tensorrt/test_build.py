@@ -14,12 +14,15 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli import main
-from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.plan import SessionLimits
-from qwen2vl_rt.tensorrt import builder
+from qwen2vl_rt.tensorrt import build as build_module
+from qwen2vl_rt.tensorrt import build_memory, builder
+from qwen2vl_rt.tensorrt import network as network_module
 from qwen2vl_rt.tensorrt.build import build_engines
+from qwen2vl_rt.tensorrt.build_memory import MARGIN, SMALLEST_WORKSPACE, limit_workspace
 from qwen2vl_rt.tensorrt.builder import Figures, build_engine
 from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.engines import DESCRIPTION_VERSION
@@ -27,6 +30,7 @@ from qwen2vl_rt.tensorrt.network import Network, parse_from_files
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
 from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
+from qwen2vl_rt.weights import drop_cache
 from tests.support.graph_feeds import load
 from tests.support.shaped_graphs import shaped
 
@@ -232,7 +236,74 @@ def test_weights_by_way_of_files(tiny, edition, precision, graph, form):
     made = trt.Builder(edition.logger)
     network = made.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert parse_from_files(trt.OnnxParser(network, edition.logger), model, weights)
+    assert not weights  # let go
     assert network.num_outputs == len(model.graph.output) and network.num_layers > 100
+
+
+@pytest.fixture
+def shared_memory(monkeypatch):
+    """A GPU that shares the system's memory, of which so many bytes are available."""
+
+    def pretend(available: int) -> None:
+        for module in (build_memory, build_module):
+            monkeypatch.setattr(module, "shares_memory", lambda: True)
+        monkeypatch.setattr(build_memory, "available_memory", lambda: available)
+
+    return pretend
+
+
+def test_a_build_by_way_of_files_gives_back_the_page_cache(
+    tiny, edition, tmp_path, monkeypatch, shared_memory
+):
+    """CUDA would count it as taken. The engine is the same without the weights that were written."""
+    shared_memory(8 << 30)
+    dropped = []
+    monkeypatch.setattr(build_module, "drop_cache", lambda file: dropped.append(file.name))
+    build(tiny["bf16"], "sm86", tmp_path / "memory", edition)
+    assert not dropped  # TensorRT reads the mapped files still
+    monkeypatch.setattr(network_module, "parse_from_memory", parse_from_files)
+    built = build(tiny["bf16"], "sm86", tmp_path / "files", edition)
+    assert {"vision.weights", "decoder.weights"} <= set(dropped)
+    for engine in built:
+        other = tmp_path / "memory" / engine.file.path.name
+        assert abs(engine.file.path.stat().st_size - other.stat().st_size) < 4096
+
+
+def test_cache_of_a_file(tmp_path, monkeypatch):
+    """All of it is named; what the kernel does then is its own affair."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(4096))
+    advice = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _file, *given: advice.append(given))
+    drop_cache(file)
+    assert advice == [(0, 0, os.POSIX_FADV_DONTNEED)]
+
+
+def test_kernels_are_tried_within_what_is_left(edition, shared_memory):
+    """Where the GPU shares the system's memory; elsewhere TensorRT's own limit stays."""
+    kind = trt.MemoryPoolType.WORKSPACE
+    made = trt.Builder(edition.logger)
+    config = made.create_builder_config()
+    before = config.get_memory_pool_limit(kind)
+    limit_workspace(config, edition, 1 << 30)
+    assert config.get_memory_pool_limit(kind) == before
+    shared_memory(4 << 30)
+    limit_workspace(config, edition, 1 << 30)
+    assert config.get_memory_pool_limit(kind) == (3 << 30) - MARGIN
+    limit_workspace(config, edition, 4 << 30)
+    assert config.get_memory_pool_limit(kind) == SMALLEST_WORKSPACE
+
+
+def test_a_build_that_does_not_fit(tiny, edition, tmp_path, monkeypatch):
+    """Refused before TensorRT takes anything; what is there already is used all the same."""
+    vision, _ = build(tiny["bf16"], "sm86", tmp_path, edition)
+    monkeypatch.setattr(build_memory, "available_memory", lambda: MARGIN)
+    assert all(engine.reused for engine in build(tiny["bf16"], "sm86", tmp_path, edition))
+    vision.file.description_path.unlink()
+    with pytest.raises(
+        MemoryLimitError, match=r"the vision engine takes 1\.0\d GiB.*too little: close"
+    ):
+        build(tiny["bf16"], "sm86", tmp_path, edition)
 
 
 def test_what_the_parser_refuses(tiny, edition):

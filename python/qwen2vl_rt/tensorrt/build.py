@@ -11,9 +11,11 @@ from typing import Any
 import onnx
 
 from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.tensorrt.build_memory import require_memory, stored_bytes
 from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
@@ -21,7 +23,7 @@ from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
 from qwen2vl_rt.tensorrt.timing import timing_file
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import drop_cache, map_weights
 
 GRAPHS = ("vision", "prefill", "decoder")
 
@@ -65,6 +67,7 @@ def build_engines(
 
     Raises:
         BackendError: a form that the target or the edition does not have, or a graph that TensorRT refuses.
+        MemoryLimitError: the machine's memory is too small to build a graph.
     """
     check_fp8(bundle, target, fp8)
     form = Form(
@@ -169,7 +172,11 @@ def _build_graph(
         with suppress(BackendError):  # damaged, or described by another version of this package: built again
             return Built(graph, file, file.describe(), reused=True)
 
+    require_memory(graph, stored_bytes(model, weights))
     network = Network(edition, model, weights)
+    if not weights and shares_memory():  # TensorRT has copies; CUDA would count the page cache as taken
+        for name in key["sources"]:
+            drop_cache(bundle.file(name))
     if form.attention == "lengths":
         network.align_attention()
     partial = file.path.with_suffix(".partial")

@@ -14,6 +14,7 @@ from typing import Any
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.progress import progress_bar
+from qwen2vl_rt.tensorrt.build_memory import limit_workspace
 from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures, first_error
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile
@@ -61,6 +62,7 @@ def build_engine(
     edition, trt = network.edition, network.edition.module
     config = network.builder.create_builder_config()
     configure(config, target, edition)
+    limit_workspace(config, edition, network.weights_bytes)
     for profile in profiles:
         config.add_optimization_profile(_profile(network.builder, profile))
     if timings:

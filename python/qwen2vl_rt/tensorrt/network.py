@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.tensorrt.build_memory import stored_bytes
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.logger import first_error
 
@@ -20,8 +21,12 @@ PRESENT_LENGTH = "present_length"  # of the portable decoder: past_length + T, [
 class Network:
     """A parsed, strongly typed network and all that must live as long as it does."""
 
+    weights_bytes: int
+    """Of the graph that it was parsed from."""
+
     def __init__(self, edition: Edition, model: ModelProto, weights: Weights) -> None:
-        """Parse `model`; the weights are read where they lie, mapped files included.
+        """Parse `model`; the weights are read where they lie, mapped files included. A parser that takes only
+        files leaves `weights` empty.
 
         Raises:
             BackendError: the parser refuses a node.
@@ -34,6 +39,7 @@ class Network:
         # Full TensorRT also has loosely typed networks, RTX and the newest only this kind.
         self.network = self.builder.create_network(1 << int(flags.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self.network, edition.logger)
+        self.weights_bytes = stored_bytes(model, weights)
         self._weights = weights  # TensorRT keeps pointers into them
         self._load(model)
 
@@ -88,23 +94,32 @@ def parse_from_memory(parser: Any, model: ModelProto, weights: Weights) -> bool:
 
 
 def parse_from_files(parser: Any, model: ModelProto, weights: Weights) -> bool:
-    """Parse by way of a temporary model and weights file, which TensorRT has read when this returns."""
+    """Parse by way of a temporary model and weights file, which TensorRT has read when this returns.
+
+    `weights` is emptied as they are written: boards with such a parser have no memory for two copies.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
-    with tempfile.TemporaryDirectory() as folder:
-        with open(Path(folder, "weights"), "wb") as file:
-            for tensor in copy.graph.initializer:
-                if tensor.data_location == TensorProto.EXTERNAL:
-                    del tensor.external_data[:]
-                    array = weights[tensor.name]
-                    entries = (("location", "weights"), ("offset", file.tell()), ("length", array.nbytes))
-                    for key, value in entries:
-                        tensor.external_data.add(key=key, value=str(value))
-                    # bfloat16 and fp8 are no types of Python's buffers: bytes are.
-                    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    with tempfile.TemporaryDirectory() as folder:  # the page cache of its files goes with them
+        _write_weights(copy, weights, Path(folder, "weights"))
         path = Path(folder, f"{model.graph.name}.onnx")
         path.write_bytes(copy.SerializeToString())
         return parser.parse_from_file(str(path))
+
+
+def _write_weights(model: ModelProto, weights: Weights, path: Path) -> None:
+    """Write the weights to one file, let go of them, and let `model` name it."""
+    with open(path, "wb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                del tensor.external_data[:]
+                array = weights.pop(tensor.name)
+                entries = (("location", path.name), ("offset", file.tell()), ("length", array.nbytes))
+                for key, value in entries:
+                    tensor.external_data.add(key=key, value=str(value))
+                # bfloat16 and fp8 are no types of Python's buffers: bytes are.
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    weights.clear()
 
 
 def _described(tensor: Any) -> dict[str, Any]:
