@@ -300,9 +300,7 @@ def test_a_build_that_does_not_fit(tiny, edition, tmp_path, monkeypatch):
     monkeypatch.setattr(build_memory, "available_memory", lambda: MARGIN)
     assert all(engine.reused for engine in build(tiny["bf16"], "sm86", tmp_path, edition))
     vision.file.description_path.unlink()
-    with pytest.raises(
-        MemoryLimitError, match=r"the vision engine takes 1\.0\d GiB.*too little: close"
-    ):
+    with pytest.raises(MemoryLimitError, match=r"the vision engine takes 1\.0\d GiB.*too little: close"):
         build(tiny["bf16"], "sm86", tmp_path, edition)
 
 

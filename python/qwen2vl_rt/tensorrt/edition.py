@@ -40,7 +40,9 @@ class Edition:
 
     @property
     def has_cache_operators(self) -> bool:
-        """Whether it knows Attention, RotaryEmbedding and TensorScatter: TensorRT before 10.14 does not."""
+        """Whether it knows Attention, RotaryEmbedding and TensorScatter: TensorRT 10.15 and later does, 10.14
+        only the first.
+        """
         return hasattr(self.module.INetworkDefinition, "add_kv_cache_update")
 
     @property

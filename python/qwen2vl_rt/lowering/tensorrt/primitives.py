@@ -1,4 +1,4 @@
-"""The graphs in operators of opset 20, for TensorRT 10.3 to 10.13 (JetPack 6), which know none of the newer.
+"""The graphs in operators of opset 20, for TensorRT 10.3 to 10.14 (JetPack 6), which lack newer ones.
 
 RMSNormalization, RotaryEmbedding, Gelu, TensorScatter and Attention become the sums, products and softmax
 that the ONNX standard defines them by. Attention is in `primitive_attention.py`.
