@@ -16,6 +16,7 @@ import qwen2vl_rt
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.cli import main
 from qwen2vl_rt.cuda import CudaStatus
 from qwen2vl_rt.cuda import plan as cuda_plan
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
@@ -288,6 +289,17 @@ def test_auto_goes_on_where_engines_do_not_fit(bundle, machine, monkeypatch):
     with pytest.raises(MemoryLimitError, match=r"This session needs(.|\n)*not tensorrt: These engines need"):
         qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112, memory_limit=1 << 20)
     assert not machine.opened
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "These engines would be passed over here."), (["--backend", "tensorrt"], "would be refused here.")],
+)
+def test_what_info_says_of_engines_that_do_not_fit(bundle, machine, monkeypatch, capsys, options, said):
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    machine.free = 1 << 20
+    assert main(["info", str(bundle.path), *options]) == 0
+    assert said in capsys.readouterr().err
 
 
 def test_refused_engines_are_let_go_before_the_next_backend(bundle, machine, monkeypatch):

@@ -57,7 +57,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        _print(report, str(plan) if bundle is not None else None)
+        _print(report, str(plan) if bundle is not None else None, options.backend)
     return 0
 
 
@@ -83,7 +83,7 @@ def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, 
     return report, chosen
 
 
-def _print(report: dict[str, Any], plan: str | None) -> None:
+def _print(report: dict[str, Any], plan: str | None, asked: str) -> None:
     runtime = report["runtime"]
     backend = runtime["backend"]
     engine = runtime["onnxruntime"] or runtime["onnxruntime-gpu"] or "not installed"
@@ -106,7 +106,9 @@ def _print(report: dict[str, Any], plan: str | None) -> None:
     print(f"\nmemory plan for max_length {limits['max_length']}, max_batch {limits['max_batch']}, ", end="")
     print(f"max_pixels {limits['max_pixels']}:\n{plan}")
     if not report["plan"]["fits"]:
-        print("This session would be refused here.", file=sys.stderr)
+        passed_over = asked == "auto" and backend["name"] == "tensorrt"
+        what = "These engines would be passed over" if passed_over else "This session would be refused"
+        print(f"{what} here.", file=sys.stderr)
 
 
 def _cuda_line(status: dict[str, Any]) -> str:
