@@ -147,8 +147,8 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
         missing = f"ONNX Runtime is not installed ({error_})" if isinstance(error_, ImportError) else error_
         raise BackendError(
             f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, which "
-            f"can't be computed here: {missing}. Run `qwen2vl build BUNDLE --gpu {key['target']} --expected` "
-            "with the same limits on another machine, and copy what it writes beside the engines."
+            f"can't be computed here: {missing}. On another machine, `qwen2vl build BUNDLE --gpu "
+            f"{key['target']} --expected` with the same limits does it: copy its file beside the engines."
         ) from error_
 
 

@@ -26,7 +26,7 @@ def require_memory(bundle: Bundle, limits: SessionLimits) -> None:
         sizes = (size / GIB for size in (needed, plan.limit, needed - plan.limit))
         raise MemoryLimitError(
             "The cpu backend's values for the self-check take {:.2f} GiB, and {:.2f} GiB of memory is "
-            "available, {:.2f} GiB too little".format(*sizes)
+            "available, {:.2f} GiB too little: close other programs".format(*sizes)
         )
 
 
