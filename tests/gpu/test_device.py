@@ -22,7 +22,9 @@ def test_status_says_why_there_is_no_gpu_or_counts_them():
     assert bool(status.reason) == (status.devices == 0)
     if status.built:
         assert status.toolkit
+        # Of cmake/cuda.cmake's list those that the toolkit knows, or what QWEN2VL_CUDA_ARCHITECTURES named.
         assert status.architectures
+        assert all(number >= 50 for number in status.architectures)
     else:
         assert "nvcc" in status.reason
 
