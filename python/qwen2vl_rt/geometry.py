@@ -1,9 +1,9 @@
 """What a Qwen2-VL model looks like: the sizes and ids that a checkpoint's config.json or a bundle's
 manifest states.
 
-Everything that depends on a model's size reads it from `Geometry`; nothing else in the project knows a
-number such as 1536 or 151655. `Geometry.from_config` reads a checkpoint's config.json,
-`Geometry.from_json` a manifest.
+Everything that depends on a model's size reads it from `Geometry`. `Geometry.from_config` reads a
+checkpoint's config.json, `Geometry.from_json` a manifest. Numbers of the published models, such as 151655,
+stand in `_config.py` only, for what a config.json may leave out.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +64,8 @@ class MemoryPlan:
     """Whose memory is planned: "cpu" the process', "cuda" and "tensorrt" the GPU's, with the process' where
     they share it."""
     measured: int | None = field(default=None)
-    """Memory in use when the plan was asked for (the process's resident memory, or the GPU's); None before
-    loading."""
+    """Memory in use when the plan was asked for (the process's resident memory, or the GPU's by whomever);
+    None before loading."""
 
     @property
     def total(self) -> int:
@@ -219,13 +220,13 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         )
 
     advice = []
-    for name, step in (("max_length", 64), ("max_pixels", 28 * 28)):
+    for name, step in (("max_length", 64), ("max_pixels", pixels_per_token(bundle.geometry))):
         largest = _largest(
             getattr(plan.limits, name) // step, lambda n, name=name, step=step: fits(**{name: n * step})
         )
         if largest:
             advice.append(f"{name}={largest * step}")
-    if not advice and fits(max_length=64, max_pixels=28 * 28 * 4, max_batch=1):
+    if not advice and fits(max_length=64, max_pixels=4 * pixels_per_token(bundle.geometry), max_batch=1):
         advice.append("a smaller max_batch, max_length and max_pixels together")
     would = " or ".join(advice) if advice else "nothing: use a bundle of lower precision or a smaller model"
     raise MemoryLimitError(
@@ -257,12 +258,21 @@ def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
 
 def _vision_workspace(geometry: Geometry, limits: SessionLimits) -> int:
     vision = geometry.vision
-    patches = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
-    patches //= vision.patch_size**2
+    patches = largest_picture(geometry, limits) // vision.patch_size**2
     # The patches themselves; residual, norm, q, k, v and their rotated copies; three MLP tensors (before,
     # sigmoid, product); float32.
     values = vision.patch_values + 8 * vision.embed_dim + 3 * vision.mlp_size
     return patches * values * 4
+
+
+def pixels_per_token(geometry: Geometry) -> int:
+    """Pixels of a resized picture behind one visual embedding."""
+    return (geometry.vision.patch_size * geometry.vision.merge_size) ** 2
+
+
+def largest_picture(geometry: Geometry, limits: SessionLimits) -> int:
+    """Pixels of the largest resized picture whose tokens the cache holds."""
+    return max(1, min(limits.max_pixels, limits.max_length * pixels_per_token(geometry)))
 
 
 def available_memory() -> int:
@@ -291,12 +301,12 @@ def measured_memory(backend: str) -> int:
     return resident_memory()
 
 
-def _largest(high: int, fits: object) -> int:
+def _largest(high: int, fits: Callable[[int], bool]) -> int:
     """The largest n in [1, high] for which fits(n), 0 if none: fits falls from true to false once."""
     low = 0
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(middle):  # type: ignore[operator]
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

@@ -193,7 +193,11 @@ class Session:
     # --- memory, life --------------------------------------------------------------------------------------
 
     def plan(self) -> MemoryPlan:
-        """The memory plan of this session by part, with what the process has resident now."""
+        """The memory plan of this session by part, beside a measurement of now.
+
+        `measured` is the process's resident memory with the cpu backend; with cuda and tensorrt the GPU's
+        memory in use, by whomever.
+        """
         return self._plan.with_measured(measured_memory(self._backend.name))
 
     @property

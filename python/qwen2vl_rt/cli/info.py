@@ -15,9 +15,8 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.plan import MIB, plan_session
+from qwen2vl_rt.plan import MIB, plan_session, session_limits
 from qwen2vl_rt.progress import progress_bar
-from qwen2vl_rt.session import session_limits
 from qwen2vl_rt.tensorrt.find import Asked
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
-from qwen2vl_rt.plan import MIB, PROCESS_BYTES, SessionLimits, available_memory, kv_bytes_per_token
+from qwen2vl_rt.plan import (
+    MIB,
+    PROCESS_BYTES,
+    SessionLimits,
+    available_memory,
+    kv_bytes_per_token,
+    largest_picture,
+)
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 
 # The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
@@ -39,7 +46,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     largest_matrix = decoder.hidden_size * outputs * 2 * bundle.quantized
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
     sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
-    pixels = max(1, min(limits.max_pixels, limits.max_length * (vision.patch_size * vision.merge_size) ** 2))
+    patches = largest_picture(geometry, limits) // vision.patch_size**2
     # What a block of the tower holds at its widest, as ONNX Runtime's arena keeps it; products of codes take
     # their bias in, and write the merger's largest matrix out in 16 bits.
     if bundle.quantized:
@@ -50,7 +57,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     return parts | {
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry, item),
         "prefill and decode": activations + largest_matrix + sampling,
-        "vision": pixels // vision.patch_size**2 * values * item + merger + LARGEST_UPLOAD,
+        "vision": patches * values * item + merger + LARGEST_UPLOAD,
     }
 
 
