@@ -13,7 +13,7 @@ LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inl' 2>/dev/null)
 BENCH_2B     ?= $(OUT)/bench-2b
 BENCH_RESULT ?= $(OUT)/cpu-2b
 
-.PHONY: demo eval bench bench-2b test test-emulated test-null-gpu test-gpu bench-gpu lint format test-sanitize kernel-report clean
+.PHONY: demo eval bench bench-2b test test-emulated test-null-gpu test-gpu bench-gpu gpu-wheels lint format test-sanitize kernel-report clean
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
@@ -32,7 +32,9 @@ $(VENV)/installed-test $(VENV)/installed-plot: $(VENV)/installed-%: $(BUILT_FROM
 
 $(VENV)/installed-lint: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check clang-format==19.1.7 ruff==0.17.6
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $$($(BIN)/python -c "import tomllib; \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
 	touch $@
 
 # --- the two commands of README; eval scores the tiny checkpoint by task -------------------------------------

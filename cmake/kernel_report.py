@@ -1,6 +1,6 @@
 """Compile every kernel for every architecture of cmake/cuda.cmake and report what the compiler says of it.
 
-    python cmake/kernel_report.py --output bench/results/kernels.md [--architectures 90]
+    python cmake/kernel_report.py --output FILE [--architectures 90]   # `make kernel-report`
 
 Fails on any warning and on any kernel whose registers spill to memory.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Werror=all-warnings", "-Xptxas=-v"]
+BUILD = (ROOT / "cmake" / "cuda.cmake").read_text()
 FUNCTION = re.compile(r"(?:Compiling entry function|Function properties for) '?([^' \n]+)'?")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
@@ -39,8 +39,14 @@ class Kernel:
 
 def architectures() -> list[str]:
     """The project's one list."""
-    text = (ROOT / "cmake" / "cuda.cmake").read_text()
-    return re.search(r'set\(QWEN2VL_CUDA_ARCHITECTURES "([\d;]+)"', text)[1].split(";")
+    return re.search(r'set\(QWEN2VL_CUDA_ARCHITECTURES "([\d;]+)"', BUILD)[1].split(";")
+
+
+def flags() -> list[str]:
+    """What a release build gives nvcc."""
+    standard = re.search(r"set\(CMAKE_CUDA_STANDARD (\d+)\)", BUILD)[1]
+    own = re.search(r"\$<\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>", BUILD)[1]
+    return [f"-std=c++{standard}", "-O3", *own.split()]
 
 
 def compile_file(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
@@ -49,7 +55,8 @@ def compile_file(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
         target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         command = [
             nvcc,
-            *FLAGS,
+            *flags(),
+            "-Xptxas=-v",
             target,
             "-I",
             str(ROOT / "csrc"),
