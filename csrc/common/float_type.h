@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/half.h"
 #include "common/host_device.h"
-#include "embedding/half.h"
 
 namespace qwen2vl {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "common/error.h"
+#include "common/half.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
-#include "embedding/half.h"
 
 namespace qwen2vl {
 
