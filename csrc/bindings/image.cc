@@ -42,21 +42,14 @@ PassOrder pass_order(bool vertical_first) {
   return vertical_first ? PassOrder::kVerticalFirstWhereShorter : PassOrder::kHorizontalFirst;
 }
 
-PatchLayout patch_layout(int64_t patch_size, int64_t temporal_patch_size, int64_t merge_size) {
-  const PatchLayout layout{patch_size, temporal_patch_size, merge_size};
-  for (const int64_t value : {patch_size, temporal_patch_size, merge_size}) {
-    if (value < 1 || value > 256) throw InputError("patch and merge sizes must be in 1..256");
-  }
-  return layout;
-}
-
 void write_frame(const py::array& frame, py::array_t<float>& patches, int64_t frame_index, int64_t copies,
                  int64_t resized_height, int64_t resized_width, const FloatArray& table, int64_t patch_size,
                  int64_t temporal_patch_size, int64_t merge_size, bool vertical_first,
                  std::optional<py::array_t<uint8_t>> pixels) {
   const FrameView view = frame_view(frame);
   check_table(table);
-  const PatchLayout layout = patch_layout(patch_size, temporal_patch_size, merge_size);
+  const PatchLayout layout{patch_size, temporal_patch_size, merge_size};
+  check_layout(layout);
   const int64_t grid = (resized_height / patch_size) * (resized_width / patch_size);
   if (!(patches.flags() & py::array::c_style) || patches.ndim() != 3 || patches.shape(1) != grid ||
       patches.shape(2) != layout.patch_values() || frame_index < 0 ||

@@ -13,20 +13,12 @@ namespace {
 
 constexpr size_t kMostSizes = 32;  // sizes whose weights are kept; cameras have one
 
-std::string describe(ImageSize size) {
-  return std::to_string(size.width) + " x " + std::to_string(size.height) + " pixels";
-}
-
-bool fits(int64_t side) { return side >= 1 && side <= (int64_t{1} << 24); }
-
 }  // namespace
 
 FramePreparer::FramePreparer(std::shared_ptr<Device> device, const float* table, const PatchLayout& layout,
                              PassOrder order)
     : device_(std::move(device)), layout_(layout), order_(order), table_(device_, 3 * 256 * sizeof(float)) {
-  for (const int64_t value : {layout.patch_size, layout.temporal_patch_size, layout.merge_size}) {
-    if (value < 1 || value > 256) throw InputError("patch and merge sizes must be in 1..256");
-  }
+  check_layout(layout);
   device_->upload(table_.as<float>(), table, table_.size());
 }
 
@@ -79,17 +71,7 @@ const FramePreparer::Weights& FramePreparer::weights(ImageSize from, ImageSize t
 
 void FramePreparer::prepare(const FrameView& frame, ImageSize resized, int64_t slot_begin, int64_t slot_end,
                             FloatType type, void* patches, uint64_t* digest) {
-  if (!fits(frame.size.height) || !fits(frame.size.width) || !fits(resized.height) || !fits(resized.width)) {
-    throw InputError("a frame of " + describe(frame.size) + " cannot be resized to " + describe(resized));
-  }
-  if (resized.height % layout_.factor() != 0 || resized.width % layout_.factor() != 0) {
-    throw InputError("a frame resized to " + describe(resized) + " cannot be cut into blocks of " +
-                     std::to_string(layout_.factor()));
-  }
-  if (slot_begin < 0 || slot_end > layout_.temporal_patch_size || slot_begin >= slot_end) {
-    throw InputError("frame slots " + std::to_string(slot_begin) + ".." + std::to_string(slot_end) + " of " +
-                     std::to_string(layout_.temporal_patch_size));
-  }
+  check_frame(frame.size, resized, layout_, slot_begin, slot_end);
   const Weights& weights = this->weights(frame.size, resized);
   FrameJob job{};
   job.frame = frame;

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "image/smart_resize.h"
+#include "image/image_size.h"
 
 namespace qwen2vl {
 

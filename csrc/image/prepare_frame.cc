@@ -40,34 +40,44 @@ void patchify_band(const uint8_t* rows, int64_t row_bytes, int64_t width, const 
   }
 }
 
-void check_sides(const FrameView& frame, ImageSize resized) {
-  const auto fits = [](int64_t side) { return side >= 1 && side <= (int64_t{1} << 24); };
-  if (!fits(frame.size.height) || !fits(frame.size.width)) {
-    throw InputError("a frame of " + std::to_string(frame.size.width) + " x " +
-                     std::to_string(frame.size.height) + " pixels is empty or has a side over 2^24");
+void check_sides(ImageSize frame, ImageSize resized) {
+  const auto fits = [](int64_t side) { return side >= 1 && side <= kLargestSide; };
+  if (!fits(frame.height) || !fits(frame.width)) {
+    throw InputError("a frame of " + describe(frame) + " is empty or has a side over " +
+                     std::to_string(kLargestSide));
   }
   if (!fits(resized.height) || !fits(resized.width)) {
-    throw InputError("cannot resize a frame to " + std::to_string(resized.width) + " x " +
-                     std::to_string(resized.height) + " pixels");
+    throw InputError("cannot resize a frame to " + describe(resized));
   }
 }
 
 }  // namespace
 
-void prepare_frame(const FrameView& frame, ImageSize resized, PassOrder order, const PatchLayout& layout,
-                   const float* table, int64_t slot_begin, int64_t slot_end, float* patches,
-                   uint8_t* pixels) {
+void check_layout(const PatchLayout& layout) {
+  for (const int64_t value : {layout.patch_size, layout.temporal_patch_size, layout.merge_size}) {
+    if (value < 1 || value > 256) throw InputError("patch and merge sizes must be in 1..256");
+  }
+}
+
+void check_frame(ImageSize frame, ImageSize resized, const PatchLayout& layout, int64_t slot_begin,
+                 int64_t slot_end) {
   check_sides(frame, resized);
   const int64_t factor = layout.factor();
   if (resized.height % factor != 0 || resized.width % factor != 0) {
-    throw InputError("a frame resized to " + std::to_string(resized.width) + " x " +
-                     std::to_string(resized.height) + " pixels cannot be cut into blocks of " +
+    throw InputError("a frame resized to " + describe(resized) + " cannot be cut into blocks of " +
                      std::to_string(factor));
   }
   if (slot_begin < 0 || slot_end > layout.temporal_patch_size || slot_begin >= slot_end) {
     throw InputError("frame slots " + std::to_string(slot_begin) + ".." + std::to_string(slot_end) + " of " +
                      std::to_string(layout.temporal_patch_size));
   }
+}
+
+void prepare_frame(const FrameView& frame, ImageSize resized, PassOrder order, const PatchLayout& layout,
+                   const float* table, int64_t slot_begin, int64_t slot_end, float* patches,
+                   uint8_t* pixels) {
+  check_frame(frame.size, resized, layout, slot_begin, slot_end);
+  const int64_t factor = layout.factor();
   const ResizePlan plan(frame.size, resized, order);
   const int64_t row_bytes = padded_row_bytes(resized.width);
   const int64_t band_values =
@@ -91,7 +101,7 @@ void prepare_frame(const FrameView& frame, ImageSize resized, PassOrder order, c
 }
 
 void resize_frame(const FrameView& frame, ImageSize resized, PassOrder order, uint8_t* out) {
-  check_sides(frame, resized);
+  check_sides(frame.size, resized);
   const ResizePlan plan(frame.size, resized, order);
   parallel_for(resized.height, 32, [&](size_t begin, size_t end) {
     RowResizer resizer(frame, plan);

@@ -17,6 +17,13 @@ struct PatchLayout {
   int64_t patch_values() const { return kChannels * temporal_patch_size * patch_size * patch_size; }
 };
 
+// Throws InputError for a number outside 1..256.
+void check_layout(const PatchLayout& layout);
+// Throws InputError for sides outside 1..kLargestSide, resized ones that are no multiples of layout.factor(),
+// and slots (see prepare_frame) that a patch does not have.
+void check_frame(ImageSize frame, ImageSize resized, const PatchLayout& layout, int64_t slot_begin,
+                 int64_t slot_end);
+
 // Resizes one frame as Pillow's bicubic filter does and writes it into its place in the vision tower's input.
 //
 // resized: both sides multiples of layout.factor().

@@ -11,12 +11,7 @@ namespace qwen2vl {
 
 namespace {
 
-constexpr int64_t kMaxSide = int64_t{1} << 24;
 constexpr double kMaxAspectRatio = 200.0;
-
-std::string describe(ImageSize size) {
-  return std::to_string(size.width) + " x " + std::to_string(size.height) + " pixels (width x height)";
-}
 
 std::string describe(double value) {
   char text[32];
@@ -29,8 +24,8 @@ std::string describe(double value) {
 ImageSize smart_resize(ImageSize size, int64_t factor, double min_pixels, double max_pixels) {
   const auto [height, width] = size;
   if (height < 1 || width < 1) throw InputError("a picture of " + describe(size) + " is empty");
-  if (height > kMaxSide || width > kMaxSide) {
-    throw InputError("a picture of " + describe(size) + " has a side over " + std::to_string(kMaxSide));
+  if (height > kLargestSide || width > kLargestSide) {
+    throw InputError("a picture of " + describe(size) + " has a side over " + std::to_string(kLargestSide));
   }
   if (factor < 1 || factor > 65536)
     throw InputError("resize factor " + std::to_string(factor) + " is not in 1..65536");
