@@ -29,7 +29,6 @@ from qwen2vl_rt.progress import progress_bar
 from qwen2vl_rt.session import Session
 
 RESULTS = Path(__file__).parent / "results"
-BLOCK = 128
 
 
 class PortableModel:
@@ -72,10 +71,10 @@ def _table(bundle: Bundle) -> np.ndarray:
     g, raw = bundle.geometry.decoder, bundle.file(EMBEDDING).read_bytes()
     if bundle.precision == "fp32":
         return np.frombuffer(raw, np.float32).reshape(g.vocab_size, g.hidden_size)
-    count, blocks = g.vocab_size * g.hidden_size, -(-g.hidden_size // BLOCK)
+    count, blocks = g.vocab_size * g.hidden_size, -(-g.hidden_size // _core.BLOCK)
     codes = np.frombuffer(raw, np.uint8, count).reshape(g.vocab_size, g.hidden_size)
     scales = np.frombuffer(raw, np.float32, g.vocab_size * blocks, -(-count // 4096) * 4096)
-    scales = scales.reshape(-1, blocks).repeat(BLOCK, axis=1)[:, : g.hidden_size]
+    scales = scales.reshape(-1, blocks).repeat(_core.BLOCK, axis=1)[:, : g.hidden_size]
     return (codes.astype(np.float32) - 128) * scales
 
 

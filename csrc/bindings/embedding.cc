@@ -1,5 +1,6 @@
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "common/scale_block.h"
 #include "embedding/embedding_table.h"
 
 namespace py = pybind11;
@@ -7,6 +8,7 @@ namespace py = pybind11;
 namespace qwen2vl {
 
 void register_embedding(py::module_& m) {
+  m.attr("BLOCK") = kScaleBlock;
   py::class_<EmbeddingTable, std::shared_ptr<EmbeddingTable>>(
       m, "EmbeddingTable",
       "The token embedding table [rows, width], read from its file row by row, as float32.")

@@ -1,20 +1,19 @@
-#include "embedding/embedding_table.h"
-
 #include <algorithm>
 
 #include "common/error.h"
 #include "common/half.h"
 #include "common/parallel.h"
+#include "common/scale_block.h"
 #include "common/scratch.h"
+#include "embedding/embedding_table.h"
 
 namespace qwen2vl {
 
 namespace {
 
-constexpr int64_t kBlock = 128;  // codes of a row that share a scale
 constexpr int64_t kPage = 4096;  // each part of a table starts at a multiple of this
 
-int64_t blocks_of(int64_t width) { return (width + kBlock - 1) / kBlock; }
+int64_t blocks_of(int64_t width) { return (width + kScaleBlock - 1) / kScaleBlock; }
 int64_t next_page(int64_t offset) { return (offset + kPage - 1) / kPage * kPage; }
 
 template <float (*widen)(uint16_t)>
@@ -62,14 +61,14 @@ EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t wi
   scales_ = next_page(offset + rows * width);  // counts no larger than the table's, whose size is checked
   zero_points_ = next_page(scales_ + blocks() * static_cast<int64_t>(sizeof(float)));
   if (available < zero_points_ + blocks()) {
-    throw BundleError(path + " holds " + std::to_string(available) +
-                      " bytes, too few for the scales and zero points of " + std::to_string(rows) +
-                      " rows of " + std::to_string(width) + " codes in blocks of " + std::to_string(kBlock) +
-                      ": they end at byte " + std::to_string(zero_points_ + blocks()));
+    throw BundleError(
+        path + " holds " + std::to_string(available) + " bytes, too few for the scales and zero points of " +
+        std::to_string(rows) + " rows of " + std::to_string(width) + " codes in blocks of " +
+        std::to_string(kScaleBlock) + ": they end at byte " + std::to_string(zero_points_ + blocks()));
   }
 }
 
-int64_t EmbeddingTable::block_width() { return kBlock; }
+int64_t EmbeddingTable::block_width() { return kScaleBlock; }
 
 void EmbeddingTable::copy(void* elements, void* scales, void* zero_points) const {
   file_.read(elements_, rows_ * width_ * element_size(type_), elements);
@@ -88,8 +87,8 @@ void EmbeddingTable::gather_blocks(int64_t row, std::byte* stored, float* output
   file_.read(zero_points_ + row * row_blocks_, row_blocks_, zero_points);
   file_.read(elements_ + row * width_, width_, codes);
   for (int64_t block = 0; block < row_blocks_; ++block) {
-    const int64_t end = std::min(width_, (block + 1) * kBlock);
-    for (int64_t i = block * kBlock; i < end; ++i) {
+    const int64_t end = std::min(width_, (block + 1) * kScaleBlock);
+    for (int64_t i = block * kScaleBlock; i < end; ++i) {
       output[i] = static_cast<float>(codes[i] - zero_points[block]) * scales[block];
     }
   }

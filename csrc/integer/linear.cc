@@ -73,11 +73,11 @@ IntegerLinear::IntegerLinear(int bits, bool short_scales, bool zero_points, int6
 
 IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const float* scales,
                                        const uint8_t* zero_points, int64_t k, int64_t n) {
-  const int64_t blocks = (k + kBlock - 1) / kBlock;
-  IntegerLinear linear(bits, all_short(scales, n * blocks), zero_points != nullptr, kBlock, k, n);
-  const int64_t bytes = kBlock * bits / 8, row = blocks * bytes;
+  const int64_t blocks = (k + kScaleBlock - 1) / kScaleBlock;
+  IntegerLinear linear(bits, all_short(scales, n * blocks), zero_points != nullptr, kScaleBlock, k, n);
+  const int64_t bytes = kScaleBlock * bits / 8, row = blocks * bytes;
   const int64_t zero_row = (blocks * bits + 7) / 8;
-  const uint8_t missing[kBlock] = {};
+  const uint8_t missing[kScaleBlock] = {};
   for (int64_t panel = 0; panel < linear.panels(); ++panel) {
     for (int64_t block = 0; block < blocks; ++block) {
       uint8_t* record = linear.record(panel, block);
@@ -87,7 +87,7 @@ IntegerLinear IntegerLinear::of_blocks(int bits, const uint8_t* codes, const flo
       };
       for (int64_t i = 0; i < (bits == 4 ? 16 : 32); ++i) {
         const uint8_t *own = source(i), *high = bits == 4 ? source(16 + i) : nullptr;
-        for (int64_t group = 0; group < kBlock / 4; ++group) {
+        for (int64_t group = 0; group < kScaleBlock / 4; ++group) {
           if (bits == 4) {
             const uint32_t word = spread(own + 2 * group) | spread(high + 2 * group) << 4;
             std::memcpy(record + group * 64 + i * 4, &word, sizeof(word));

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "common/mapped_memory.h"
+#include "common/scale_block.h"
 
 namespace qwen2vl {
 
@@ -24,16 +25,15 @@ struct Addends {
 // layout.
 class IntegerLinear {
  public:
-  static constexpr int64_t kBlock = 128;  // inputs, of weights in blocks
-  static constexpr int64_t kPanel = 32;   // outputs that are computed together
+  static constexpr int64_t kPanel = 32;  // outputs that are computed together
   // Scales are kept in float16 as so many times their value: from 2^-29 to 2 they have all of its 11 bits.
   static constexpr float kShortScale = 0x1p15f;
 
   // Whether this CPU runs it, and may (common/instruction_set.h).
   static bool supported();
 
-  // 4- or 8-bit codes with a scale and a zero point for each output's block of kBlock inputs. codes [n,
-  // blocks, kBlock * bits / 8], of 4 bits two in a byte, the first in the low half; scales [n, blocks];
+  // 4- or 8-bit codes with a scale and a zero point for each output's block of kScaleBlock inputs. codes [n,
+  // blocks, kScaleBlock * bits / 8], of 4 bits two in a byte, the first in the low half; scales [n, blocks];
   // zero_points [n, blocks] packed like the codes, every row in whole bytes, or null where all are 2^(bits -
   // 1).
   static IntegerLinear of_blocks(int bits, const uint8_t* codes, const float* scales,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
+from qwen2vl_rt import _core
+
 ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
 
-BLOCK = 128  # numbers along a matrix' inputs that share a scale, in int4 layers and 8-bit tables
+BLOCK = _core.BLOCK  # numbers along a matrix' inputs that share a scale, in int4 layers and 8-bit tables
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 # a session took beside its plan.
 CONTEXT_BYTES = 700 * MIB
 
-# Repeated scales of 8-bit weights (lowering/int8_weights.py): 2 bytes a block of 128.
-INT8_SCALES = 1 + 2 / 128
+# Repeated scales of 8-bit weights (lowering/int8_weights.py): 2 bytes a block.
+INT8_SCALES = 1 + 2 / _core.BLOCK
 
 
 def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.lowering.graph import attribute, drop_unread, replace_nodes, use_own_operators
 from qwen2vl_rt.lowering.linear import linear_node
 from qwen2vl_rt.lowering.quantize_tokens import Activations
 from qwen2vl_rt.weights import is_mapped
-
-BLOCK = 128
 
 
 def to_block_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
@@ -22,7 +21,7 @@ def to_block_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     activations = Activations(model)
     replacements = {}
     for product in model.graph.node:
-        if product.op_type != "MatMulNBits" or attribute(product, "block_size") != BLOCK:
+        if product.op_type != "MatMulNBits" or attribute(product, "block_size") != _core.BLOCK:
             continue
         x, codes, scale, zero_points, _group, bias, *_ = [*product.input, "", "", ""]
         source, other, slope = activations.unscaled_inputs(x)

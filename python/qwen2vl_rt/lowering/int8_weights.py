@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
+from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.lowering.graph import (
     bias_behind,
@@ -21,8 +22,6 @@ from qwen2vl_rt.lowering.graph import (
 )
 from qwen2vl_rt.lowering.matmul_nbits import nbits_node
 from qwen2vl_rt.lowering.quantize_tokens import Activations
-
-BLOCK = 128  # inputs that share a scale; the stored scales are per output, so they repeat
 
 
 def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
@@ -48,7 +47,7 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
         scale = next(name for name in by_output.input if name in tensors)
         k, n = tensors[weight].dims
         store(tensors[weight], weights, _blocks(weights[weight]), TensorProto.UINT8)
-        blocks = -(-k // BLOCK)
+        blocks = -(-k // _core.BLOCK)  # the stored scales are per output, so they repeat
         repeated = np.repeat(weights[scale].reshape(n, 1), blocks, axis=1)
         store(tensors[scale], weights, np.ascontiguousarray(repeated), TensorProto.FLOAT)
         inputs = [divide.input[0], weight, scale]
@@ -60,7 +59,7 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
             replacements[add.name] = []
         replacements |= {node.name: [] for node in (counts, by_token, by_output)}
         replacements[product.name] = [
-            nbits_node(product.name, inputs, output, K=k, N=n, bits=8, block_size=BLOCK)
+            nbits_node(product.name, inputs, output, K=k, N=n, bits=8, block_size=_core.BLOCK)
         ]
     if replacements:
         replace_nodes(graph, replacements)
@@ -69,10 +68,10 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
 
 
 def _blocks(weight: np.ndarray) -> np.ndarray:
-    """int8 [K, N] as MatMulNBits' B with zero point 128: uint8 [N, blocks, BLOCK]."""
+    """int8 [K, N] as MatMulNBits' B with zero point 128: uint8 [N, blocks, _core.BLOCK]."""
     k, n = weight.shape
-    padding = -k % BLOCK
+    padding = -k % _core.BLOCK
     codes = np.ascontiguousarray(weight.T).view(np.uint8) ^ np.uint8(0x80)  # code + 128
     if padding:
         codes = np.pad(codes, ((0, 0), (0, padding)), constant_values=128)
-    return codes.reshape(n, -1, BLOCK)
+    return codes.reshape(n, -1, _core.BLOCK)
