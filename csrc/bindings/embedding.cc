@@ -12,14 +12,12 @@ void register_embedding(py::module_& m) {
   py::class_<EmbeddingTable, std::shared_ptr<EmbeddingTable>>(
       m, "EmbeddingTable",
       "The token embedding table [rows, width], read from its file row by row, as float32.")
-      .def(
-          py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype,
-                      int64_t offset) {
-            return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype), offset);
-          }),
-          py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"), py::arg("offset") = 0,
-          "dtype: float32, bfloat16, float16, or uint8 (codes with a scale and a zero point a block of 128); "
-          "offset: bytes before the first row.")
+      .def(py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype) {
+             return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype));
+           }),
+           py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"),
+           "dtype: float32, bfloat16, float16, or uint8 (codes with a scale and a zero point a block of "
+           "BLOCK).")
       .def_property_readonly("rows", &EmbeddingTable::rows)
       .def_property_readonly("width", &EmbeddingTable::width)
       .def(

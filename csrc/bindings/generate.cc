@@ -44,8 +44,6 @@ void register_step(py::module_& m) {
       .def_readonly("tokens", &DecoderStep::tokens, "T")
       .def_readonly("logit_row_count", &DecoderStep::logit_row_count, "K")
       .def_readonly("prompt", &DecoderStep::prompt, "Whether the tokens are a prompt's, not an answer's own.")
-      .def_property_readonly("max_rows", [](const DecoderStep& step) { return step.sizes.max_rows; })
-      .def_property_readonly("max_tokens", [](const DecoderStep& step) { return step.sizes.max_tokens; })
       .def_property_readonly(
           "inputs_embeds",
           [](const Step& step) {
@@ -273,17 +271,7 @@ void register_generate(py::module_& m) {
           py::arg("token_ids"), py::arg("grids") = py::none(), py::arg("keys") = py::none(),
           "How many leading tokens need not be computed when this prompt is the first of the next call: "
           "visuals "
-          "wholly before that may be None in its request.")
-      .def_property_readonly("cache", &Generator::cache)
-      .def_property_readonly(
-          "step",
-          [](const Generator& generator) -> std::shared_ptr<DecoderStep> {
-            const auto host = std::dynamic_pointer_cast<HostDecoder>(generator.decoder());
-            return host ? host->step() : nullptr;
-          },
-          "The step whose buffers the executor may bind ahead; None when a device holds the decoder.")
-      .def_property_readonly("prefill_chunk",
-                             [](const Generator& generator) { return generator.settings().prefill_chunk; });
+          "wholly before that may be None in its request.");
 }
 
 }  // namespace qwen2vl

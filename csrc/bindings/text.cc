@@ -20,14 +20,12 @@ void register_text(py::module_& m) {
            }),
            py::arg("token_bytes"), py::arg("special") = std::vector<int32_t>{},
            "token_bytes: one bytes object an id; special: the ids that are not text.")
-      .def("__len__", &TokenText::tokens)
       .def(
           "bytes",
           [](const TokenText& text, int32_t id) {
             return py::bytes(text.bytes(id).data(), text.bytes(id).size());
           },
           py::arg("id"))
-      .def("is_special", &TokenText::is_special, py::arg("id"))
       .def(
           "decode",
           [](const TokenText& text, const py::object& ids, bool keep_special) {

@@ -1,3 +1,5 @@
+#include "embedding/embedding_table.h"
+
 #include <algorithm>
 
 #include "common/error.h"
@@ -5,7 +7,6 @@
 #include "common/parallel.h"
 #include "common/scale_block.h"
 #include "common/scratch.h"
-#include "embedding/embedding_table.h"
 
 namespace qwen2vl {
 
@@ -42,23 +43,21 @@ int64_t element_size(ElementType type) {
   }
 }
 
-EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type,
-                               int64_t offset)
-    : file_(path), rows_(rows), width_(width), row_blocks_(blocks_of(width)), type_(type), elements_(offset) {
-  if (rows < 1 || width < 1 || offset < 0) {
+EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type)
+    : file_(path), rows_(rows), width_(width), row_blocks_(blocks_of(width)), type_(type) {
+  if (rows < 1 || width < 1) {
     throw InputError("an embedding table of " + std::to_string(rows) + " rows of " + std::to_string(width) +
-                     " at byte " + std::to_string(offset) + " makes no sense");
+                     " makes no sense");
   }
   // Compared by division, so that no product of unchecked sizes can overflow.
   const int64_t available = file_.size();
-  if (offset > available || rows > (available - offset) / element_size(type) / width) {
+  if (rows > available / element_size(type) / width) {
     throw BundleError(path + " holds " + std::to_string(available) + " bytes, too few for " +
                       std::to_string(rows) + " rows of " + std::to_string(width) + " values of " +
-                      std::to_string(element_size(type)) + " bytes from byte " + std::to_string(offset) +
-                      " on");
+                      std::to_string(element_size(type)) + " bytes");
   }
   if (type != ElementType::kUInt8) return;
-  scales_ = next_page(offset + rows * width);  // counts no larger than the table's, whose size is checked
+  scales_ = next_page(rows * width);  // counts no larger than the table's, whose size is checked
   zero_points_ = next_page(scales_ + blocks() * static_cast<int64_t>(sizeof(float)));
   if (available < zero_points_ + blocks()) {
     throw BundleError(
@@ -71,7 +70,7 @@ EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t wi
 int64_t EmbeddingTable::block_width() { return kScaleBlock; }
 
 void EmbeddingTable::copy(void* elements, void* scales, void* zero_points) const {
-  file_.read(elements_, rows_ * width_ * element_size(type_), elements);
+  file_.read(0, rows_ * width_ * element_size(type_), elements);
   file_.read(scales_, blocks() * static_cast<int64_t>(sizeof(float)), scales);
   file_.read(zero_points_, blocks(), zero_points);
 }
@@ -85,7 +84,7 @@ void EmbeddingTable::gather_blocks(int64_t row, std::byte* stored, float* output
   uint8_t* codes = zero_points + row_blocks_;
   file_.read(scales_ + row * scale_bytes, scale_bytes, scales);
   file_.read(zero_points_ + row * row_blocks_, row_blocks_, zero_points);
-  file_.read(elements_ + row * width_, width_, codes);
+  file_.read(row * width_, width_, codes);
   for (int64_t block = 0; block < row_blocks_; ++block) {
     const int64_t end = std::min(width_, (block + 1) * kScaleBlock);
     for (int64_t i = block * kScaleBlock; i < end; ++i) {
@@ -96,7 +95,7 @@ void EmbeddingTable::gather_blocks(int64_t row, std::byte* stored, float* output
 
 // stored: room for what the file has of a row.
 void EmbeddingTable::gather_row(int64_t row, std::byte* stored, float* output) const {
-  const int64_t bytes = width_ * element_size(type_), at = elements_ + row * bytes;
+  const int64_t bytes = width_ * element_size(type_), at = row * bytes;
   switch (type_) {
     case ElementType::kFloat32:
       file_.read(at, bytes, output);

@@ -20,9 +20,9 @@ int64_t element_size(ElementType type);  // in bytes
 // and beside an engine that maps the table as a tied output projection, its pages would count twice.)
 class EmbeddingTable {
  public:
-  // Row-major elements from byte `offset` of the file on; of kUInt8 the codes, with scales and zero points
-  // behind them (docs/bundle-format.md). Throws BundleError when the file is too short.
-  EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type, int64_t offset = 0);
+  // The file holds row-major elements; of kUInt8 the codes, with scales and zero points behind them
+  // (docs/bundle-format.md). Throws BundleError when the file is too short.
+  EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type);
 
   int64_t rows() const { return rows_; }
   int64_t width() const { return width_; }
@@ -48,7 +48,7 @@ class EmbeddingTable {
   File file_;
   int64_t rows_, width_, row_blocks_;
   ElementType type_;
-  int64_t elements_, scales_ = 0, zero_points_ = 0;  // where they begin in the file
+  int64_t scales_ = 0, zero_points_ = 0;  // where they begin in the file
 };
 
 }  // namespace qwen2vl

@@ -59,10 +59,6 @@ class Generator {
   // Throws Error while a generation runs, since that changes the answer.
   int64_t cached_prefix(const Request& request) const;
 
-  const std::shared_ptr<CacheRows>& cache() const { return cache_; }
-  const std::shared_ptr<Decoder>& decoder() const { return decoder_; }
-  const DecoderSettings& settings() const { return settings_; }
-
  private:
   class Batch;
 

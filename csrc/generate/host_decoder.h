@@ -20,8 +20,6 @@ class HostDecoder : public Decoder {
   HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<const EmbeddingTable> embedding,
               const RopeTable& rope, int64_t rows, int64_t prefill_chunk);
 
-  const std::shared_ptr<DecoderStep>& step() const { return step_; }
-
   void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const override;
   int64_t depth() const override { return 1; }
   void start(int64_t row, const Request& request) override;

@@ -16,9 +16,9 @@ class TokenText {
   // Empty for ids beyond the tokenizer's: the model's vocabulary is padded with some that mean nothing.
   std::string_view bytes(int32_t id) const;
   bool is_special(int32_t id) const;
-  int64_t tokens() const { return static_cast<int64_t>(special_.size()); }
 
  private:
+  int64_t tokens() const { return static_cast<int64_t>(special_.size()); }
   bool has(int32_t id) const { return id >= 0 && id < tokens(); }
 
   std::string bytes_;            // all tokens, one after another

@@ -207,7 +207,7 @@ def test_structure_in_a_text_is_refused(processor, token):
 def test_the_notation_of_boxes_is_allowed_and_special(processor):
     words = "<|object_ref_start|>a<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
     ids = processor.prepare(words).token_ids
-    assert processor.tokenizer.id_of("<|box_start|>") in ids
+    assert [processor.tokenizer.token_of(id_) for id_ in ids].count("<|box_start|>") == 1
 
 
 @pytest.mark.parametrize(

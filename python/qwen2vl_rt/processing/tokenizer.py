@@ -57,10 +57,6 @@ class Tokenizer:
         """One more than the highest id. The model's vocabulary may have further, unused rows."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def id_of(self, token: str) -> int | None:
-        """A token's id, or None."""
-        return self._tokenizer.token_to_id(token)
-
     def token_of(self, id_: int) -> str | None:
         """An id's token as the vocabulary writes it, or None."""
         return self._tokenizer.id_to_token(id_)
