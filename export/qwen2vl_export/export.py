@@ -33,7 +33,8 @@ from qwen2vl_rt.bundle import (
     VISION_GRAPH,
     Bundle,
 )
-from qwen2vl_rt.errors import CheckpointError
+from qwen2vl_rt.errors import BundleError, CheckpointError
+from qwen2vl_rt.processing.chat_template import find_template
 
 _SMALL_FILES_BYTES = 64 * 2**20  # graphs, tokenizer and settings, generously
 
@@ -142,22 +143,10 @@ def _settings(checkpoint: Path) -> dict[str, object]:
         files[name] = (checkpoint / name).read_bytes()
     generation = checkpoint / GENERATION_CONFIG
     files[GENERATION_CONFIG] = generation.read_bytes() if generation.exists() else {}
-    if (template := _chat_template(checkpoint)) is not None:
+    try:
+        template = find_template(checkpoint)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    if template is not None:
         files[CHAT_TEMPLATE] = {"chat_template": template}
     return files
-
-
-def _chat_template(checkpoint: Path) -> str | None:
-    """Return the chat template from wherever this checkpoint keeps it, newest place first, or None."""
-    plain = checkpoint / "chat_template.jinja"
-    if plain.exists():
-        try:
-            return plain.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{plain} cannot be read: {error}") from error
-    for name in (CHAT_TEMPLATE, "tokenizer_config.json"):
-        if (checkpoint / name).exists():
-            value = read_json(checkpoint / name)
-            if isinstance(value, dict) and isinstance(value.get("chat_template"), str):
-                return value["chat_template"]
-    return None

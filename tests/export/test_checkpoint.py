@@ -331,3 +331,17 @@ def test_chat_template_is_found(place, checkpoint, tmp_path):
     assert json.loads(bundle.file("chat_template.json").read_text(encoding="utf-8")) == {
         "chat_template": template
     }
+
+
+def test_of_named_chat_templates_the_default_one_is_taken(checkpoint, tmp_path):
+    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle")
+    assert json.loads(bundle.file("chat_template.json").read_text()) == {"chat_template": "b"}
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_damaged_chat_template(text, checkpoint, tmp_path):
+    (checkpoint / "chat_template.json").write_text(text)
+    with pytest.raises(CheckpointError, match="chat template cannot be read"):
+        export_checkpoint(checkpoint, tmp_path / "bundle")

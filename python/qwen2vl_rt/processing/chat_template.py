@@ -110,9 +110,10 @@ def compiled(source: str) -> ChatTemplate:
 
 
 def find_template(folder: Path) -> str | None:
-    """The bundle's template: chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
+    """Of a bundle or checkpoint: chat_template.jinja, chat_template.json or tokenizer_config.json, the first.
 
-    None where the bundle has none. Raises BundleError where a file cannot be read.
+    Of several named templates it is the one called "default". None where there is none. Raises BundleError
+    where a file cannot be read.
     """
     try:
         jinja = folder / "chat_template.jinja"
@@ -124,11 +125,11 @@ def find_template(folder: Path) -> str | None:
                 continue
             config = json.loads(path.read_text(encoding="utf-8"))
             template = config.get("chat_template") if isinstance(config, dict) else None
-            if isinstance(template, list):  # several named templates: the default one
+            if isinstance(template, list):
                 named = {entry["name"]: entry["template"] for entry in template}
                 template = named.get("default")
             if isinstance(template, str):
                 return template
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{folder}: the chat template cannot be read: {error}") from None
     return None
