@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 
-from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
-from qwen2vl_rt.weights import map_weights
-from tests.support.graph_feeds import decoder_feed, vision_feed
-from tests.support.random_model import random_model, save_checkpoint
+from tests.support.graph_feeds import decoder_feed, load, vision_feed
 
 CAPACITY = 40
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> dict[str, Bundle]:
-    """One random checkpoint, whose weights bfloat16 holds exactly, in several precisions."""
-    folder = tmp_path_factory.mktemp("lowering")
-    model = random_model(3, tied=True).bfloat16().float()
-    checkpoint = save_checkpoint(model, folder / "checkpoint")
-    return {
-        precision: export_checkpoint(checkpoint, folder / precision, precision)
-        for precision in ("fp32", "bf16", "fp16", "int8", "int4")
-    }
 
 
 def portable(bundle: Bundle, graph: str, feed: dict) -> list[np.ndarray]:
@@ -40,8 +24,7 @@ def portable(bundle: Bundle, graph: str, feed: dict) -> list[np.ndarray]:
 
 
 def lowered(bundle: Bundle, graph: str, lower, feed: dict) -> list[np.ndarray]:
-    model = onnx.load(bundle.file(graph), load_external_data=False)
-    weights = map_weights(model, bundle.path)
+    model, weights = load(bundle, graph)
     lower(model, weights, bundle.geometry)
     return OnnxSession(model, weights, bundle.path, 2)._session.run(None, feed)
 
@@ -65,14 +48,8 @@ def test_decoder(bundles, past, tokens, rows):
 
 @pytest.mark.parametrize(("pictures", "patches"), [(1, 16), (3, 24), (1, 4)])
 def test_vision(bundles, pictures, patches):
-    bundle, rng = bundles["fp32"], np.random.default_rng(patches)
-    vision = bundle.geometry.vision
-    angles = rng.uniform(0, 6, (pictures, patches, vision.head_dim // 2))
-    feed = {
-        "patches": rng.standard_normal((pictures, patches, vision.patch_values), dtype=np.float32),
-        "cos": np.cos(angles).astype(np.float32),
-        "sin": np.sin(angles).astype(np.float32),
-    }
+    bundle = bundles["fp32"]
+    feed = vision_feed(bundle, pictures, patches)
     (expected,) = portable(bundle, "vision.onnx", feed)
     (actual,) = lowered(bundle, "vision.onnx", lower_vision, feed)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -133,8 +110,8 @@ def test_operators_of_a_quantized_layer(bundles):
         ("vision.onnx", lower_vision, {"TokenLinear": 4, "PictureAttention": 1}),
     ):
         bundle = bundles["int8"]
-        model = onnx.load(bundle.file(graph), load_external_data=False)
-        lower(model, map_weights(model, bundle.path), bundle.geometry)
+        model, weights = load(bundle, graph)
+        lower(model, weights, bundle.geometry)
         prefix = "layers.0." if graph == "decoder.onnx" else "blocks.0."
         found = Counter(node.op_type for node in model.graph.node if node.name.startswith(prefix))
         assert found == kinds

@@ -9,34 +9,15 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.device_session import Provider, PythonSession
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.widen import widen_to_float32
-from qwen2vl_rt.weights import map_weights
 from tests.lowering.test_cpu_lowering import portable
-from tests.support.graph_feeds import decoder_feed
-from tests.support.random_model import random_model, save_checkpoint
+from tests.support.graph_feeds import decoder_feed, load, vision_feed
 
 CPU = Provider("CPUExecutionProvider", "cpu")
-KINDS = ("fp32", "bf16", "int8", "int4")
 CAPACITY = 40
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> dict[str, Bundle]:
-    """One random checkpoint, whose weights bfloat16 holds exactly, in several precisions."""
-    folder = tmp_path_factory.mktemp("cuda-lowering")
-    model = random_model(3, tied=True).bfloat16().float()
-    checkpoint = save_checkpoint(model, folder / "checkpoint")
-    return {kind: export_checkpoint(checkpoint, folder / kind, kind) for kind in KINDS}
-
-
-def load(bundle: Bundle, graph: str):
-    model = onnx.load(bundle.file(graph), load_external_data=False)
-    return model, map_weights(model, bundle.path)
 
 
 def run(model, weights, bundle, feed) -> list[np.ndarray]:
@@ -93,19 +74,9 @@ def test_in_decode_the_longest_length_may_be_the_capacity(bundles):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def vision_feed(bundle, pictures=2, patches=24):
-    vision, rng = bundle.geometry.vision, np.random.default_rng(patches)
-    angles = rng.uniform(0, 6, (pictures, patches, vision.head_dim // 2))
-    return {
-        "patches": rng.standard_normal((pictures, patches, vision.patch_values), dtype=np.float32),
-        "cos": np.cos(angles).astype(np.float32),
-        "sin": np.sin(angles).astype(np.float32),
-    }
-
-
 def test_vision(bundles):
     bundle = bundles["fp32"]
-    feed = vision_feed(bundle)
+    feed = vision_feed(bundle, pictures=2, patches=24)
     (expected,) = portable(bundle, "vision.onnx", feed)
     model, weights = load(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry)
@@ -133,7 +104,7 @@ def test_16_bit_graphs_are_16_bit_throughout_and_widen_to_the_same(bundles, kind
     feed = (
         with_lengths(decoder_feed(bundle, [9], 5, [4], CAPACITY))
         if graph == "decoder.onnx"
-        else vision_feed(bundle)
+        else vision_feed(bundle, pictures=2, patches=24)
     )
     feed = {
         name: value.astype(ml_dtypes.bfloat16).astype(np.float32) if value.dtype == np.float32 else value
