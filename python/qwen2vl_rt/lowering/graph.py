@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -27,9 +28,12 @@ def only_readers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: nodes[0] for name, nodes in readers.items() if len(nodes) == 1 and name not in outputs}
 
 
-def attribute(node: NodeProto, name: str) -> int:
-    """An integer attribute's value, 0 where the node does not have it."""
-    return next((entry.i for entry in node.attribute if entry.name == name), 0)
+def attribute(node: NodeProto, name: str, default: Any = 0) -> Any:
+    """An attribute's value, as `onnx.helper` reads it; `default` where the node does not have it."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
+    return default
 
 
 def bias_behind(
