@@ -16,6 +16,7 @@ from qwen2vl_export.group_quantized import GroupQuantized
 from qwen2vl_export.packed_layer import PARTS, PackedLayer
 from qwen2vl_export.quantization_config import QuantizationConfig
 from qwen2vl_export.safetensors_file import DTYPES, StoredTensor, read_header
+from qwen2vl_rt.bundle import CONFIG, GENERATION_CONFIG
 from qwen2vl_rt.errors import CheckpointError
 from qwen2vl_rt.geometry import Geometry
 
@@ -51,7 +52,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} {found}; expected a checkpoint folder with config.json and safetensors files"
             )
-        file, generation = path / "config.json", path / "generation_config.json"
+        file, generation = path / CONFIG, path / GENERATION_CONFIG
         config = read_json(file)
         geometry = Geometry.from_config(
             config, read_json(generation) if generation.exists() else None, str(file)

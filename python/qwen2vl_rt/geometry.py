@@ -3,7 +3,7 @@ manifest states.
 
 Everything that depends on a model's size reads it from `Geometry`. `Geometry.from_config` reads a
 checkpoint's config.json, `Geometry.from_json` a manifest. Numbers of the published models, such as 151655,
-stand in `_config.py` only, for what a config.json may leave out.
+stand only where a file may leave them out: in `_config.py` and `processing/pixels.py`.
 """
 
 from __future__ import annotations

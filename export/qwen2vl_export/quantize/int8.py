@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from qwen2vl_export.linear import SMALLEST_PEAK
 from qwen2vl_export.quantize.forms import nearest_blocks, nearest_rows
 from qwen2vl_export.quantize.network import Group
 from qwen2vl_export.quantize.parameters import Parameters
@@ -126,7 +127,7 @@ def _factors(inputs: np.ndarray, weights: np.ndarray, strength: float) -> np.nda
 
 def rounded_tokens(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round inputs as the graph does: steps float32 [T, K] in -127..127, and their scales [T, 1]."""
-    scale = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 127)
+    scale = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(SMALLEST_PEAK)) * np.float32(1 / 127)
     return np.rint(x / scale), scale
 
 

@@ -25,13 +25,12 @@ from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.machine import physical_memory, processor_name, usable_cores
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
-from qwen2vl_rt.plan import plan_memory, resident_memory, session_limits
+from qwen2vl_rt.plan import GIB, plan_memory, resident_memory, session_limits
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 
 REPEATS = 3
 LONG_SECONDS = 3.0  # what takes longer is measured once and not warmed up
 QUESTION, QUESTION_TOKENS = "What is in the picture?", 64  # the latter with the template's own, generously
-GIB = 2**30
 
 Bound = Callable[[Limits], float]
 

@@ -11,6 +11,7 @@ from typing import Any
 from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
 from qwen2vl_rt.errors import InputError
+from qwen2vl_rt.options import GenerationOptions
 
 
 def add_parser(commands: Any) -> None:
@@ -36,21 +37,16 @@ def add_parser(commands: Any) -> None:
         "--picture-ids", action="store_true", help="call pictures 'Picture 1:' and so on"
     )
     generation = parser.add_argument_group("generation")
-    generation.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
-    generation.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy"
-    )
-    generation.add_argument("--top-k", type=int, default=0, metavar="K")
-    generation.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    generation.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    most = GenerationOptions.max_new_tokens
+    generation.add_argument("--max-new-tokens", type=int, metavar="N", help=f"end after N ({most})")
+    generation.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
+    generation.add_argument("--top-k", type=int, metavar="K")
+    generation.add_argument("--top-p", type=float, metavar="P")
+    generation.add_argument("--min-p", type=float, metavar="P")
     generation.add_argument("--repetition-penalty", type=float, metavar="R")
-    generation.add_argument("--seed", type=int, default=0, metavar="N")
+    generation.add_argument("--seed", type=int, metavar="N")
     generation.add_argument(
-        "--prompt-lookup",
-        type=int,
-        default=0,
-        metavar="N",
-        help="guess up to N tokens ahead, for copied text",
+        "--prompt-lookup", type=int, metavar="N", help="guess up to N tokens ahead, for copied text"
     )
     generation.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT")
     add_session_options(parser)
@@ -85,6 +81,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _call_keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Session.stream`: what was not given keeps its default there."""
     names = (
         "system",
         "max_new_tokens",
@@ -95,12 +92,12 @@ def _call_keywords(options: argparse.Namespace) -> dict[str, Any]:
         "repetition_penalty",
         "seed",
         "prompt_lookup",
+        "min_pixels",
+        "max_pixels",
+        "fps",
     )
-    keywords = {name: getattr(options, name) for name in names}
+    keywords = {name: value for name in names if (value := getattr(options, name)) is not None}
     keywords |= {"images": options.image, "videos": options.video, "stop": options.stop}
-    for name in ("min_pixels", "max_pixels", "fps"):
-        if getattr(options, name) is not None:
-            keywords[name] = getattr(options, name)
     return keywords | {"add_vision_id": options.picture_ids}
 
 

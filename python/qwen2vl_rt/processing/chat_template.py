@@ -17,6 +17,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qwen2vl_rt.bundle import CHAT_TEMPLATE
 from qwen2vl_rt.errors import BundleError, InputError
 
 _MOST_CHARACTERS = 1 << 20
@@ -119,7 +120,7 @@ def find_template(folder: Path) -> str | None:
         jinja = folder / "chat_template.jinja"
         if jinja.is_file():
             return jinja.read_text(encoding="utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json"):
+        for name in (CHAT_TEMPLATE, "tokenizer_config.json"):
             path = folder / name
             if not path.is_file():
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, TOKENIZER
 from qwen2vl_rt.errors import BundleError, InputError, PromptTooLongError
 from qwen2vl_rt.processing import chat_template as templates
 from qwen2vl_rt.processing.device_frames import DeviceFrames
@@ -56,8 +57,8 @@ class Processor:
 
     def __init__(self, folder: str | Path, geometry: Any):
         folder = Path(folder)
-        self.tokenizer = Tokenizer(folder / "tokenizer.json")
-        self.pixels = PixelSettings.from_file(folder / "preprocessor_config.json")
+        self.tokenizer = Tokenizer(folder / TOKENIZER)
+        self.pixels = PixelSettings.from_file(folder / PREPROCESSOR_CONFIG)
         self.template = templates.find_template(folder)
         # Set by a session that computes on a GPU.
         self.device_frames: DeviceFrames | None = None
@@ -65,14 +66,14 @@ class Processor:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
             if getattr(vision, name) != getattr(self.pixels, name):
                 raise BundleError(
-                    f"{folder}: preprocessor_config.json has {name} {getattr(self.pixels, name)}, "
+                    f"{folder}: {PREPROCESSOR_CONFIG} has {name} {getattr(self.pixels, name)}, "
                     f"the model {getattr(vision, name)}"
                 )
         self._pads = {"image": geometry.special_ids.image_pad, "video": geometry.special_ids.video_pad}
         for kind, pad in self._pads.items():
             if self.tokenizer.token_of(pad) is None:
                 raise BundleError(
-                    f"{folder}: tokenizer.json has no token {pad}, which the model takes for {kind} pads"
+                    f"{folder}: {TOKENIZER} has no token {pad}, which the model takes for {kind} pads"
                 )
 
     def prepare(
