@@ -23,6 +23,7 @@ import onnxruntime
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
+from qwen2vl_rt.executors.onnx_session import EXACT_INT8
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import Visual
 from qwen2vl_rt.progress import progress_bar
@@ -38,6 +39,7 @@ class PortableModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry(*EXACT_INT8)
 
         def load(name: str) -> onnxruntime.InferenceSession:
             return onnxruntime.InferenceSession(bundle.file(name), options, ["CPUExecutionProvider"])

@@ -10,7 +10,7 @@ import pytest
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.onnx_session import OnnxSession
+from qwen2vl_rt.executors.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from tests.support.graph_feeds import decoder_feed, load, vision_feed
 
@@ -20,6 +20,7 @@ CAPACITY = 40
 def portable(bundle: Bundle, graph: str, feed: dict) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8)
     return ort.InferenceSession(str(bundle.file(graph)), options, ["CPUExecutionProvider"]).run(None, feed)
 
 

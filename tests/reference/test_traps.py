@@ -112,7 +112,7 @@ def test_the_answer_does_not_depend_on_the_chunk_size(any_session, bundle, chunk
         # and then (docs/prompt-lookup.md): as likely, not equal.
         likely, other_likely = (dict(each.logprobs[0].top) for each in (expected, found))
         assert likely.keys() == other_likely.keys()
-        assert all(abs(likely[token] - other_likely[token]) < 0.1 for token in likely)
+        assert all(abs(likely[token] - other_likely[token]) < 0.25 for token in likely)
     else:
         assert found.token_ids == expected.token_ids
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, VISION_GRAPH, Bundle
+from qwen2vl_rt.executors.onnx_session import EXACT_INT8
 
 
 def rope_tables(
@@ -94,4 +95,5 @@ def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     options.log_severity_level = 3  # without bound buffers each cache update warns that it copies
+    options.add_session_config_entry(*EXACT_INT8)
     return options

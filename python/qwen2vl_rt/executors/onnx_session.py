@@ -14,6 +14,9 @@ from qwen2vl_rt.weights import drop_pages
 
 SMALL = 1 << 18
 """Bytes of a weight that is nothing beside a matrix."""
+EXACT_INT8 = ("session.x64quantprecision", "1")
+"""An option of a session. On x86-64 without VNNI, ONNX Runtime's kernel for u8 x s8 adds pairs of products in
+16 bits, which overflow; with this it takes u8 x u8 there."""
 
 
 class OnnxSession:
@@ -45,6 +48,7 @@ class OnnxSession:
         # Threads of a session that is done must not spin on while the next one runs: int4-int8's decode step
         # goes through two, and takes half the time this way.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry(*EXACT_INT8)
         options.add_session_config_entry("session.disable_prepacking", "0" if pack else "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.log_severity_level = 3
