@@ -69,6 +69,14 @@ bool has_int8_tiles() {
 #endif
 }
 
+bool overflows_int8() {
+#ifdef __x86_64__
+  return !__builtin_cpu_supports("avx512vnni") && !__builtin_cpu_supports("avxvnni") && !has_int8_tiles();
+#else
+  return false;
+#endif
+}
+
 void limit_instruction_set(const std::string& name) {
   limit() = name.empty() ? of_environment() : named(name);
 }

@@ -17,6 +17,10 @@ bool may_use_vnni();
 // Whether the CPU multiplies int8 tiles (AMX), as the engine's own products do where they can.
 bool has_int8_tiles();
 
+// Whether the engine's products of uint8 and int8 would overflow on this CPU, an x86 one without VNNI, and it
+// takes slower ones instead.
+bool overflows_int8();
+
 // The largest set that may be used from now on, by name: "portable", "avx2", "avx512", "avx512-bfloat16"
 // (with VNNI). "", as at the start, is what the environment variable QWEN2VL_INSTRUCTION_SET names, all there
 // are without it. Kernels that were chosen before stay. For checks and comparisons.

@@ -36,6 +36,8 @@ PROCESS_BYTES = 160 * MIB
 
 # Packed weights (executors/onnx_session.py) over the same on disk, measured: block sums and padding.
 PACKED_INT8, PACKED_INT4, PACKED_TABLE = 1.02, 1.12, 1.07
+# int8 on CPUs where exact products need both bytes unsigned: ONNX Runtime keeps a second copy.
+EXACT_INT8 = 2.25
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,10 @@ def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     """
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     table = round(sizes[EMBEDDING] * PACKED_TABLE)
-    prompt = round(sizes.get(PREFILL_WEIGHTS, 0) * PACKED_INT8)
-    decoder = round(sizes[DECODER_WEIGHTS] * (PACKED_INT8 if bundle.precision == "int8" else PACKED_INT4))
-    vision = round(sizes[VISION_WEIGHTS] * PACKED_INT8)
+    int8 = EXACT_INT8 if _core.overflows_int8() else PACKED_INT8
+    prompt = round(sizes.get(PREFILL_WEIGHTS, 0) * int8)
+    decoder = round(sizes[DECODER_WEIGHTS] * (int8 if bundle.precision == "int8" else PACKED_INT4))
+    vision = round(sizes[VISION_WEIGHTS] * int8)
     tied = table if bundle.geometry.decoder.tied_embedding else 0
     loaded = loading = 0
     own = _core.has_integer_linear() and not _core.has_int8_tiles()
