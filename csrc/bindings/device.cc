@@ -43,7 +43,13 @@ class PythonEngine : public DeviceEngine {
     const py::gil_scoped_acquire acquire;
     const py::function method = py::get_override(static_cast<const DeviceEngine*>(this), "enqueue");
     if (!method) throw Error("an engine must define enqueue(self, first_row, rows, tokens, longest, prompt)");
-    method(step.first_row, step.rows, step.tokens, step.longest, step.prompt);
+    try {
+      method(step.first_row, step.rows, step.tokens, step.longest, step.prompt);
+    } catch (const py::error_already_set& error) {
+      // The compiled loop has to tell what the engine failed at from an interrupt.
+      if (!error.matches(py::module_::import("qwen2vl_rt.errors").attr("BackendError"))) throw;
+      throw DeviceError(py::str(error.value()).cast<std::string>());
+    }
   }
   bool recordable() const override {
     const py::gil_scoped_acquire acquire;

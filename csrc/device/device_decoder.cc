@@ -264,7 +264,7 @@ void DeviceDecoder::finish_step(int64_t slot) {
 
 void DeviceDecoder::launch() {
   const int64_t slot = launched_++ % 2;
-  const auto work = [&] {
+  const auto step = [&] {
     if (recordable_) run_engine();
     finish_step(slot);
   };
@@ -273,18 +273,31 @@ void DeviceDecoder::launch() {
   if (!recording) {
     // The first run loads what has to be loaded, which can't be recorded.
     recording = device_->recording();
-    work();
-  } else if (!recording->replay()) {
-    recording->begin();
-    try {
-      work();
-    } catch (...) {
-      recording->abandon();
-      throw;
-    }
-    recording->end();
+    step();
+  } else if (!recording->replay() && !record(*recording, step)) {
+    // The engine said that it can be recorded, and can't: from now on its steps are queued one by one.
+    recordable_ = false;
+    recordings_.clear();
+    run_engine();
+    finish_step(slot);
   }
   device_->mark(static_cast<int>(slot));
+}
+
+bool DeviceDecoder::record(Recording& recording, const std::function<void()>& step) {
+  recording.begin();
+  try {
+    step();
+    recording.end();
+    return true;
+  } catch (const DeviceError&) {
+    recording.abandon();
+    if (!recordable_) throw;
+    return false;
+  } catch (...) {
+    recording.abandon();
+    throw;
+  }
 }
 
 void DeviceDecoder::wait() { device_->wait_for(static_cast<int>(waited_++ % 2)); }

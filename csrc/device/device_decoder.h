@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -75,6 +76,8 @@ class DeviceDecoder : public Decoder {
   // Chooses the rows' next tokens, and makes the next step's inputs of them.
   void finish_step(int64_t slot);
   void run_engine();
+  // Records a step and runs it. False where the engine could not be recorded: nothing has run then.
+  bool record(Recording& recording, const std::function<void()>& step);
   void sample(int64_t row, int64_t rows);
   const float* visual_on_device(const VisualEmbeddings& visual);
   SampledToken take(const SampledRow& sampled, int64_t row);

@@ -109,6 +109,11 @@ __attribute__((visibility("default"))) void emulated_cuda_idle(int idle) {
   emulated_cuda::set_idle(idle != 0);
 }
 
+__attribute__((visibility("default"))) int emulated_cuda_recorded(cudaStream_t stream) {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  return emulated_cuda::is_recorded(stream) ? 1 : 0;
+}
+
 // Lets the calling thread work on another GPU, as other code of a program may.
 __attribute__((visibility("default"))) int emulated_cuda_select(int device) { return cudaSetDevice(device); }
 __attribute__((visibility("default"))) int emulated_cuda_selected() { return current_device; }

@@ -134,6 +134,8 @@ bool may_call_unsafe() {
   return allowed;
 }
 
+bool is_recorded(cudaStream_t stream) { return known(stream) && stream->recording != nullptr; }
+
 void finish_all() {
   for (CUstream_st* const stream : streams()) run_until(stream, stream->queued);
 }

@@ -9,6 +9,7 @@ namespace emulated_cuda {
 // Whether the calling thread may make a call that waits or allocates while streams are recorded, by CUDA's
 // rules. A recording of its own is spoilt by a call that it may not make.
 bool may_call_unsafe();
+bool is_recorded(cudaStream_t stream);
 // Runs whatever is queued anywhere.
 void finish_all();
 // Whether kernels do nothing.

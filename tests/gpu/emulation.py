@@ -47,6 +47,11 @@ def queue_on(stream: int) -> Callable[[Callable[[], None]], None]:
     return queue
 
 
+def is_recorded(stream: int) -> bool:
+    """Whether what is queued on an emulated stream is recorded now."""
+    return bool(ctypes.CDLL(cuda.load().__file__).emulated_cuda_recorded(ctypes.c_void_p(stream)))
+
+
 def driver() -> ctypes.CDLL:
     """CUDA's driver, or what stands in for it."""
     return ctypes.CDLL(cuda.load().__file__ if is_emulated() else "libcuda.so.1")

@@ -6,6 +6,7 @@ import pytest
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import cuda
+from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
 from qwen2vl_rt.plan import SessionLimits
 from tests.gpu import emulation
@@ -49,3 +50,29 @@ def test_engine_and_kernels_are_one_recording(bundle, tmp_path, monkeypatch, att
     decode = [one for one in engines.answer.executions if one.profile == "decode"]
     # Of each number of rows and slot of results a step to warm up and one to record: replays enqueue nothing.
     assert [one.runs for one in decode] == [4, 4]
+
+
+def test_an_engine_that_cannot_be_recorded_runs_step_by_step(bundle, tmp_path, monkeypatch):
+    """Although it said that it can: the step is not lost, and no later one is tried again."""
+    if not emulation.is_emulated():
+        pytest.skip("stand-ins compute on the CPU")
+    expected = token_ids(cpu_loop(bundle, LIMITS).generate(requests(bundle)))
+    emulation.share_memory(True)
+    stream = cuda.load().Stream()
+    device = cuda.load().CudaDevice(stream)
+    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path, "mask")
+    (chosen,) = found(bundle, tmp_path)
+    queue, refused = emulation.queue_on(stream.handle), []
+
+    def queue_unless_recorded(function):
+        if emulation.is_recorded(stream.handle):
+            refused.append(function)
+            raise BackendError("this engine waits for its stream")
+        queue(function)
+
+    engines = open_stand_ins(bundle, chosen, device, queue=queue_unless_recorded)
+    steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
+    loop = device_loop(bundle, LIMITS, steps, cache)
+    for _ in range(2):
+        assert token_ids(loop.generate(requests(bundle))) == expected
+    assert len(refused) == 1
