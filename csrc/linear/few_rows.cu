@@ -61,17 +61,22 @@ struct OutputRow {
 // A small whole number in the last bits of 2^23: a subtraction makes a float of a code less its zero point.
 constexpr uint32_t kWhole = 0x4B000000u;
 
+// Byte i of four as such a number.
+__device__ inline float whole_byte(uint32_t bytes, int i) {
+  return float_from_bits(__byte_perm(bytes, kWhole, 0x7440u | i));
+}
+
 struct alignas(8) FourBits {
   static constexpr int kBits = 4;
   uint32_t words[2];
-  __device__ float whole(int i) const { return float_from_bits((words[i / 8] >> (i % 8 * 4) & 15) | kWhole); }
+  __device__ float whole(int i) const {  // four codes become bytes at once: every other one of a word
+    return whole_byte(words[i / 8] >> i % 2 * 4 & 0x0F0F0F0Fu, i % 8 / 2);
+  }
 };
 struct EightBits {
   static constexpr int kBits = 8;
   Vector vector;
-  __device__ float whole(int i) const {  // byte i % 4 behind those of kWhole
-    return float_from_bits(__byte_perm(vector.words[i / 4], kWhole, 0x7440u | i % 4));
-  }
+  __device__ float whole(int i) const { return whole_byte(vector.words[i / 4], i % 4); }
 };
 
 // In blocks of 16 << shift inputs.

@@ -204,7 +204,10 @@ def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
 def test_the_settings_come_from_the_environment(monkeypatch):
     from qwen2vl_rt.executors.cuda import CudaSettings
 
-    assert CudaSettings.from_environment() == CudaSettings(True, True, True, True)
+    assert CudaSettings.from_environment() == CudaSettings(True, True, True, True, True)
+    monkeypatch.setenv("QWEN2VL_CUDA_STARTS", "in-turn")
+    assert CudaSettings.from_environment() == CudaSettings(early=False)
+    monkeypatch.delenv("QWEN2VL_CUDA_STARTS")
     monkeypatch.setenv("QWEN2VL_CUDA_CALLS", "python")
     monkeypatch.setenv("QWEN2VL_CUDA_GRAPHS", "0")
     assert CudaSettings.from_environment() == CudaSettings(compiled=False, graphs=False, grouped=True)

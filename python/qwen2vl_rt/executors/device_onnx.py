@@ -153,6 +153,7 @@ class DeviceVision(DeviceVisionTower):
         weights = map_weights(model, bundle.path)
         lower_vision(model, weights, bundle.geometry, narrow=_narrow(bundle, dtype))
         self._session = open_session(model, weights, bundle.path, provider)
+        self._session.device = device  # whose stream the provider's handles name: it goes after them
 
     def enqueue(self, tensors: Sequence[Tensor]) -> None:
         """Queue a run: see `DeviceVisionTower`."""
