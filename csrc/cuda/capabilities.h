@@ -12,4 +12,8 @@ struct Capabilities {
 // Of the GPU that the calling thread uses; asked for once.
 Capabilities capabilities();
 
+// Before a kernel's first early start. A multiprocessor has one division of its memory in shared memory and cache at a
+// time: kernels that ask for the same one can be there together.
+void share_multiprocessors(const void* kernel);
+
 }  // namespace qwen2vl::cuda

@@ -33,6 +33,8 @@ __device__ inline void let_the_next_start() {
 template <typename... Parameters, typename... Arguments>
 void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream,
             const char* what, const Arguments&... arguments) {
+  const bool starts_early = start == Start::kEarly && capabilities().early_starts;
+  if (starts_early) share_multiprocessors(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute early{};  // "programmatic dependent launch"
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -41,7 +43,7 @@ void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, dim3 thread
   config.blockDim = threads;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = start == Start::kEarly && capabilities().early_starts ? 1 : 0;
+  config.numAttrs = starts_early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 template <typename... Parameters, typename... Arguments>

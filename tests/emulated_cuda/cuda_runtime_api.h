@@ -52,6 +52,9 @@ struct cudaPointerAttributes {
   int device;
 };
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
+enum cudaFuncAttribute { cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
+constexpr int cudaSharedmemCarveoutMaxShared = 100;
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
 
 // --- memory ----------------------------------------------------------------------------------------------
