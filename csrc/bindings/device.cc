@@ -307,7 +307,11 @@ void register_decoder(py::module_& m) {
           [](StepProgram& program, int64_t width, const std::string& dtype) {
             return address(program.allocate(width, float_type(dtype)));
           },
-          py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].");
+          py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].")
+      .def(
+          "run",
+          [](StepProgram& program, int64_t rows) { program.enqueue({0, rows, 1, 0, false}); },
+          py::arg("rows"), "Queues the operations alone, for so many rows of the cache.");
   py::class_<DeviceDecoder, Decoder, std::shared_ptr<DeviceDecoder>>(
       m, "DeviceDecoder", "The decoder with everything between two tokens on a device.")
       .def(py::init([](std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
