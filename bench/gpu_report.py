@@ -4,9 +4,10 @@
 
 Each stage is a process of its own with a time limit; one that fails, hangs or finds no time left is recorded
 and the others go on. What each gave is kept in --work, so that stages may be run in several calls: the
-report, OUTPUT.json and OUTPUT.md, is of all that have run there, and is written after each. Exits with 1 when
-a stage of this call neither passed nor was skipped: a stage that the GPU has no use for says so in its JSON
-("skipped": why) and exits with 0.
+report, OUTPUT.json and OUTPUT.md, is of all that have run there, and OUTPUT.logs.tar.gz holds what they
+printed. All three are written again while a stage runs and after it, so that whatever ends this process
+leaves what was found until then; it ends the stage, too. Exits with 1 when a stage of this call neither passed
+nor was skipped: a stage that the GPU has no use for says so in its JSON ("skipped": why) and exits with 0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +28,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SUMMARY = re.compile(r"\d+ passed|\d+ failed|ERROR SUMMARY|RACECHECK SUMMARY|no tests ran")
+NOT_RUN, UNFINISHED = "not run", "unfinished"  # states beside passed, skipped, failed, stopped after N s
+REFRESH = 10.0  # seconds between two reports while a stage runs
+# Runs a stage. Its process group ends with this process, whatever ends it: one of the group waits for the end
+# of a pipe that only this process holds open.
+LEASH = 'exec 3<&0 </dev/null; (cat <&3; kill -9 0) & exec "$@" 3<&-'
+# Summaries of a tool's log, and what one of a stage that passed looks like.
+PYTEST = (
+    r"\b(passed|failed|errors?|no tests ran|skipped|deselected)\b.* in [\d.]+s",
+    r"^\d+ passed\b(?!.*\b(failed|errors?)\b)",
+)
+MEMCHECK = (r"ERROR SUMMARY: ", r"ERROR SUMMARY: 0 errors")
+RACECHECK = (r"RACECHECK SUMMARY: ", r"RACECHECK SUMMARY: 0 hazards")
+FAILED_TEST = re.compile(r"^(FAILED|ERROR) (tests/\S+)", re.MULTILINE)
 # Kernels run a hundred times slower under compute-sanitizer: fewer cases, every kernel.
 CASES = (
     "cuda and (rope or gather or cache or removed or patches or strided or published or overflowed "
@@ -57,27 +71,24 @@ class Stage:
     seconds: int
     """Its time limit."""
     measures: bool = True
+    summaries: tuple[tuple[str, str], ...] = ()
+    """Of the tools that it runs. It has passed when each printed one, and all look as they should: a tool
+    that started nothing, or swallows an exit status, must not pass."""
 
 
 def _pytest(settings: Settings, *arguments: str) -> list[str]:
-    return [settings.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    # -v and the time-out: of a run that is cut off or hangs, the log says where it was.
+    options = ["-v", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=120"]
+    return [settings.python, "-m", "pytest", *options, *arguments]
 
 
-def _sanitizer(tool: str) -> Stage:
+def _sanitizer(tool: str, summary: tuple[str, str], *options: str) -> Stage:
     def command(settings: Settings) -> list[str]:
-        test = _pytest(settings, "-k", CASES, *KERNEL_TESTS, "tests/gpu/test_device_decoder.py")
-        return [
-            "compute-sanitizer",
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            "--target-processes",
-            "all",
-            *test,
-        ]
+        checked = ["compute-sanitizer", "--tool", tool, *options]
+        checked += ["--error-exitcode", "9", "--target-processes", "all"]
+        return checked + _pytest(settings, "-k", CASES, *KERNEL_TESTS, "tests/gpu/test_device_decoder.py")
 
-    return Stage(command, 540, measures=False)
+    return Stage(command, 540, measures=False, summaries=(PYTEST, summary))
 
 
 def _script(name: str, *arguments: str, seconds: int = 300, bundles: bool = True) -> Stage:
@@ -90,7 +101,7 @@ def _script(name: str, *arguments: str, seconds: int = 300, bundles: bool = True
 
 def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
     def command(settings: Settings) -> list[str]:
-        limits = ["--limits", str(settings.work / "limits.result.json")]
+        limits = ["--limits", str(settings.work / "limits.json")]
         return _script("gpu", "model", size, precision, *more, *limits).command(settings)
 
     return Stage(command, seconds)
@@ -98,9 +109,11 @@ def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
 
 STAGES = {
     "build": Stage(lambda s: ["cmake/gpu-env.sh", s.python, str(s.site), str(s.wheels)], 540, measures=False),
-    "tests": Stage(lambda s: _pytest(s, "tests/gpu"), 540, measures=False),
-    "memcheck": _sanitizer("memcheck"),
-    "racecheck": _sanitizer("racecheck"),
+    "tests": Stage(lambda s: _pytest(s, "tests/gpu"), 540, measures=False, summaries=(PYTEST,)),
+    # A CUDA call that returns an error is no wrong access: cuBLAS probes, tests ask for more memory than there
+    # is, and the project's own calls are checked one by one.
+    "memcheck": _sanitizer("memcheck", MEMCHECK, "--report-api-errors", "no"),
+    "racecheck": _sanitizer("racecheck", RACECHECK),
     "accuracy": _script("gpu_accuracy", seconds=540),
     "limits": _script("gpu", "limits", seconds=120, bundles=False),
     "2b-bf16": _model("2b", "bf16"),
@@ -118,65 +131,121 @@ STAGES = {
 }
 
 
-def run(name: str, settings: Settings, seconds: float) -> dict[str, Any]:
-    """Run a stage for at most `seconds`; its state, duration, last line of interest, and what it measured."""
+def run(
+    name: str, settings: Settings, seconds: float, progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run a stage for at most `seconds`; its state, duration, lines of interest, and what it measured.
+
+    `progress` is called with the same every REFRESH seconds, and when something ends this process.
+    """
     stage, log = STAGES[name], settings.work / f"{name}.log"
     result_file = settings.work / f"{name}.result.json"
     result_file.unlink(missing_ok=True)
     command = stage.command(settings) + ([str(result_file)] if stage.measures else [])
-    environment = os.environ | {"PYTHONPATH": f"{settings.site}:{ROOT}", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{settings.site}:{ROOT}",
+        "PYTHONUNBUFFERED": "1",
+        "QWEN2VL_REQUIRE_GPU": "1",
+    }
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"  # nvcc, compute-sanitizer
     environment["PATH"] = f"{os.environ['PATH']}:{toolkit}"
-    started, state = time.monotonic(), "passed"
+    started, state = time.monotonic(), UNFINISHED
+
+    def found() -> dict[str, Any]:
+        result = {"state": state, "seconds": round(time.monotonic() - started, 1)}
+        result |= _read(result_file)
+        text = log.read_text(errors="replace")
+        if state == "passed" and "skipped" in result:
+            return result | {"state": "skipped", "note": result.pop("skipped")}
+        result.pop("skipped", None)
+        result["note"], good = _note(text, stage.summaries)
+        if state == "passed" and not good:
+            result["state"] = "failed"
+        if result["state"] not in ("passed", UNFINISHED) and not result["note"]:
+            result["note"] = " / ".join(text.strip().splitlines()[-3:])[-400:]
+        return result
+
     with open(log, "w") as stream:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return {"state": "failed", "seconds": 0.0, "note": f"{command[0]}: {error.strerror}"}
-        try:
-            code = process.wait(timeout=seconds)
-            if code != 0:
-                state = "failed"
-        except subprocess.TimeoutExpired:
-            state = f"stopped after {seconds:.0f} s"
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    result: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - started, 1)}
-    result["note"] = _note(log.read_text(errors="replace"), state == "passed")
+        process = subprocess.Popen(
+            ["sh", "-c", LEASH, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            preexec_fn=os.setpgrp,
+        )
+    try:
+        while state == UNFINISHED:
+            left = seconds - (time.monotonic() - started)
+            try:
+                code = process.wait(timeout=max(0.0, min(left, REFRESH)))
+                state = "passed" if code == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                if left <= 0:
+                    state = f"stopped after {seconds:.0f} s"
+                else:
+                    progress(found())
+    except BaseException:  # a signal
+        progress(found())
+        raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+    return found()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or half of one."""
     with contextlib.suppress(OSError, ValueError):
-        measured = json.loads(result_file.read_text())
-        if state == "passed" and (reason := measured.pop("skipped", "")):
-            measured |= {"state": "skipped", "note": reason}
-        result |= measured
-    return result
+        return json.loads(file.read_text())
+    return {}
 
 
-def _note(text: str, passed: bool) -> str:
-    """What the log's summary says; of a failure, its last lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    summary = [line.strip("= ") for line in lines if SUMMARY.search(line)]
-    if summary:
-        return summary[-1]
-    return "" if passed else " / ".join(lines[-3:])[-400:]
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
 
 
-def write_report(settings: Settings, output: Path) -> None:
+def _note(text: str, summaries: tuple[tuple[str, str], ...]) -> tuple[str, bool]:
+    """Each tool's last summary and the first tests that failed; whether all summaries are there and good."""
+    lines = [line.strip("= ") for line in text.splitlines()]
+    notes, good = [], True
+    for mark, passed in summaries:
+        found = [line for line in lines if re.search(mark, line)]
+        notes += found[-1:]
+        good &= bool(found) and all(re.search(passed, line) for line in found)
+    notes += [test for _, test in FAILED_TEST.findall(text)[:3]]
+    return "; ".join(notes), good
+
+
+def keep(name: str, result: dict[str, Any], work: Path) -> None:
+    """Write down what a stage gave, unless time cut it off and an earlier call had more of it."""
+    file = work / f"{name}.json"
+    earlier = _read(file)
+    if result["state"] == NOT_RUN and earlier:
+        return
+    cut_off = result["state"] == UNFINISHED or result["state"].startswith("stopped")
+    if not (cut_off and earlier.get("state") in ("passed", "skipped")):
+        _write(file, json.dumps(result, indent=2) + "\n")
+
+
+def write_report(work: Path, output: Path) -> None:
     """Gather what has been found so far."""
-    found = {}
-    for name in STAGES:
-        with contextlib.suppress(OSError, ValueError):
-            found[name] = json.loads((settings.work / f"{name}.json").read_text())
+    found = {name: result for name in STAGES if (result := _read(work / f"{name}.json"))}
     output.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps(found, indent=2) + "\n")
-    Path(f"{output}.md").write_text(markdown(found))
+    _write(Path(f"{output}.json"), json.dumps(found, indent=2) + "\n")
+    _write(Path(f"{output}.md"), markdown(found))
+    logs = Path(f"{output}.logs.tar.gz")
+    partial = logs.with_name(f"{logs.name}.partial")
+    with tarfile.open(partial, "w:gz") as archive:
+        for file in sorted([*work.glob("*.log"), *work.glob("*.json")]):
+            archive.add(file, file.name)
+    partial.replace(logs)
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
@@ -199,7 +268,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     lines += ["| stage | | seconds | |", "|---|---|---:|---|"]
     for name in STAGES:
         stage = found.get(name, {"state": "not run", "seconds": "", "note": ""})
-        note = stage["note"].replace("|", "\\\\|")
+        note = stage["note"].replace("|", "\\|")
         lines.append(f"| {name} | {stage['state']} | {stage['seconds']} | {note} |")
     lines += ["", "| | | median | bound | share |", "|---|---|---:|---:|---:|"]
     for name, stage in found.items():
@@ -235,17 +304,23 @@ def main() -> int:
     options = parser.parse_args()
     settings = Settings(options.python, options.site, options.wheels, options.work.absolute())
     settings.work.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     ends, failed = time.monotonic() + (options.limit or 1e9), False
     for name in options.stages:
+
+        def progress(result: dict[str, Any], name: str = name) -> None:
+            keep(name, result, settings.work)
+            write_report(settings.work, options.output)
+
         seconds = min(STAGES[name].seconds, ends - time.monotonic())
         if seconds < 10:
-            result = {"state": "not run", "seconds": 0.0, "note": "no time was left in this call"}
+            result = {"state": NOT_RUN, "seconds": 0.0, "note": "no time was left in this call"}
         else:
-            result = run(name, settings, seconds)
+            result = run(name, settings, seconds, progress)
         failed |= result["state"] not in ("passed", "skipped")
         print(f"{name}: {result['state']} in {result['seconds']} s. {result['note']}", flush=True)
-        (settings.work / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        write_report(settings, options.output)
+        progress(result)
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,9 @@ STATUS = cuda.status()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, with the reason."""
+    """Skip what needs a GPU where there is none, with the reason; QWEN2VL_REQUIRE_GPU=1: that is an error."""
+    if STATUS.devices == 0 and os.environ.get("QWEN2VL_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(f"QWEN2VL_REQUIRE_GPU=1, and there is no GPU: {STATUS.reason}")
     for item in items:
         if STATUS.devices == 0 and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {STATUS.reason}"))

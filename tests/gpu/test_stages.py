@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from bench import gpu, gpu_report
 from bench.gpu_report import Settings, Stage
+from qwen2vl_rt import cuda
 from qwen2vl_rt.tensorrt import target
 
 ROOT = Path(__file__).parents[2]
 
 
-def stage(code: str, measures: bool = True) -> Stage:
-    return Stage(lambda settings: [settings.python, "-c", code], 60, measures)
+def stage(code: str, measures: bool = True, seconds: int = 60, summaries=()) -> Stage:
+    return Stage(lambda settings: [settings.python, "-c", code], seconds, measures, summaries)
+
+
+def call(monkeypatch, folder: Path, stages: dict[str, Stage], *options: str) -> tuple[int, dict]:
+    """The status of a call that runs these stages, and the report."""
+    monkeypatch.setattr(gpu_report, "STAGES", stages)
+    arguments = ["--stages", *stages, "--output", str(folder / "report"), "--work", str(folder), *options]
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py", *arguments])
+    return gpu_report.main(), json.loads((folder / "report.json").read_text())
 
 
 STAGES = {
@@ -33,15 +46,103 @@ STAGES = {
     ("names", "status"), [(["passes", "is skipped"], 0), (["passes", "fails"], 1), (["fails later"], 1)]
 )
 def test_a_stage_that_is_skipped_is_no_failure(tmp_path, monkeypatch, names, status):
-    monkeypatch.setattr(gpu_report, "STAGES", STAGES)
-    arguments = ["--stages", *names, "--output", str(tmp_path / "report"), "--work", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu_report.py", *arguments])
-    assert gpu_report.main() == status
-    found = json.loads((tmp_path / "report.json").read_text())
+    actual, found = call(monkeypatch, tmp_path, {name: STAGES[name] for name in names})
+    assert actual == status
     states = {"passes": "passed", "is skipped": "skipped", "fails": "failed", "fails later": "failed"}
     assert {name: one["state"] for name, one in found.items()} == {name: states[name] for name in names}
     report = (tmp_path / "report.md").read_text()
     assert ("| is skipped | skipped |" in report and "| no use |" in report) == ("is skipped" in names)
+
+
+MEASURED = 'open(sys.argv[1], \'w\').write(\'{"figures": [{"name": "a", "value": 1, "unit": "s"}]}\')'
+
+
+def test_what_a_stage_found_before_its_end_is_in_the_report(tmp_path, monkeypatch):
+    code = f"import sys, time; {MEASURED}; print('half way', flush=True); time.sleep(60)"
+    status, found = call(monkeypatch, tmp_path, {"slow": stage(code, seconds=10)}, "--limit", "10.5")
+    assert status == 1
+    assert found["slow"]["state"].startswith("stopped after 10 s")
+    assert found["slow"]["figures"][0]["name"] == "a"
+    with tarfile.open(tmp_path / "report.logs.tar.gz") as archive:
+        assert archive.extractfile("slow.log").read() == b"half way\n"
+        assert "slow.json" in archive.getnames()
+
+
+def test_a_later_call_keeps_what_an_earlier_one_had(tmp_path, monkeypatch):
+    good = {"first": stage(f"import sys; {MEASURED}")}
+    assert call(monkeypatch, tmp_path, good)[0] == 0
+    status, found = call(monkeypatch, tmp_path, good, "--limit", "1")
+    assert (status, found["first"]["state"]) == (1, "passed")
+    status, found = call(monkeypatch, tmp_path, {"first": stage("raise SystemExit(1)", measures=False)})
+    assert (status, found["first"]["state"]) == (1, "failed")
+
+
+@pytest.mark.parametrize(
+    ("printed", "state"),
+    [
+        ("3 passed, 1 skipped in 0.12s\n========= ERROR SUMMARY: 0 errors", "passed"),
+        ("1 failed, 3 passed in 0.12s\n========= ERROR SUMMARY: 0 errors", "failed"),
+        ("3 passed, 1 error in 0.12s\n========= ERROR SUMMARY: 0 errors", "failed"),
+        ("3 passed in 0.12s\n========= ERROR SUMMARY: 1 error", "failed"),
+        ("3 passed in 0.12s", "failed"),
+        ("24 skipped in 0.12s\n========= ERROR SUMMARY: 0 errors", "failed"),
+        ("========= ERROR SUMMARY: 0 errors", "failed"),
+    ],
+)
+def test_a_sanitizer_has_passed_when_tests_ran_and_it_found_nothing(tmp_path, monkeypatch, printed, state):
+    summaries = (gpu_report.PYTEST, gpu_report.MEMCHECK)
+    _, found = call(monkeypatch, tmp_path, {"memcheck": stage(f"print({printed!r})", False, 60, summaries)})
+    assert found["memcheck"]["state"] == state
+    for line in printed.splitlines():
+        assert line.strip("= ") in found["memcheck"]["note"]
+
+
+@pytest.mark.skipif(cuda.status().devices > 0, reason="there is a GPU")
+def test_tests_fail_without_the_gpu_that_they_are_run_for(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu/test_device.py"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"QWEN2VL_REQUIRE_GPU": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "there is no GPU" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_ends_with_what_started_it(tmp_path, number):
+    """And so do the processes that it has started."""
+    child = "import time; time.sleep(600)"
+    code = (
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', '{child}']);"
+        f"open(r'{tmp_path}/child', 'w').write(str(p.pid)); time.sleep(600)"
+    )
+    report = (
+        "import sys; from bench import gpu_report; from bench.gpu_report import Stage;"
+        f"gpu_report.STAGES = {{'slow': Stage(lambda s: [s.python, '-c', {code!r}], 600, False)}};"
+        f"sys.argv = ['', '--stages', 'slow', '--output', {str(tmp_path / 'report')!r},"
+        f"'--work', {str(tmp_path)!r}]; gpu_report.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", report], cwd=ROOT)
+    wait_until((tmp_path / "child").exists)
+    wait_until(lambda: (tmp_path / "child").read_text() != "")
+    running = Path("/proc") / (tmp_path / "child").read_text()
+    assert running.exists()
+    process.send_signal(number)
+    process.wait(timeout=30)
+    wait_until(lambda: not running.exists() or " Z " in (running / "stat").read_text())
+    if number == signal.SIGTERM:
+        assert json.loads((tmp_path / "report.json").read_text())["slow"]["state"] == "unfinished"
+
+
+def wait_until(true) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_tensorrt_is_skipped_where_it_does_not_support_the_gpu(tmp_path, monkeypatch):
