@@ -6,8 +6,9 @@ Each stage is a process of its own with a time limit; one that fails, hangs or f
 and the others go on. What each gave is kept in --work, so that stages may be run in several calls: the
 report, OUTPUT.json and OUTPUT.md, is of all that have run there, and OUTPUT.logs.tar.gz holds what they
 printed. All three are written again while a stage runs and after it, so that whatever ends this process
-leaves what was found until then; it ends the stage, too. Exits with 1 when a stage of this call neither passed
-nor was skipped: a stage that the GPU has no use for says so in its JSON ("skipped": why) and exits with 0.
+leaves what was found until then; it ends the stage, too. Exits with 1 when a stage of this call neither
+passed nor was skipped: a stage that the GPU has no use for says so in its JSON ("skipped": why) and exits
+with 0.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_RUN, UNFINISHED = "not run", "unfinished"  # states beside passed, skipped, failed, stopped after N s
+LEAST = 10.0  # seconds that a stage is started with
 REFRESH = 10.0  # seconds between two reports while a stage runs
 # Runs a stage. Its process group ends with this process, whatever ends it: one of the group waits for the end
 # of a pipe that only this process holds open.
@@ -110,8 +112,8 @@ def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
 STAGES = {
     "build": Stage(lambda s: ["cmake/gpu-env.sh", s.python, str(s.site), str(s.wheels)], 540, measures=False),
     "tests": Stage(lambda s: _pytest(s, "tests/gpu"), 540, measures=False, summaries=(PYTEST,)),
-    # A CUDA call that returns an error is no wrong access: cuBLAS probes, tests ask for more memory than there
-    # is, and the project's own calls are checked one by one.
+    # A CUDA call that returns an error is no wrong access: cuBLAS probes, tests ask for more memory than
+    # there is, and the project's own calls are checked one by one.
     "memcheck": _sanitizer("memcheck", MEMCHECK, "--report-api-errors", "no"),
     "racecheck": _sanitizer("racecheck", RACECHECK),
     "accuracy": _script("gpu_accuracy", seconds=540),
@@ -314,7 +316,7 @@ def main() -> int:
             write_report(settings.work, options.output)
 
         seconds = min(STAGES[name].seconds, ends - time.monotonic())
-        if seconds < 10:
+        if seconds < LEAST:
             result = {"state": NOT_RUN, "seconds": 0.0, "note": "no time was left in this call"}
         else:
             result = run(name, settings, seconds, progress)
