@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -67,11 +68,8 @@ def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, 
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    for package in ("onnxruntime", "onnxruntime-gpu", "numpy"):
-        try:
-            report[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            report[package] = None
+    report["onnxruntime"], report["onnxruntime_distribution"] = installed_onnxruntime()
+    report["numpy"] = importlib.metadata.version("numpy")
     chosen = None
     try:
         chosen = select_backend(name, bundle, asked)
@@ -82,10 +80,23 @@ def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, 
     return report, chosen
 
 
+def installed_onnxruntime() -> tuple[str | None, str | None]:
+    """The version of ONNX Runtime that is imported here, and its distribution: "onnxruntime" or
+    "onnxruntime-gpu". Both may be installed, whose files have the same names; None where none is.
+    """
+    try:
+        about = importlib.import_module("onnxruntime.capi.build_and_package_info")
+    except ImportError:
+        return None, None
+    return about.__version__, about.package_name
+
+
 def _print(report: dict[str, Any], plan: str | None, asked: str) -> None:
     runtime = report["runtime"]
     backend = runtime["backend"]
-    engine = runtime["onnxruntime"] or runtime["onnxruntime-gpu"] or "not installed"
+    engine = "not installed"
+    if runtime["onnxruntime"]:
+        engine = f"{runtime['onnxruntime']} ({runtime['onnxruntime_distribution']})"
     print(f"qwen2vl_rt {runtime['qwen2vl_rt']}, ONNX Runtime {engine}, {runtime['machine']}")
     print(f"backend: {backend['name'] or 'none'} ({backend['reason']})")
     print(f"CUDA kernels: {_cuda_line(runtime['cuda'])}")
