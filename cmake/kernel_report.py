@@ -43,10 +43,10 @@ def architectures() -> list[str]:
 
 
 def flags() -> list[str]:
-    """What a release build gives nvcc."""
+    """What a release build with QWEN2VL_WARNINGS_AS_ERRORS gives nvcc."""
     standard = re.search(r"set\(CMAKE_CUDA_STANDARD (\d+)\)", BUILD)[1]
     own = re.search(r"\$<\$<COMPILE_LANGUAGE:CUDA>:([^>]+)>", BUILD)[1]
-    return [f"-std=c++{standard}", "-O3", *own.split()]
+    return [f"-std=c++{standard}", "-O3", *own.split(), "-Werror=all-warnings"]
 
 
 def compile_file(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
