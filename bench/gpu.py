@@ -5,8 +5,8 @@
     python bench/gpu.py model 2b bf16 --variants --output variants.json      (ways to run the engine)
 
 Bundles of the published shapes with random weights are made in --work when they are first needed
-(bench/random_bundle.py). A device's own copy counts bytes read and written; the matrix rate is that of
-PyTorch's bfloat16 product of 8192^3 random numbers.
+(bench/random_bundle.py). The bandwidth that bounds decode is a copy's, bytes read and written; the matrix
+rate is that of PyTorch's bfloat16 product of 8192^3 random numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -26,21 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto
 
 from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import PUBLISHED, published_config
 from qwen2vl_rt import cuda
-from qwen2vl_rt.benchmark.inputs import random_tokens, random_visual
-from qwen2vl_rt.benchmark.timing import REPEATS, repeated
+from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
+from qwen2vl_rt.benchmark.timing import REPEATS, repeated, seconds
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
-from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, PREPROCESSOR_CONFIG, Bundle
+from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors import Backend
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import plan_session, session_limits
+from qwen2vl_rt.plan import kv_bytes_per_token, plan_session, session_limits
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
-from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.processing.processor import PreparedPrompt, Processor, Visual
 from qwen2vl_rt.processing.visuals import prepare_picture
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.edition import find_edition
@@ -50,14 +54,15 @@ from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
-# What the environment chooses (executors/cuda.py), in the order of its choices.
+# Ways to run decode steps (docs/cuda.md): what is not named has its default.
 VARIANTS = (
-    ("c", "1", "grouped", "own"),
-    ("c", "1", "grouped", "onnxruntime"),
-    ("c", "0", "grouped", "onnxruntime"),
-    ("python", "1", "grouped", "onnxruntime"),
-    ("python", "0", "grouped", "onnxruntime"),
-    ("c", "0", "portable", "onnxruntime"),
+    {},
+    {"QWEN2VL_CUDA_STARTS": "in-turn"},
+    {"QWEN2VL_CUDA_LAYERS": "onnxruntime"},
+    {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_GRAPHS": "0"},
+    {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_CALLS": "python"},
+    {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_CALLS": "python", "QWEN2VL_CUDA_GRAPHS": "0"},
+    {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_GRAPHS": "0", "QWEN2VL_CUDA_ATTENTION": "portable"},
 )
 
 
@@ -75,7 +80,41 @@ class Figure:
         """Of the bound reached: bound over value for times, value over bound for rates."""
         if self.bound is None:
             return None
-        return self.bound / self.value if self.unit in ("s", "ms") else self.value / self.bound
+        return self.bound / self.value if self.unit in ("s", "us") else self.value / self.bound
+
+
+class Figures:
+    """What a stage measured, written to `output` after each figure: what was found before something went
+    wrong is kept.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.failed: dict[str, str] = {}
+        """What went wrong, by what was tried."""
+        self._figures: list[Figure] = []
+        self._output = output
+
+    def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
+        """Print and write a figure."""
+        self._figures.append(Figure(name, value, unit, bound))
+        print(f"  {name}: {value:.4g} {unit}", flush=True)
+        self.write()
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Print and write what went wrong."""
+        self.failed[name] = f"{type(error).__name__}: {error}"
+        print(f"  {name}: {self.failed[name]}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """All so far."""
+        figures = [asdict(figure) | {"share": figure.share} for figure in self._figures]
+        write_json(self._output, {"figures": figures} | ({"failed": self.failed} if self.failed else {}))
+
+
+def read_limits(file: Path | None) -> dict[str, Any]:
+    """The limits that the stage of that name wrote; none where it failed."""
+    return json.loads(file.read_text()).get("limits", {}) if file is not None and file.exists() else {}
 
 
 def copy_bandwidth() -> float:
@@ -108,14 +147,18 @@ def matrix_rate() -> float | None:
         a @ b
         torch.cuda.synchronize()
 
-    return 2 * 8192**3 / statistics.median(repeated(multiply, 10))
+    warm = time.perf_counter() + 0.5  # an idle GPU's clock takes its time
+    while time.perf_counter() < warm:
+        multiply()
+    return 2 * 8192**3 / statistics.median(seconds(multiply) for _ in range(50))
 
 
 def machine() -> dict[str, object]:
     """What ran: GPU, driver, versions."""
     info = cuda.load().device_info()
-    versions = {}
-    packages = ("onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "transformers", "numpy")
+    version, distribution = installed_onnxruntime()
+    versions = {"onnxruntime": version and f"{version} ({distribution})"}
+    packages = ("tensorrt", "tensorrt_rtx", "torch", "transformers", "numpy")
     for package in ("qwen2vl_rt", *packages):
         try:
             versions[package] = importlib.metadata.version(package)
@@ -147,14 +190,31 @@ def open_bundle(size: str, precision: str, work: Path, distinct: bool) -> Bundle
     return Bundle.open(folder)
 
 
+def memory_in_use() -> int | None:
+    """Bytes of GPU 0 in use, by whomever, as nvidia-smi has it: where CUDA has not been called yet, without
+    this process's CUDA context. None without nvidia-smi.
+    """
+    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) << 20
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
 class Measurement:
-    """Figures of one bundle on one backend."""
+    """Figures of one bundle on one backend. `in_use`: what `memory_in_use` said before CUDA's first call."""
 
     def __init__(
-        self, bundle: Bundle, limits: dict[str, Any], backend: str, output: Path, attention: str | None = None
+        self,
+        bundle: Bundle,
+        limits: dict[str, Any],
+        backend: str,
+        output: Path,
+        attention: str | None = None,
+        in_use: int | None = None,
     ) -> None:
-        self._figures: list[Figure] = []
-        self._output = output
+        self._figures = Figures(output)
+        self._in_use = in_use
         self._bundle = bundle
         self._geometry = bundle.geometry
         self._backend = backend
@@ -166,13 +226,7 @@ class Measurement:
         self._engine: Engine | None = None
         self._engines: list[EngineSet] = []  # with tensorrt
 
-    def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
-        """Print a figure and write all so far: what was measured before something went wrong is kept."""
-        self._figures.append(Figure(name, value, unit, bound))
-        _write(self._output, {"figures": [asdict(f) | {"share": f.share} for f in self._figures]})
-        print(f"  {name}: {value:.4g} {unit}", flush=True)
-
-    def load(self) -> None:
+    def load(self, label: str = "") -> None:
         """Open the engine; its weights' files are in the page cache mostly."""
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
@@ -180,11 +234,11 @@ class Measurement:
             self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines
         )
         self._engine.synchronize()
-        self.add("load", time.perf_counter() - started, "s")
+        self._figures.add(f"load, {label}" if label else "load", time.perf_counter() - started, "s")
 
     def everything(self) -> None:
         """All figures of a model."""
-        before = cuda.load().device_info().free_bytes if self._backend != "cpu" else None
+        free = cuda.load().device_info().free_bytes if self._backend != "cpu" else 0
         if self._backend == "tensorrt":
             self.build_and_check()
         self.load()
@@ -193,11 +247,14 @@ class Measurement:
         self.text()
         self.text(temperature=0.8, top_p=0.95, seed=1)
         self.first_token()
-        if before is not None:
-            self.add("GPU memory taken", (before - cuda.load().device_info().free_bytes) / 2**30, "GiB")
+        if self._in_use is not None:
+            self._figures.add("GPU memory taken", (memory_in_use() - self._in_use) / 2**30, "GiB")
+        elif self._backend != "cpu":
+            taken = free - cuda.load().device_info().free_bytes
+            self._figures.add("GPU memory taken, without the CUDA context", taken / 2**30, "GiB")
         backend = Backend(self._backend, "", self._engines)
         plan = plan_session(self._bundle, backend, self._limits, Asked(CONTEXT), None)
-        self.add("GPU memory planned", plan.total / 2**30, "GiB")
+        self._figures.add("GPU memory planned", plan.total / 2**30, "GiB")
 
     def build_and_check(self) -> None:
         """TensorRT engines for this GPU, and their first load, which compares them with the CPU."""
@@ -206,26 +263,40 @@ class Measurement:
         folder = self._bundle.path / f"engines-{self._attention or 'default'}"
         target = choose_target("this", edition)
         build_engines(self._bundle, edition, target, self._limits, attention=self._attention, output=folder)
-        self.add("build of the engines", time.perf_counter() - started, "s")
+        self._figures.add("build of the engines", time.perf_counter() - started, "s")
         self._engines = find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
         Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines).close()
         gc.collect()
-        self.add("first load, with the self-check", time.perf_counter() - started, "s")
+        self._figures.add("first load, with the self-check", time.perf_counter() - started, "s")
         if len(find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)) > 1:
             raise SystemExit(f"The form {self._attention!r} is wrong on this GPU: mask took its place.")
 
     def vision(self, side: int) -> None:
-        """The vision tower alone, from float32 patches on the host to embeddings."""
+        """From a picture's uint8 pixels on the host to its embeddings, as a session takes it (patches are
+        made on the GPU); and the vision tower alone, from float32 patches on the host.
+        """
+        settings, exact = self._pixels(side)
         visual = random_visual(self._geometry, side, side, self._rng)
         bound = vision_flops(self._geometry, visual.grid_thw) / self._flops if self._flops else None
+        picture = random_picture(side, side, self._rng)
 
-        def call() -> None:
+        def encode(visual: Visual) -> None:
             self._engine.encode([visual])
             self._engine.synchronize()
 
-        self.add(f"vision {side}x{side}", statistics.median(repeated(call)), "s", bound)
+        def whole() -> None:
+            encode(prepare_picture(picture, exact, settings, frames=self._engine.device_frames)[0])
+
+        self._figures.add(f"vision {side}x{side}", statistics.median(repeated(whole)), "s", bound)
+        alone = statistics.median(repeated(lambda: encode(visual)))
+        self._figures.add(f"vision {side}x{side}, from patches on the host", alone, "s", bound)
+
+    def _pixels(self, side: int) -> tuple[PixelSettings, VisualOptions]:
+        """How a picture becomes one of side x side pixels."""
+        settings = PixelSettings.from_file(self._bundle.file(PREPROCESSOR_CONFIG))
+        return settings, VisualOptions(resized_height=side, resized_width=side)
 
     def text(self, label: str = "", **sampling: Any) -> None:
         """Prefill and decode, other tokens each time, or the cache would know them; the first warms up."""
@@ -240,51 +311,63 @@ class Measurement:
         if not sampling and not label:
             flops = 2 * decoder_parameters(self._geometry) * PROMPT
             bound = flops / self._flops if self._flops else None
-            self.add(f"prefill of {PROMPT}", statistics.median(prefill), "s", bound)
+            self._figures.add(f"prefill of {PROMPT}", statistics.median(prefill), "s", bound)
         bound = self._bandwidth / step_bytes(self._bundle) if self._bandwidth else None
-        how = label or (", sampled" if sampling else "")
-        self.add(f"decode after {PROMPT}{how}", statistics.median(decode), "tok/s", bound)
+        how = label or ("sampled" if sampling else "")
+        self._figures.add(
+            f"decode after {PROMPT}{how and ', '}{how}", statistics.median(decode), "tok/s", bound
+        )
 
     def first_token(self) -> None:
         """From a 448x448 frame on the host and 32 tokens of text to the first token, pixels included."""
-        settings = PixelSettings.from_file(self._bundle.file("preprocessor_config.json"))
-        exact = VisualOptions(resized_height=448, resized_width=448)
+        settings, exact = self._pixels(448)
         one = GenerationOptions(max_new_tokens=1, ignore_eos=True)
         pads = np.full(16 * 16, self._geometry.special_ids.image_pad, np.int32)
-        seconds = []
+        times = []
         for _ in range(REPEATS + 1):
             frame = self._rng.integers(0, 256, (448, 448, 3), np.uint8)
             ids = np.concatenate([pads, random_tokens(self._geometry, 32, self._rng)])
             started = time.perf_counter()
             visual, _ = prepare_picture(frame, exact, settings, frames=self._engine.device_frames)
             self._engine.generate([PreparedPrompt(ids, [visual], "")], [one])
-            seconds.append(time.perf_counter() - started)
+            times.append(time.perf_counter() - started)
         floor = None
         if self._flops:
             tokens = 2 * decoder_parameters(self._geometry) * (len(pads) + 32)
             floor = (vision_flops(self._geometry, visual.grid_thw) + tokens) / self._flops
-        self.add("first token, 448x448 and 32 tokens", statistics.median(seconds[1:]), "s", floor)
+        self._figures.add("first token, 448x448 and 32 tokens", statistics.median(times[1:]), "s", floor)
 
     def variants(self) -> None:
-        """Decode with each way to run the engine."""
+        """Decode with each way to run the engine. One that fails is recorded, and the next ones go on."""
         from qwen2vl_rt.executors.cuda import CHOICES
 
         for variant in VARIANTS:
-            os.environ |= dict(zip(CHOICES, variant, strict=True))
-            calls, graphs, attention, layers = variant
+            os.environ |= {name: values[0] for name, values in CHOICES.items()} | variant
+            name = ", ".join(f"{name}={value}" for name, value in variant.items()) or "defaults"
             self._engine = None
             gc.collect()
-            self.load()
-            caller = "C API" if calls == "c" else "Python"
-            recorded = "recorded" if graphs == "1" else "launched one by one"
-            how = f"ONNX Runtime by {caller}, {recorded}, {attention} attention"
-            self.text(", our own kernels" if layers == "own" else f", {how}")
+            try:
+                self.load(name)
+                self.text(name)
+            except Exception as error:
+                self._figures.fail(name, error)
+        if failed := self._figures.failed:
+            raise SystemExit(f"{len(failed)} of {len(VARIANTS)} ways failed: {'; '.join(failed)}")
 
 
 def step_bytes(bundle: Bundle) -> int:
-    """Bytes of weights that a decode step reads."""
-    tied = bundle.geometry.decoder.tied_embedding
-    return bundle.files[DECODER_WEIGHTS].size + (bundle.files[EMBEDDING].size if tied else 0)
+    """Bytes that the GPU reads for a token of a bundle with random weights, on average over a measured
+    answer: weights, and keys and values of the past.
+    """
+    narrow = 2 if bundle.precision != "fp32" else 4  # a quantized bundle's scales, norms and biases
+    sizes = {TensorProto.FLOAT: narrow, TensorProto.BFLOAT16: 2, TensorProto.FLOAT16: 2}
+    sizes |= {TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.UINT4: 0.5}
+    weights = 0.0
+    for tensor in onnx.load(bundle.file(DECODER_GRAPH), load_external_data=False).graph.initializer:
+        # Random weights' zero points are the middle of the codes: left out (lowering/matmul_nbits.py).
+        if tensor.data_type in sizes and not tensor.name.endswith(".zero_point"):
+            weights += sizes[tensor.data_type] * math.prod(tensor.dims)
+    return round(weights) + (PROMPT + ANSWER // 2) * kv_bytes_per_token(bundle.geometry, narrow)
 
 
 def skip_reason(backend: str) -> str:
@@ -308,28 +391,28 @@ def main() -> None:
     for command in (model, what.add_parser("limits", help="the GPU's copy bandwidth and matrix rate")):
         command.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
+    in_use = memory_in_use()
     if options.what == "limits":
         rates = {"copy_bytes_per_second": copy_bandwidth(), "matrix_flops": matrix_rate()}
-        _write(options.output, {"machine": machine(), "limits": rates})
+        write_json(options.output, {"machine": machine(), "limits": rates})
         return
     if reason := skip_reason(options.backend):
-        _write(options.output, {"skipped": reason})
+        write_json(options.output, {"skipped": reason})
         print(f"skipped: {reason}")
         return
-    limits: dict[str, Any] = {}
-    if options.limits is not None and options.limits.exists():
-        limits = json.loads(options.limits.read_text())["limits"]
+    limits = read_limits(options.limits)
     bundle = open_bundle(
         options.size, options.precision, options.work, distinct=options.backend == "tensorrt"
     )
-    measurement = Measurement(bundle, limits, options.backend, options.output, options.attention)
+    measurement = Measurement(bundle, limits, options.backend, options.output, options.attention, in_use)
     if options.variants:
         measurement.variants()
     else:
         measurement.everything()
 
 
-def _write(output: Path, result: dict[str, Any]) -> None:
+def write_json(output: Path, result: dict[str, Any]) -> None:
+    """Write a stage's result."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
 
