@@ -101,12 +101,18 @@ def _script(name: str, *arguments: str, seconds: int = 300, bundles: bool = True
     return Stage(command, seconds)
 
 
-def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
+def _bounded(name: str, *arguments: str, seconds: int = 300) -> Stage:
+    """A script that is told what `limits` found."""
+
     def command(settings: Settings) -> list[str]:
         limits = ["--limits", str(settings.work / "limits.json")]
-        return _script("gpu", "model", size, precision, *more, *limits).command(settings)
+        return _script(name, *arguments, *limits).command(settings)
 
     return Stage(command, seconds)
+
+
+def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
+    return _bounded("gpu", "model", size, precision, *more, seconds=seconds)
 
 
 STAGES = {
@@ -120,6 +126,8 @@ STAGES = {
     "limits": _script("gpu", "limits", seconds=120, bundles=False),
     "2b-bf16": _model("2b", "bf16"),
     "2b-int4": _model("2b", "int4"),
+    "2b-operations": _bounded("gpu_operations", "2b", "bf16"),
+    "2b-int4-operations": _bounded("gpu_operations", "2b", "int4"),
     "2b-bf16-tensorrt": _model("2b", "bf16", "--backend", "tensorrt", seconds=540),
     "2b-int4-tensorrt": _model("2b", "int4", "--backend", "tensorrt", seconds=540),
     "2b-bf16-lengths": _model("2b", "bf16", "--backend", "tensorrt", "--attention", "lengths", seconds=540),
@@ -259,7 +267,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         rate = limits.get("matrix_flops")
         lines += [
             f"Driver {machine['driver']}, CUDA {machine['toolkit']}, "
-            f"ONNX Runtime {machine['onnxruntime-gpu']}, "
+            f"ONNX Runtime {machine['onnxruntime']}, "
             f"PyTorch {machine['torch']}, transformers {machine['transformers']}. A copy moves "
             f"{limits['copy_bytes_per_second'] / 1e9:.0f} GB/s (read and written); "
             "bfloat16 products run at "
@@ -285,13 +293,27 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         if ours and peer:
             lines += [
                 "",
-                f"Decode of {size} in bf16: {ours / peer:.2f} times transformers with torch.compile.",
+                f"Decode of {size} in bf16: {ours / peer:.2f} times transformers generate() with a static "
+                "cache and torch.compile.",
+            ]
+    for model, name in (("2b-bf16", "2b-operations"), ("2b-int4", "2b-int4-operations")):
+        rate = _decode(found.get(model, {}))
+        program = _figure(found.get(name, {}), "program")
+        if rate and program:
+            lines += [
+                "",
+                f"A step of {model} takes {1e6 / rate:.0f} us, of which its program is {program:.0f} us: the "
+                "rest is embedding, tables, sampling, and the gaps between.",
             ]
     return "\n".join(lines) + "\n"
 
 
 def _decode(stage: dict[str, Any]) -> float | None:
-    return next((f["value"] for f in stage.get("figures", []) if f["name"].startswith("decode")), None)
+    return _figure(stage, "decode")
+
+
+def _figure(stage: dict[str, Any], begins: str) -> float | None:
+    return next((f["value"] for f in stage.get("figures", []) if f["name"].startswith(begins)), None)
 
 
 def main() -> int:

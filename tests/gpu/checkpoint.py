@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bench.random_checkpoint import GENERATION_CONFIG, published_config, write_random_checkpoint
 
@@ -11,9 +12,9 @@ IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END, END_OF_TEXT, IM_END = 546, 547, 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "tiny"
 
 
-def small_checkpoint(folder: Path) -> Path:
-    """Two layers each, 4 query heads of 64 over 2 key/value heads, a tied table of 640 tokens."""
-    config = published_config("2b", 2) | {
+def small_config(layers: int) -> dict[str, Any]:
+    """So many layers each, 4 query heads of 64 over 2 key/value heads, a tied table of 640 tokens."""
+    config = published_config("2b", layers) | {
         "hidden_size": 256,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -27,7 +28,12 @@ def small_checkpoint(folder: Path) -> Path:
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": IM_END,
     }
-    config["vision_config"] |= {"depth": 2, "embed_dim": 64, "num_heads": 2, "hidden_size": 256}
+    config["vision_config"] |= {"depth": layers, "embed_dim": 64, "num_heads": 2, "hidden_size": 256}
+    return config
+
+
+def small_checkpoint(folder: Path) -> Path:
+    """Of two layers, with random weights."""
     ids = {"bos_token_id": END_OF_TEXT, "pad_token_id": END_OF_TEXT, "eos_token_id": [IM_END, END_OF_TEXT]}
-    write_random_checkpoint(folder, config, TOKENIZER, generation_config=GENERATION_CONFIG | ids)
+    write_random_checkpoint(folder, small_config(2), TOKENIZER, generation_config=GENERATION_CONFIG | ids)
     return folder

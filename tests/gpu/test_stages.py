@@ -14,10 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, gpu_report
+from bench import gpu, gpu_operations, gpu_report
 from bench.gpu_report import Settings, Stage
-from qwen2vl_rt import cuda
+from bench.random_bundle import write_random_bundle
+from qwen2vl_rt import _core, cuda
+from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from qwen2vl_rt.executors import device_onnx
+from qwen2vl_rt.executors.cuda import CHOICES
+from qwen2vl_rt.executors.device_program import DeviceWeights
+from qwen2vl_rt.plan import kv_bytes_per_token
 from qwen2vl_rt.tensorrt import target
+from tests.gpu.checkpoint import small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +162,69 @@ def test_tensorrt_is_skipped_where_it_does_not_support_the_gpu(tmp_path, monkeyp
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["skipped"].startswith("TensorRT is not installed")
     assert not (tmp_path / "bundles").exists()
+
+
+def one_layer(folder: Path, precision: str) -> Bundle:
+    """A bundle with random weights, as the stages make them, of one layer."""
+    return write_random_bundle(folder, small_config(1), precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int4"])
+def test_a_steps_bytes_are_those_that_the_gpu_holds(tmp_path, precision):
+    bundle = one_layer(tmp_path, precision)
+    dtype = device_onnx.compute_dtype(bundle)
+    lowered = device_onnx._lowered(
+        bundle, DECODER_GRAPH, narrow=device_onnx._narrow(bundle, dtype), own_products=True
+    )
+    weights = DeviceWeights(_core.HostDevice(), *lowered)
+    past = gpu.PROMPT + gpu.ANSWER // 2
+    cache = past * kv_bytes_per_token(bundle.geometry, 4 if dtype == "float32" else 2)
+    held = sum(block.bytes for block in weights._blocks.values())
+    assert gpu.step_bytes(bundle) == held + cache
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
+def test_all_kinds_of_launches_are_measured(tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(gpu_operations, "WARM_SECONDS", 0)
+    monkeypatch.setattr(gpu_operations, "REPLAYS", 2)
+    monkeypatch.setattr(gpu_operations, "OTHER_BYTES", 1 << 20)
+    bundle = one_layer(tmp_path, precision)
+    operations = gpu_operations.Operations(bundle, context=64, past=48)
+    gpu_operations.measure(operations, gpu.Figures(tmp_path / "result.json"), 1e9)
+    figures = json.loads((tmp_path / "result.json").read_text())["figures"]
+    assert all(figure["value"] > 0 for figure in figures)
+    names = "\n".join(figure["name"] for figure in figures)
+    kinds = ("queries, keys, values", "attention after 48", "o", "gate and up", "down", "lm_head", "program")
+    for kind in kinds:
+        assert f"{kind}, " in names
+    # All but the norms, which the launches' inputs pass through.
+    read = sum(launch.read_bytes for launch in operations.launches)
+    past = gpu.PROMPT + gpu.ANSWER // 2 - 48
+    norms = 3 * bundle.geometry.decoder.hidden_size * 2
+    assert read == gpu.step_bytes(bundle) - past * kv_bytes_per_token(bundle.geometry, 2) - norms
+
+
+def test_a_way_to_run_decode_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    load = gpu.Measurement.load
+
+    def fail_once(measurement: gpu.Measurement, name: str) -> None:
+        if "in-turn" in name:
+            raise RuntimeError("broken")
+        load(measurement, name)
+
+    monkeypatch.setattr(gpu.Measurement, "load", fail_once)
+    monkeypatch.setattr(gpu, "ANSWER", 4)
+    for name, values in CHOICES.items():
+        monkeypatch.setenv(name, values[0])  # what the ways leave there goes with the test
+    output = tmp_path / "result.json"
+    measurement = gpu.Measurement(one_layer(tmp_path / "bundle", "bf16"), {}, "cpu", output)
+    with pytest.raises(SystemExit, match="in-turn"):
+        measurement.variants()
+    result = json.loads(output.read_text())
+    assert result["failed"] == {"QWEN2VL_CUDA_STARTS=in-turn": "RuntimeError: broken"}
+    assert sum(figure["name"].startswith("decode") for figure in result["figures"]) == len(gpu.VARIANTS) - 1
+    assert all(CHOICES[name].index(value) for way in gpu.VARIANTS for name, value in way.items())
 
 
 def test_wheels_are_joined_when_all_their_pieces_are_there(tmp_path):
