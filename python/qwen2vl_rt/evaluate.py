@@ -122,6 +122,16 @@ def load_examples(folder: str | Path) -> list[Example]:
     return examples
 
 
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` of the questions (at least 1) at even distances, so that every large task keeps its share.
+
+    All of them where there are no more.
+    """
+    total = len(examples)
+    count = min(count, total)
+    return [examples[index * total // count] for index in range(count)]
+
+
 def _with_paths(message: Message, folder: Path) -> Message:
     """The message with its pictures' and frames' names made absolute."""
     if isinstance(message["content"], str):

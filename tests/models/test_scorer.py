@@ -90,3 +90,11 @@ def test_unusable_sets_say_where(tmp_path):
     (tmp_path / evaluate.QUESTIONS).write_text('{"id": "1"}\n')
     with pytest.raises(ValueError, match="line 1"):
         evaluate.load_examples(tmp_path)
+
+
+def test_a_spread_keeps_the_order_and_every_large_task():
+    examples = [example(str(index), task) for task in "abc" for index in range(20)]
+    few = evaluate.spread(examples, 6)
+    assert [examples.index(one) for one in few] == [0, 10, 20, 30, 40, 50]
+    assert evaluate.spread(examples, 1000) == examples
+    assert evaluate.spread([], 5) == []

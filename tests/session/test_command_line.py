@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from qwen2vl_rt.cli import main
+
+TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 def test_run_streams_the_answer_and_reports_timings(bundle, desk, capsys):
@@ -58,6 +61,16 @@ def test_bench_prints_a_table(bundle, tmp_path, capsys):
     assert main(["bench", str(bundle), *small]) == 0
     assert "decode after 16" in capsys.readouterr().out
     assert all(figure["value"] > 0 for figure in json.loads(file.read_text())["figures"])
+
+
+def test_eval_asks_as_many_questions_as_its_limit(bundle, tmp_path, capsys):
+    file = tmp_path / "report.json"
+    arguments = ["eval", str(bundle), "--set", str(TINY / "eval"), "--json", str(file)]
+    assert main([*arguments, "--limit", "3"]) == 0
+    assert json.loads(file.read_text())["tasks"]["all"]["asked"] == 3
+    with pytest.raises(SystemExit):
+        main([*arguments, "--limit", "0"])
+    assert "'0' is not a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

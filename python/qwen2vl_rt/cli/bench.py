@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_rt.cli.values import count
 from qwen2vl_rt.progress import progress_bar
 
 
@@ -20,13 +21,6 @@ def size(text: str) -> tuple[int, int]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is not a picture size: write 448x448, each side 28 or more")
-
-
-def count(text: str, least: int = 1) -> int:
-    """A whole number, `least` or more."""
-    if text.isdecimal() and int(text) >= least:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
 
 
 def answer_length(text: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
+from qwen2vl_rt.cli.values import count
 
 
 def add_parser(commands: Any) -> None:
@@ -18,17 +19,19 @@ def add_parser(commands: Any) -> None:
         "--set", type=Path, required=True, metavar="DIR", help="evaluation set (models/tiny/eval)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
+    parser.add_argument("--limit", type=count, metavar="N", help="N questions only, spread over the set")
     add_session_options(parser)
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Answer every question of the set and print the table."""
-    from qwen2vl_rt.evaluate import load_examples, score
+    """Answer the set's questions and print the table."""
+    from qwen2vl_rt.evaluate import load_examples, score, spread
     from qwen2vl_rt.session import Session
 
     examples = load_examples(options.set)
+    if options.limit is not None:
+        examples = spread(examples, options.limit)
     with Session(options.bundle, **session_keywords(options)) as session:
         report = score(examples, lambda messages: session.generate(messages, max_new_tokens=128).raw_text)
     print(report.table())
