@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwen2vl_rt.cli import main
+from qwen2vl_rt.cli import info, main, output
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 
@@ -105,3 +107,82 @@ def test_the_installed_command_answers(bundle):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "b", "Hello", "--memory-limit", "inf"], "'inf' is not a size"),
+        (["run", "b", "Hello", "--draw", "{folder}"], "is a folder"),
+        (["eval", "b", "--set", "s", "--json", "{folder}/none/report.json"], "there is no folder"),
+        (["bench", "b", "--json", "{folder}/none/report.json"], "there is no folder"),
+        (["bench", "b", "--markdown", "{folder}/locked/report.md"], "permission denied"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_runs(tmp_path, capsys, monkeypatch, arguments, message):
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name != "locked")  # root may do all
+    with pytest.raises(SystemExit):
+        main([argument.format(folder=tmp_path) for argument in arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_after_all_is_one_message(bundle, desk, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: True)  # a folder may be taken away during the run
+    arguments = ["eval", str(bundle), "--set", str(TINY / "eval"), "--limit", "1", "--json", "/proc/report"]
+    assert main(arguments) == 1
+    assert "qwen2vl: Cannot write /proc/report" in capsys.readouterr().err
+
+
+def test_a_pictures_limit_is_the_sessions_too(bundle, desk, capsys):
+    """A limit over the bundle's own is a larger plan, not a refusal that only Python can answer."""
+    arguments = ["run", str(bundle), "Hello", "--image", str(desk), "--max-new-tokens", "1", "--json"]
+    assert main([*arguments, "--max-pixels", "1000000", "--min-pixels", "900000"]) == 0
+    assert json.loads(capsys.readouterr().out)["usage"]["visual_tokens"] > 1000
+
+
+def test_output_that_nobody_takes_is_no_traceback():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-m", "qwen2vl_rt", "info"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "qwen2vl: cannot write the output: No space left on device\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_letters_that_the_terminal_lacks(bundle, tmp_path, monkeypatch):
+    place = tmp_path / "b\u00fcndel"
+    place.symlink_to(bundle)
+    taken = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding="ascii"))
+    assert main(["info", str(place), "--json"]) == 0
+    assert json.loads(taken.getvalue())["bundle"]["path"] == str(place)
+    output.accept_any_text()
+    print("b\u00fcndel", end="", flush=True)
+    assert taken.getvalue().endswith(b"b\\xfcndel")
+
+
+def test_standard_input_that_is_no_text(bundle, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    assert main(["run", str(bundle), "-"]) == 1
+    assert "Standard input is not utf-8 text" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_130_from_the_imports_on(monkeypatch):
+    def interrupted(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "execute", interrupted)
+    assert main(["info"]) == 130
+    # What takes long to import is imported by the commands, inside the handler.
+    long = {"PIL", "jinja2", "numpy", "onnx", "onnxruntime", "tokenizers", "tqdm"}
+    code = "import sys; from qwen2vl_rt.cli.main import build_parser; build_parser(); "
+    code += f"print({long} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

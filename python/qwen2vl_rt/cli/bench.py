@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen2vl_rt.cli.values import count
-from qwen2vl_rt.progress import progress_bar
+from qwen2vl_rt.cli.output import write_json, write_text
+from qwen2vl_rt.cli.values import count, output_file
 
 
 def size(text: str) -> tuple[int, int]:
@@ -49,9 +48,11 @@ def add_parser(commands: Any) -> None:
         "--decode-tokens", type=answer_length, default=32, metavar="N", help="of each answer (32)"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it, as PNG (needs matplotlib)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="also write the table")
+    parser.add_argument(
+        "--plot", type=output_file, metavar="FILE", help="also draw it, as PNG (needs matplotlib)"
+    )
     parser.set_defaults(execute=execute)
 
 
@@ -59,6 +60,7 @@ def execute(options: argparse.Namespace) -> int:
     """Measure and print the table."""
     from qwen2vl_rt.benchmark import Workload, run_benchmark, steps
     from qwen2vl_rt.benchmark.plot import require_matplotlib, write_plot
+    from qwen2vl_rt.progress import progress_bar
 
     if options.plot:
         require_matplotlib()  # before minutes of measuring
@@ -70,9 +72,9 @@ def execute(options: argparse.Namespace) -> int:
         report = run_benchmark(options.bundle, workload, options.threads, bar.update)
     print(report.table())
     if options.json:
-        options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        write_json(options.json, report.to_json())
     if options.markdown:
-        options.markdown.write_text(report.table() + "\n")
+        write_text(options.markdown, report.table() + "\n")
     if options.plot:
         write_plot(report, options.plot)
     return 0

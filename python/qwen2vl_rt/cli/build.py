@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.plan import GIB, MIB, PREFILL_CHUNK, session_limits
+from qwen2vl_rt.cli.output import print_json
 
 if TYPE_CHECKING:
     from qwen2vl_rt.tensorrt.build import Built
@@ -35,9 +32,7 @@ def add_parser(commands: Any) -> None:
         "--max-batch", type=int, default=1, metavar="N", help="answers generated side by side"
     )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest picture after resizing")
-    parser.add_argument(
-        "--prefill-chunk", type=int, default=PREFILL_CHUNK, metavar="N", help="prompt tokens a step"
-    )
+    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="prompt tokens a step")
     parser.add_argument(
         "--arithmetic", choices=("fp32", "bf16", "fp16"), help="number format around the matrices"
     )
@@ -61,6 +56,8 @@ def add_parser(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Build and print what was built."""
+    from qwen2vl_rt.bundle import Bundle
+    from qwen2vl_rt.plan import PREFILL_CHUNK, session_limits
     from qwen2vl_rt.tensorrt.build import build_engines, choose_format
     from qwen2vl_rt.tensorrt.check_files import keep_expected
     from qwen2vl_rt.tensorrt.edition import find_edition
@@ -68,9 +65,8 @@ def execute(options: argparse.Namespace) -> int:
     from qwen2vl_rt.tensorrt.target import choose_target, named_target
 
     bundle = Bundle.open(options.bundle)
-    limits = session_limits(
-        bundle, options.max_length, options.max_batch, options.max_pixels, options.prefill_chunk
-    )
+    prefill_chunk = PREFILL_CHUNK if options.prefill_chunk is None else options.prefill_chunk
+    limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels, prefill_chunk)
     if options.expected:
         folder = options.output or bundle.path / FOLDER
         number_format = choose_format(bundle, named_target(options.gpu or "this"), options.arithmetic)
@@ -93,13 +89,14 @@ def execute(options: argparse.Namespace) -> int:
     )
     if options.json:
         engines = {engine.graph: str(engine.file.path) for engine in built}
-        json.dump({"edition": str(edition), "target": target.name, "engines": engines}, sys.stdout, indent=2)
-        print()
+        print_json({"edition": str(edition), "target": target.name, "engines": engines})
     return 0
 
 
 def describe(engine: Built) -> str:
     """One engine in two lines: where it is, what the build took."""
+    from qwen2vl_rt.plan import GIB, MIB
+
     figures = engine.description["figures"]
     parts = [f"{figures['engine_bytes'] / MIB:.1f} MiB"]
     sizes, profiles = figures["activation_bytes"], engine.description["key"]["profiles"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from qwen2vl_rt.cli.output import write_json
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
-from qwen2vl_rt.cli.values import count
+from qwen2vl_rt.cli.values import count, output_file
 
 
 def add_parser(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--set", type=Path, required=True, metavar="DIR", help="evaluation set (models/tiny/eval)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the report as JSON")
     parser.add_argument("--limit", type=count, metavar="N", help="N questions only, spread over the set")
     add_session_options(parser)
     parser.set_defaults(execute=execute)
@@ -36,5 +36,5 @@ def execute(options: argparse.Namespace) -> int:
         report = score(examples, lambda messages: session.generate(messages, max_new_tokens=128).raw_text)
     print(report.table())
     if options.json:
-        options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        write_json(options.json, report.to_json())
     return 0

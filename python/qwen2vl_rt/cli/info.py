@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwen2vl_rt import __version__, cuda
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt import __version__
+from qwen2vl_rt.cli.output import print_json
 from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.plan import MIB, plan_session, session_limits
-from qwen2vl_rt.progress import progress_bar
-from qwen2vl_rt.tensorrt.find import Asked
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.bundle import Bundle
+    from qwen2vl_rt.executors import Backend
+    from qwen2vl_rt.tensorrt.find import Asked
 
 
 def add_parser(commands: Any) -> None:
@@ -28,12 +28,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--verify", action="store_true", help="check every file's SHA-256")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest picture to plan for")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_session_options(parser)
+    session = add_session_options(parser)
+    session.add_argument(
+        "--max-batch", type=int, default=1, metavar="N", help="answers generated side by side (1)"
+    )
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Print the report."""
+    from qwen2vl_rt.bundle import Bundle
+    from qwen2vl_rt.executors import Backend
+    from qwen2vl_rt.plan import plan_session, session_limits
+    from qwen2vl_rt.progress import progress_bar
+    from qwen2vl_rt.tensorrt.find import Asked
+
     bundle = None if options.bundle is None else Bundle.open(options.bundle)
     asked = Asked(options.max_length, options.max_batch, options.max_pixels)
     runtime, backend = _runtime(options.backend, bundle, asked)
@@ -55,7 +64,7 @@ def execute(options: argparse.Namespace) -> int:
         }
         report["plan"] = plan.to_json() | {"fits": plan.total <= plan.limit}
     if options.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print(report, str(plan) if bundle is not None else None, options.backend)
     return 0
@@ -63,6 +72,9 @@ def execute(options: argparse.Namespace) -> int:
 
 def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, Any], Backend | None]:
     """What is installed, and the backend that a session would have."""
+    from qwen2vl_rt import cuda
+    from qwen2vl_rt.executors import select_backend
+
     report = {
         "qwen2vl_rt": __version__,
         "python": platform.python_version(),
@@ -92,6 +104,8 @@ def installed_onnxruntime() -> tuple[str | None, str | None]:
 
 
 def _print(report: dict[str, Any], plan: str | None, asked: str) -> None:
+    from qwen2vl_rt.plan import MIB
+
     runtime = report["runtime"]
     backend = runtime["backend"]
     engine = "not installed"

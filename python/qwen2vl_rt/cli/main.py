@@ -1,4 +1,8 @@
-"""Entry point of `qwen2vl`: picks the command, turns the project's errors into one line and an exit code."""
+"""Entry point of `qwen2vl`: picks the command, turns the project's errors into one line and an exit code.
+
+The commands' modules are light; each imports what it runs when it runs. So `--help` is quick, and Ctrl-C
+during the long imports ends in the handler here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from qwen2vl_rt import __version__
-from qwen2vl_rt.cli import bench, build, info, run
+from qwen2vl_rt.cli import bench, build, info, output, run
 from qwen2vl_rt.cli import eval as eval_command
 from qwen2vl_rt.errors import Qwen2VLError
 
@@ -31,17 +35,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, 1 after an error of the project's own (one line on standard error), 130 after Ctrl-C. A wrong
-        command line exits with 2.
+        0, 1 after an error of the project's own or of the output (one line on standard error), 130 after
+        Ctrl-C. A wrong command line exits with 2.
     """
-    options = build_parser().parse_args(arguments)
+    output.accept_any_text()
     try:
-        return options.execute(options)
+        options = build_parser().parse_args(arguments)
+        code = options.execute(options)
+        output.flush()
+        return code
     except Qwen2VLError as error:
         print(f"qwen2vl: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `qwen2vl run ... | head`: the reader has seen enough
-        sys.stderr.close()
+        output.discard()
         return 0
+    except OSError as error:
+        if error.filename is not None:
+            raise  # of a file, whose own handler it got past
+        print(f"qwen2vl: cannot write the output: {error.strerror}", file=sys.stderr)
+        output.discard()
+        return EXIT_ERROR

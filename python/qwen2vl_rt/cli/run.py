@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwen2vl_rt.answer import Answer
+from qwen2vl_rt.cli.output import print_json
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
+from qwen2vl_rt.cli.values import output_file
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.answer import Answer
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +29,9 @@ def add_parser(commands: Any) -> None:
         "--video", action="append", default=[], metavar="SOURCE", help="path or URL; repeatable"
     )
     parser.add_argument("--system", help="system prompt instead of the template's own")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the answer's boxes")
+    parser.add_argument(
+        "--draw", type=output_file, metavar="FILE", help="write the picture with the answer's boxes"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no timings on standard error")
     preparation = parser.add_argument_group("preparation")
@@ -61,8 +66,9 @@ def execute(options: argparse.Namespace) -> int:
         raise InputError(
             f"--draw marks boxes on one picture, and {len(options.image)} were given with --image."
         )
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    with Session(options.bundle, **session_keywords(options)) as session:
+    prompt = _standard_input() if options.prompt == "-" else options.prompt
+    # What a picture may become is planned for: a call's own max_pixels could only be smaller.
+    with Session(options.bundle, max_pixels=options.max_pixels, **session_keywords(options)) as session:
         stream = session.stream(prompt, **_call_keywords(options))
         with stream:
             for piece in stream:
@@ -70,7 +76,7 @@ def execute(options: argparse.Namespace) -> int:
                     print(piece, end="", flush=True)
             answer = stream.answer
     if options.json:
-        print(json.dumps(answer.to_json(), ensure_ascii=False, indent=2))
+        print_json(answer.to_json())
     else:
         print()
     if options.draw:
@@ -78,6 +84,15 @@ def execute(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(describe_timings(answer), file=sys.stderr)
     return 0
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:  # the shell closed it
+        raise InputError("The prompt is -, and standard input is closed.")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is not {sys.stdin.encoding} text: {error.reason}.") from error
 
 
 def _call_keywords(options: argparse.Namespace) -> dict[str, Any]:
