@@ -1,5 +1,7 @@
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "cuda/block_team.cuh"
 #include "cuda/gemm.h"
 #include "cuda/launch.cuh"
@@ -31,22 +33,46 @@ __global__ void __launch_bounds__(kNormThreads) normalize_kernel(LinearStep step
   }
 }
 
-constexpr int64_t kUnpacked = 16;  // weights that a thread makes
+constexpr int kUnpacked = 16;  // weights that a thread makes, and stores at once
 
+template <FloatType type>
 struct Dequantize {
   LinearStep step;
   DeviceMatrix matrix;
   void* target;  // [N, K]
+  struct alignas(16) Numbers {
+    std::conditional_t<type == FloatType::kFloat32, float, uint16_t> values[kUnpacked];
+  };
+
   __device__ void operator()(int64_t index) const {
     // 32 bits: divisions of 64 take longer than all the rest.
     const auto pieces = static_cast<uint32_t>((step.inputs + kUnpacked - 1) / kUnpacked);
     const int64_t n = static_cast<uint32_t>(index) / pieces;
-    const int64_t begin = static_cast<uint32_t>(index) % pieces * kUnpacked;
-    const int64_t end = min(begin + kUnpacked, step.inputs);
-    BlockScale scale{};
-    for (int64_t k = begin; k < end; ++k) {
-      if (k == begin || step.block % kUnpacked != 0) scale = block_scale(step, matrix, n, k);
-      store_float(target, step.type, n * step.inputs + k, scale(block_code(step, matrix, n, k)));
+    const int64_t begin = static_cast<uint32_t>(index) % pieces * int64_t{kUnpacked};
+    if (step.block % kUnpacked == 0 && step.inputs % kUnpacked == 0) {
+      const BlockScale scale = block_scale(step, matrix, n, begin);
+      Numbers numbers;
+      const int64_t first = n * ((step.inputs + step.block - 1) / step.block) * step.block + begin;
+      step.form == MatrixForm::kBlocks4 ? unpack<4>(first, scale, &numbers) : unpack<8>(first, scale, &numbers);
+      static_cast<Numbers*>(target)[(n * step.inputs + begin) / kUnpacked] = numbers;
+      return;
+    }
+    for (int64_t k = begin; k < min(begin + kUnpacked, step.inputs); ++k) {
+      store_float(target, type, n * step.inputs + k, linear_weight(step, matrix, n, k));
+    }
+  }
+
+  // `first`: the first of the codes, counted from the matrix' first.
+  template <int bits>
+  __device__ void unpack(int64_t first, BlockScale scale, Numbers* numbers) const {
+    struct alignas(2 * bits) Codes {
+      uint32_t words[bits / 2];
+    };
+    const Codes codes = static_cast<const Codes*>(matrix.weights)[first / kUnpacked];
+#pragma unroll
+    for (int i = 0; i < kUnpacked; ++i) {
+      const int at = i * bits, code = static_cast<int>(codes.words[at / 32] >> at % 32 & ((1u << bits) - 1));
+      store_float(numbers->values, type, i, scale(code));
     }
   }
 };
@@ -94,8 +120,19 @@ void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked
               StreamHandle stream) {
   const bool blocks = step.form == MatrixForm::kBlocks4 || step.form == MatrixForm::kBlocks8;
   if (blocks) {
-    const int64_t pieces = (step.inputs + kUnpacked - 1) / kUnpacked;
-    for_each(matrix.outputs * pieces, Dequantize{step, matrix, unpacked}, stream, "unpacking weights");
+    const int64_t pieces = matrix.outputs * ((step.inputs + kUnpacked - 1) / kUnpacked);
+    const auto unpack = [&](auto dequantize) { for_each(pieces, dequantize, stream, "unpacking weights"); };
+    switch (step.type) {
+      case FloatType::kFloat32:
+        unpack(Dequantize<FloatType::kFloat32>{step, matrix, unpacked});
+        break;
+      case FloatType::kBFloat16:
+        unpack(Dequantize<FloatType::kBFloat16>{step, matrix, unpacked});
+        break;
+      case FloatType::kFloat16:
+        unpack(Dequantize<FloatType::kFloat16>{step, matrix, unpacked});
+        break;
+    }
   }
   gemm({step.type, step.result_type, step.rows, matrix.outputs, step.inputs, step.x, blocks ? unpacked : matrix.weights, target},
        stream);
