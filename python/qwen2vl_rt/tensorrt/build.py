@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
@@ -210,7 +210,7 @@ def _lower(
         lower_vision(model, weights, geometry, form)
         return vision_profiles(geometry.vision, limits)
     lower_decoder(model, weights, geometry, form, limits.max_length)
-    if "prefill.onnx" not in bundle.files:
+    if PREFILL_GRAPH not in bundle.files:
         names = ("prefill", "decode")
     else:  # the prompt has a graph of its own
         names = ("prefill",) if graph == "prefill" else ("decode",)
