@@ -12,7 +12,8 @@ namespace {
 constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kHeads = 4;  // query heads that a block takes over one key/value head
 
-constexpr int kTogether = 4;  // positions that a warp takes at once, so that their loads are under way together
+constexpr int kTogether =
+    4;  // positions that a warp takes at once, so that their loads are under way together
 // Below every score, and a number: what is weighted by exp(kLowest - another) counts nothing.
 constexpr float kLowest = -1e30f;
 
@@ -213,13 +214,15 @@ __global__ void __launch_bounds__(kThreads, type == FloatType::kFloat32 ? 1 : 2)
   }
   __syncthreads();
   if (is_last == 0 || warp >= heads) return;
-  // What other blocks wrote is not looked for in this multiprocessor's cache. A lane knows one piece's weight.
+  // What other blocks wrote is not looked for in this multiprocessor's cache. A lane knows one piece's
+  // weight.
   static_assert(kAttentionPieces == kWarp);
   const int64_t first_slot = head * kAttentionPieces;
   const float piece_peak = __ldcg(pieces.peaks + 2 * (first_slot + lane));
   const float piece_sum = __ldcg(pieces.peaks + 2 * (first_slot + lane) + 1);
   float largest = piece_peak;
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) largest = fmaxf(largest, shuffled(largest, distance));
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    largest = fmaxf(largest, shuffled(largest, distance));
   const float weight = expf(piece_peak - largest);  // 0 of a piece without positions
   float sum = piece_sum * weight, total[per] = {};
   for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += shuffled(sum, distance);
@@ -230,7 +233,8 @@ __global__ void __launch_bounds__(kThreads, type == FloatType::kFloat32 ? 1 : 2)
     for (int i = 0; i < per; ++i) total[i] = fmaf(share, __ldcg(value + i), total[i]);
   }
   for (int i = 0; i < per; ++i) {
-    store_float(attention.output, type, (row * attention.heads + head) * kDim + lane * per + i, total[i] / sum);
+    store_float(attention.output, type, (row * attention.heads + head) * kDim + lane * per + i,
+                total[i] / sum);
   }
 }
 

@@ -100,9 +100,8 @@ void register_block(py::module_& m) {
 
 // A step's fields by name; what is left out is zero.
 LinearStep linear_step(const py::dict& fields, const std::vector<py::dict>& matrices) {
-  static const std::map<std::string, MatrixForm> kForms = {{"plain", MatrixForm::kPlain},
-                                                           {"blocks4", MatrixForm::kBlocks4},
-                                                           {"blocks8", MatrixForm::kBlocks8}};
+  static const std::map<std::string, MatrixForm> kForms = {
+      {"plain", MatrixForm::kPlain}, {"blocks4", MatrixForm::kBlocks4}, {"blocks8", MatrixForm::kBlocks8}};
   const auto number = [](const py::dict& from, const char* name) {
     return from.contains(name) ? from[name].cast<int64_t>() : 0;
   };
@@ -170,7 +169,8 @@ void register_device_class(py::module_& m) {
             if (item != 1 && item != 2 && item != 4) throw InputError("items of 1, 2 or 4 bytes are turned");
             device.transpose({pointer<const void>(from), pointer<void>(to), rows, columns, item});
           },
-          py::arg("from_pointer"), py::arg("to_pointer"), py::arg("rows"), py::arg("columns"), py::arg("item"),
+          py::arg("from_pointer"), py::arg("to_pointer"), py::arg("rows"), py::arg("columns"),
+          py::arg("item"),
           "Queues [rows, columns] at one device address to [columns, rows] at another; `item` is in bytes.")
       .def(
           "download",
@@ -309,8 +309,7 @@ void register_decoder(py::module_& m) {
           },
           py::arg("width"), py::arg("dtype"), "The address of [most_rows, width].")
       .def(
-          "run",
-          [](StepProgram& program, int64_t rows) { program.enqueue({0, rows, 1, 0, false}); },
+          "run", [](StepProgram& program, int64_t rows) { program.enqueue({0, rows, 1, 0, false}); },
           py::arg("rows"), "Queues the operations alone, for so many rows of the cache.");
   py::class_<DeviceDecoder, Decoder, std::shared_ptr<DeviceDecoder>>(
       m, "DeviceDecoder", "The decoder with everything between two tokens on a device.")

@@ -22,7 +22,8 @@ void register_operators(pybind11::module_& m) {
   m.def("has_integer_linear", &IntegerLinear::supported,
         "Whether the operators BlockLinear and TokenLinear run on this CPU, and may.");
   m.def("overflows_int8", &overflows_int8,
-        "Whether ONNX Runtime's products of uint8 and int8 would overflow on this CPU, an x86 one without VNNI, "
+        "Whether ONNX Runtime's products of uint8 and int8 would overflow on this CPU, an x86 one without "
+        "VNNI, "
         "and it takes slower ones instead.");
   m.def("has_int8_tiles", &has_int8_tiles, "Whether the CPU multiplies int8 tiles (AMX).");
   m.def(

@@ -36,7 +36,8 @@ void share_multiprocessors(const void* kernel) {
   check(cudaGetDevice(&device), "asking for the GPU");
   const std::lock_guard<std::mutex> lock(mutex);
   if (!asked->insert({device, kernel}).second) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
         "preparing a kernel");
 }
 

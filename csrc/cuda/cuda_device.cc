@@ -190,6 +190,8 @@ void CudaDevice::synchronize() {
   on_stream([&](StreamHandle) { stream_->synchronize(); });
 }
 
-std::unique_ptr<Recording> CudaDevice::recording() { return std::make_unique<GraphRecording>(std::static_pointer_cast<CudaDevice>(shared_from_this())); }
+std::unique_ptr<Recording> CudaDevice::recording() {
+  return std::make_unique<GraphRecording>(std::static_pointer_cast<CudaDevice>(shared_from_this()));
+}
 
 }  // namespace qwen2vl::cuda

@@ -42,7 +42,8 @@ class CudaDevice : public Device {
   void synchronize() override;
   std::unique_ptr<Recording> recording() override;
 
-  // While a step is recorded nothing may be freed, and what Python lets go of meanwhile is kept until the end.
+  // While a step is recorded nothing may be freed, and what Python lets go of meanwhile is kept until the
+  // end.
   void hold_releases();
   void let_releases_go() noexcept;
 

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "common/error.h"
-#include "cuda/memory.h"
 #include "cuda/ignore_other_recordings.h"
+#include "cuda/memory.h"
 
 namespace qwen2vl::cuda {
 
@@ -26,8 +26,8 @@ using SetWorkspace = int(void*, void*, size_t);
 using Multiply = int(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
                      int, const void*, void*, int, int, int, int);
 
-// What NVIDIA's documentation recommends for the largest GPUs. A handle without a workspace of its own would allocate
-// while a step is recorded.
+// What NVIDIA's documentation recommends for the largest GPUs. A handle without a workspace of its own would
+// allocate while a step is recorded.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 // The library, opened on the first product; a handle for each stream, because a handle's workspace serves one
@@ -123,9 +123,10 @@ void gemm(const Gemm& product, StreamHandle stream) {
   const float one = 1, zero = 0;
   const int m = static_cast<int>(product.m), n = static_cast<int>(product.n), k = static_cast<int>(product.k);
   const int type = data_type(product.type), result_type = data_type(product.result_type);
-  Cublas::require(cublas.multiply()(handle, kTransposed, kAsItLies, n, m, k, &one, product.w, type, k, product.x,
-                                    type, k, &zero, product.y, result_type, n, kSumsInFloat32, kDefaultAlgorithm),
-                  "a product");
+  Cublas::require(
+      cublas.multiply()(handle, kTransposed, kAsItLies, n, m, k, &one, product.w, type, k, product.x, type, k,
+                        &zero, product.y, result_type, n, kSumsInFloat32, kDefaultAlgorithm),
+      "a product");
 }
 
 }  // namespace qwen2vl::cuda

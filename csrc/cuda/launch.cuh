@@ -10,8 +10,9 @@
 
 namespace qwen2vl::cuda {
 
-// When a kernel starts. Early: as soon as those in front of it have started and leave room, where the GPU can. Every
-// thread of it then calls wait_for_kernels_before(), and touches nothing that any kernel writes until that returns.
+// When a kernel starts. Early: as soon as those in front of it have started and leave room, where the GPU
+// can. Every thread of it then calls wait_for_kernels_before(), and touches nothing that any kernel writes
+// until that returns.
 enum class Start { kInTurn, kEarly };
 
 // In the kernel: what is queued in front of it is done from here on.

@@ -31,7 +31,8 @@ struct PlainMatrices {
 
   void describe(LinearStep* step) const { step->form = MatrixForm::kPlain; }
   DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep*) const {
-    return {call.data<void>(first), nullptr, nullptr, call.data<void>(first + 1), call.shape(first)[0], nullptr};
+    return {call.data<void>(first), nullptr, nullptr, call.data<void>(first + 1),
+            call.shape(first)[0],   nullptr};
   }
 };
 

@@ -6,8 +6,8 @@
 
 namespace qwen2vl::cuda {
 
-// While one of these lives, the calling thread works on a GPU. Threads of the program around us may have chosen
-// another, and get theirs back.
+// While one of these lives, the calling thread works on a GPU. Threads of the program around us may have
+// chosen another, and get theirs back.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

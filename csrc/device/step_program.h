@@ -15,8 +15,8 @@ namespace qwen2vl {
 // engine.
 class StepProgram : public DeviceEngine {
  public:
-  // most_rows: rows of the largest step. past_length: [most_rows], on the device. early: kernels may start before
-  // the one in front of them is done. Throws InputError: heads that no attention kernel takes.
+  // most_rows: rows of the largest step. past_length: [most_rows], on the device. early: kernels may start
+  // before the one in front of them is done. Throws InputError: heads that no attention kernel takes.
   StepProgram(std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
               std::shared_ptr<DeviceEngine> prompts, int64_t most_rows, const int64_t* past_length,
               bool early);

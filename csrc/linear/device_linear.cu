@@ -53,7 +53,8 @@ struct Dequantize {
       const BlockScale scale = block_scale(step, matrix, n, begin);
       Numbers numbers;
       const int64_t first = n * ((step.inputs + step.block - 1) / step.block) * step.block + begin;
-      step.form == MatrixForm::kBlocks4 ? unpack<4>(first, scale, &numbers) : unpack<8>(first, scale, &numbers);
+      step.form == MatrixForm::kBlocks4 ? unpack<4>(first, scale, &numbers)
+                                        : unpack<8>(first, scale, &numbers);
       static_cast<Numbers*>(target)[(n * step.inputs + begin) / kUnpacked] = numbers;
       return;
     }
@@ -134,7 +135,8 @@ void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked
         break;
     }
   }
-  gemm({step.type, step.result_type, step.rows, matrix.outputs, step.inputs, step.x, blocks ? unpacked : matrix.weights, target},
+  gemm({step.type, step.result_type, step.rows, matrix.outputs, step.inputs, step.x,
+        blocks ? unpacked : matrix.weights, target},
        stream);
 }
 
@@ -161,8 +163,7 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
     void *const gate = memory + layout.gate, *const product = step.matrix[m].result;
     multiply(step, step.matrix[m], memory + layout.unpacked, product, stream);
     if (step.gated) multiply(step, step.matrix[1], memory + layout.unpacked, gate, stream);
-    if (step.gated || step.added != nullptr || m < step.rotated ||
-        step.matrix[m].bias != nullptr) {
+    if (step.gated || step.added != nullptr || m < step.rotated || step.matrix[m].bias != nullptr) {
       for_each(units, FinishUnit{step, m, product, gate}, stream, "finishing a layer");
     }
   }

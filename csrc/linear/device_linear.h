@@ -36,7 +36,8 @@ constexpr int32_t kMostMatrices = 3;
 struct LinearStep {
   FloatType type, result_type;
   MatrixForm form;
-  int32_t early;  // a GPU may start before what is queued in front of it is done: all but the weights waits for that
+  int32_t early;  // a GPU may start before what is queued in front of it is done: all but the weights waits
+                  // for that
   int64_t rows, inputs;  // K
   int64_t block;         // inputs that share a scale
   const void* x;         // [rows, K]
@@ -65,8 +66,7 @@ namespace cuda {
 void linear(const LinearStep& step, void* scratch, CUstream_st* stream);
 }
 
-// --- one number of each part, for the CPU and the GPU
-// --------------------------------------------------------
+// --- one number of each part, for the CPU and the GPU ----------------------------------------------------
 
 // What a block's codes stand for.
 struct BlockScale {
@@ -139,7 +139,8 @@ QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t 
   }
   if (m < step.rotated) {
     const int64_t half = step.head_dim / 2;
-    const int64_t column = row * half + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
+    const int64_t column =
+        row * half + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
     const float cos = load_float(step.cos, step.type, column), sin = load_float(step.sin, step.type, column);
     const float left = first, right = second;
     first = left * cos - right * sin;

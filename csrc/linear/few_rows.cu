@@ -1,5 +1,3 @@
-#include "linear/few_rows.h"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -8,9 +6,10 @@
 #include "cuda/block_team.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/words.cuh"
+#include "linear/few_rows.h"
 
-// Speed is the memory's: a warp (or several, where outputs are few) takes two outputs' weights, row by row, and
-// has the next ones under way while it multiplies; the first before the input is there.
+// Speed is the memory's: a warp (or several, where outputs are few) takes two outputs' weights, row by row,
+// and has the next ones under way while it multiplies; the first before the input is there.
 namespace qwen2vl::cuda {
 
 namespace {
@@ -40,8 +39,8 @@ struct Eight {
   }
 };
 
-// One output's weights [K]. A piece is what a lane takes at once, as it lies in memory: nothing is computed with it
-// before it is needed, so that several can be under way.
+// One output's weights [K]. A piece is what a lane takes at once, as it lies in memory: nothing is computed
+// with it before it is needed, so that several can be under way.
 template <FloatType type, MatrixForm form>
 struct OutputRow {
   struct Piece {
@@ -103,7 +102,10 @@ struct CodesRow {
   int shift;
 
   __device__ CodesRow(const LinearStep& step, const DeviceMatrix& matrix, int64_t n, int shift)
-      : all_zeros(matrix.zero_points != nullptr ? 0 : Codes::kBits == 4 ? 0x88 : 128), shift(shift) {
+      : all_zeros(matrix.zero_points != nullptr ? 0
+                  : Codes::kBits == 4           ? 0x88
+                                                : 128),
+        shift(shift) {
     const int64_t pieces = step.inputs / Piece::kInputs, blocks = (pieces + (1 << shift) - 1) >> shift;
     codes = static_cast<const Codes*>(matrix.weights) + (n * blocks << shift);
     scales = static_cast<const Scale*>(matrix.scales) + n * blocks;
@@ -124,7 +126,7 @@ struct OutputRow<type, MatrixForm::kBlocks8> : CodesRow<type, EightBits> {
   using CodesRow<type, EightBits>::CodesRow;
 };
 
-// --- units: pairs of outputs, or single ones of a gated step, counted through the matrices ------------------
+// --- units: pairs of outputs, or single ones of a gated step, counted through the matrices ---------------
 
 // Where the first two matrices' units end, and all.
 struct Units {
@@ -202,7 +204,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     few_rows_kernel(LinearStep step, int64_t first_row, Units units, int slices, int shift) {
   using Row = OutputRow<type, form>;
   using Piece = typename Row::Piece;
-  constexpr int kAhead = form == MatrixForm::kBlocks4 && rows == 1 ? 3 : 2;  // pieces under way, of each output
+  constexpr int kAhead =
+      form == MatrixForm::kBlocks4 && rows == 1 ? 3 : 2;  // pieces under way, of each output
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ Vector staged[normed ? kStagedBytes / sizeof(Vector) : 1];
   __shared__ float partial[kWarps][2][rows];
@@ -284,7 +287,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int b = 0; b < rows; ++b) {
         for (int o = 0; o < 2; ++o) {
-          for (int distance = kWarp / 2; distance > 0; distance /= 2) sum[o][b] += shuffled(sum[o][b], distance);
+          for (int distance = kWarp / 2; distance > 0; distance /= 2)
+            sum[o][b] += shuffled(sum[o][b], distance);
           if (lane == b) total[o] = sum[o][b];
           sum[o][b] = 0;
         }
@@ -318,8 +322,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 int64_t rounded_up(int64_t count, int64_t whole) { return (count + whole - 1) / whole; }  // in wholes
 
-// Warps for a unit, as a power of two: as many as let the GPU's `resident` blocks be done soonest, counted in a lane's
-// pieces.
+// Warps for a unit, as a power of two: as many as let the GPU's `resident` blocks be done soonest, counted in
+// a lane's pieces.
 int slices_of(const Units& units, int64_t pieces, int64_t resident) {
   const auto cost = [&](int slices) {
     const int64_t blocks = rounded_up(units.all << slices, kWarps);
@@ -362,7 +366,8 @@ void launch_rows(const LinearStep& step, StreamHandle stream) {
   const bool fit = step.norm == nullptr || kMost * step.inputs * float_size(type) <= kStagedBytes;
   for (int64_t row = 0; row < step.rows;) {
     const bool together = step.rows - row > 1 && fit;
-    together ? launch_pass<type, form, kMost>(step, row, stream) : launch_pass<type, form, 1>(step, row, stream);
+    together ? launch_pass<type, form, kMost>(step, row, stream)
+             : launch_pass<type, form, 1>(step, row, stream);
     row += together ? kMost : 1;
   }
 }

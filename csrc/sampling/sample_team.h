@@ -35,7 +35,8 @@ struct SampleShared {
   double total;
 };
 
-// use(id, logit) for the member's share of ids [begin, end), smallest first. Several loads are under way at once.
+// use(id, logit) for the member's share of ids [begin, end), smallest first. Several loads are under way at
+// once.
 template <typename Team, typename Use>
 QWEN2VL_TEAM void each_logit(const Team& team, const float* logits, int64_t begin, int64_t end, Use use) {
   constexpr int kAhead = 8;
@@ -246,8 +247,8 @@ QWEN2VL_TEAM bool above_cutoff(float logit, int64_t id, Cutoff cutoff) {
   return logit > cutoff.logit || (logit == cutoff.logit && id <= cutoff.last_id);
 }
 
-// One member's use(block, sum) for all blocks in order. They come by way of shared memory, since additions in order
-// can't wait for each sum alone.
+// One member's use(block, sum) for all blocks in order. They come by way of shared memory, since additions in
+// order can't wait for each sum alone.
 template <typename Team, typename Use>
 QWEN2VL_TEAM void each_block_sum(const Team& team, SampleShared& shared, const double* block_sums,
                                  int64_t blocks, Use use) {

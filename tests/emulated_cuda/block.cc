@@ -64,7 +64,8 @@ class Block {
     prepare(count_);
   }
 
-  // Lets the threads run until all have finished, or, before the kernels in front of them are done, wait for those.
+  // Lets the threads run until all have finished, or, before the kernels in front of them are done, wait for
+  // those.
   void run(bool kernels_before_done) {
     enter();
     kernels_before_done_ = kernels_before_done;
@@ -95,7 +96,8 @@ class Block {
   }
 
   bool all_waited() const {
-    return std::all_of(threads_.begin(), threads_.begin() + count_, [](const Thread& one) { return one.waited; });
+    return std::all_of(threads_.begin(), threads_.begin() + count_,
+                       [](const Thread& one) { return one.waited; });
   }
 
   void barrier() { leave(State::kAtBarrier); }
@@ -267,7 +269,8 @@ void Grid::run() {
     }
     block->run(true);
     if (early_ && !block->all_waited()) {
-      throw std::runtime_error("a kernel that may start early has threads that never wait for those before it");
+      throw std::runtime_error(
+          "a kernel that may start early has threads that never wait for those before it");
     }
     idle_blocks().push_back(std::move(block));
   }

@@ -27,7 +27,8 @@ inline float __ldcg(const float* address) { return *address; }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
   const uint64_t bytes = uint64_t{y} << 32 | x;
   uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
   return result;
 }
 // Only one thread runs at a time, and is exchanged for another at the two calls above only.
@@ -50,7 +51,8 @@ inline int atomicAdd(int* target, int value) {
 // Blocks run one after the other, and see all that was written before.
 inline void __threadfence() {}
 
-// Of a kernel that may start early: what is in front of it is done, and its writes are seen, once this returns.
+// Of a kernel that may start early: what is in front of it is done, and its writes are seen, once this
+// returns.
 void cudaGridDependencySynchronize();
 // Whatever may start early does so anyway.
 inline void cudaTriggerProgrammaticLaunchCompletion() {}
@@ -59,8 +61,8 @@ namespace emulated_cuda {
 
 class Block;
 
-// A kernel's run for every thread of a grid, block by block: a block's threads take turns, from one barrier to
-// the next, in another order each time, so that what relies on an order shows.
+// A kernel's run for every thread of a grid, block by block: a block's threads take turns, from one barrier
+// to the next, in another order each time, so that what relies on an order shows.
 class Grid {
  public:
   // early: it may start before its turn.
@@ -69,8 +71,8 @@ class Grid {
 
   // Before its turn: lets one of its blocks run up to where that waits for the kernels before.
   void start();
-  // The rest, or all of it. Throws std::runtime_error when threads wait for each other forever, some return while
-  // others wait, or one of a kernel that may start early never waits for those before.
+  // The rest, or all of it. Throws std::runtime_error when threads wait for each other forever, some return
+  // while others wait, or one of a kernel that may start early never waits for those before.
   void run();
   bool early() const { return early_; }
 

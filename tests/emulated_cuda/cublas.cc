@@ -33,7 +33,8 @@ __attribute__((visibility("default"))) int cublasSetStream_v2(void* handle, cuda
   return 0;
 }
 // After the stream, which takes a workspace away again.
-__attribute__((visibility("default"))) int cublasSetWorkspace_v2(void* handle, void* workspace, size_t bytes) {
+__attribute__((visibility("default"))) int cublasSetWorkspace_v2(void* handle, void* workspace,
+                                                                 size_t bytes) {
   constexpr int kInvalidValue = 7;
   const bool usable = emulated_cuda::Memory::one().holds(workspace, bytes);
   return usable && static_cast<Handle*>(handle)->has_stream ? 0 : kInvalidValue;
@@ -51,19 +52,23 @@ __attribute__((visibility("default"))) int cublasGemmEx(void* handle, int turned
   const FloatType format = float_type(type), result_format = float_type(result_type);
   const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
   // Column by column: C [m, n] = A [m, k] (or A^T, turned) B [k, n].
-  return emulated_cuda::enqueue(static_cast<Handle*>(handle)->stream, {[=] {
-    std::vector<float> column(m);
-    for (int64_t j = 0; j < n; ++j) {
-      column.assign(m, 0.0f);
-      for (int64_t l = 0; l < k; ++l) {
-        const float factor = load_float(x, format, j * k + l);
-        for (int64_t i = 0; i < m; ++i) {
-          column[i] += factor * load_float(w, format, turned ? i * k + l : l * m + i);
-        }
-      }
-      for (int64_t i = 0; i < m; ++i) store_float(y, result_format, j * m + i, column[i]);
-    }
-  }, nullptr, true});
+  return emulated_cuda::enqueue(static_cast<Handle*>(handle)->stream,
+                                {[=] {
+                                   std::vector<float> column(m);
+                                   for (int64_t j = 0; j < n; ++j) {
+                                     column.assign(m, 0.0f);
+                                     for (int64_t l = 0; l < k; ++l) {
+                                       const float factor = load_float(x, format, j * k + l);
+                                       for (int64_t i = 0; i < m; ++i) {
+                                         column[i] +=
+                                             factor * load_float(w, format, turned ? i * k + l : l * m + i);
+                                       }
+                                     }
+                                     for (int64_t i = 0; i < m; ++i)
+                                       store_float(y, result_format, j * m + i, column[i]);
+                                   }
+                                 },
+                                 nullptr, true});
 }
 
 }  // extern "C"

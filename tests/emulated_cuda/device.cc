@@ -9,7 +9,7 @@
 #include "stream.h"
 
 constexpr int kDevices = 2;
-constexpr int kMajor = 9;             // compute capability 9.0
+constexpr int kMajor = 9;            // compute capability 9.0
 constexpr int kMultiprocessors = 4;  // kernels that go by their number take several rounds
 
 const char* cudaGetErrorName(cudaError_t error) {

@@ -70,8 +70,8 @@ CUstream_st* actual(CUstream_st* stream) {
 
 bool known(CUstream_st* stream) { return streams().count(stream) > 0; }
 
-// Does waiting[first]. Before its turn, whatever of the work behind it may start early does: the further that comes, the
-// more shows.
+// Does waiting[first]. Before its turn, whatever of the work behind it may start early does: the further that
+// comes, the more shows.
 template <typename Queue>
 void do_first(const Queue& waiting, size_t first = 0) {
   constexpr size_t kFurthest = 3;
@@ -264,7 +264,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     stream->spoilt = true;
     return fail(cudaErrorStreamCaptureUnsupported);
   }
-  const cudaError_t status = enqueue(stream, {[reached = event->reached] { *reached = emulated_cuda::now(); }});
+  const cudaError_t status =
+      enqueue(stream, {[reached = event->reached] { *reached = emulated_cuda::now(); }});
   event->stream = stream;
   event->place = stream->queued;
   return status;

@@ -51,7 +51,7 @@ class DeviceWeights:
 
 
 def _upload(device: _core.Device, array: np.ndarray) -> _core.DeviceBlock:
-    """The array in a block of its own. What is another's transpose is turned there: it takes the host long."""
+    """The array in a block of its own. A transpose's numbers are turned there: it takes the host long."""
     turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
     data = np.ascontiguousarray(array.T if turned else array)
     block = device.allocate(data.nbytes)
