@@ -17,6 +17,18 @@ namespace qwen2vl {
 // C-contiguous float32; other float arrays are converted. Throws InputError for another number of dimensions.
 using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 
+// `object` as an array. Throws InputError with `complaint` where numpy finds its value or type wrong; what
+// says nothing about the value (Ctrl-C, a lack of memory) passes through.
+template <typename Array>
+Array as_array(const pybind11::handle& object, const std::string& complaint) {
+  try {
+    return Array(pybind11::reinterpret_borrow<pybind11::object>(object));
+  } catch (const pybind11::error_already_set& error) {
+    if (error.matches(PyExc_TypeError) || error.matches(PyExc_ValueError)) throw InputError(complaint);
+    throw;
+  }
+}
+
 inline void require_dimensions(const pybind11::array& array, int dimensions, const char* name) {
   if (array.ndim() != dimensions) {
     throw InputError(std::string(name) + " must have " + std::to_string(dimensions) + " dimensions, got " +
@@ -25,11 +37,7 @@ inline void require_dimensions(const pybind11::array& array, int dimensions, con
 }
 
 inline FloatArray float_array(const pybind11::handle& object, int dimensions, const char* name) {
-  FloatArray array = FloatArray::ensure(object);
-  if (!array) {
-    PyErr_Clear();
-    throw InputError(std::string(name) + " must be a float32 array");
-  }
+  auto array = as_array<FloatArray>(object, std::string(name) + " must be a float32 array");
   require_dimensions(array, dimensions, name);
   return array;
 }
@@ -39,19 +47,16 @@ inline FloatArray float_array(const pybind11::handle& object, int dimensions, co
 template <typename Integer>
 std::vector<Integer> integer_vector(const pybind11::handle& object, const char* name, int dimensions = 1) {
   namespace py = pybind11;
-  py::array array = py::array::ensure(object);
-  if (!array) {
-    PyErr_Clear();
-    throw InputError(std::string(name) + " must be an array of integers");
-  }
+  const std::string complaint = std::string(name) + " must be an array of integers";
+  const auto array = as_array<py::array>(object, complaint);
   require_dimensions(array, dimensions, name);
   const char kind = array.dtype().kind();
   if (array.size() != 0 && kind != 'i' && kind != 'u') {
-    throw InputError(std::string(name) + " must be an array of integers, got dtype " +
-                     std::string(py::str(array.dtype())));
+    throw InputError(complaint + ", got dtype " + std::string(py::str(array.dtype())));
   }
   using Wide = std::conditional_t<std::is_unsigned_v<Integer>, uint64_t, int64_t>;
-  const auto wide = py::array_t < Wide, py::array::c_style | py::array::forcecast > ::ensure(array);
+  using WideArray = py::array_t<Wide, py::array::c_style | py::array::forcecast>;
+  const auto wide = as_array<WideArray>(array, complaint);
   std::vector<Integer> values(wide.size());
   for (size_t i = 0; i < values.size(); ++i) {
     const Wide value = wide.data()[i];
@@ -69,11 +74,7 @@ std::vector<Integer> integer_vector(const pybind11::handle& object, const char* 
 inline std::vector<int64_t> grid_vector(const pybind11::handle& object) {
   namespace py = pybind11;
   if (object.is_none()) return {};
-  const py::array array = py::array::ensure(object);
-  if (!array) {
-    PyErr_Clear();
-    throw InputError("grids must be an array of integers [n, 3]");
-  }
+  const auto array = as_array<py::array>(object, "grids must be an array of integers [n, 3]");
   if (array.size() == 0) return {};
   if (array.ndim() != 2 || array.shape(1) != 3) throw InputError("grids must have the shape [n, 3]");
   return integer_vector<int64_t>(array, "grids", 2);

@@ -30,11 +30,7 @@ py::tuple bind_mrope_positions(const py::object& token_ids, const py::object& gr
 py::tuple bind_rope_table(const py::object& positions, int64_t head_dim, double theta,
                           const std::array<int64_t, 3>& sections) {
   const RopeTable table(head_dim, theta, sections);
-  const py::array array = py::array::ensure(positions);
-  if (!array) {
-    PyErr_Clear();
-    throw InputError("positions must be an array of integers [3, T]");
-  }
+  const auto array = as_array<py::array>(positions, "positions must be an array of integers [3, T]");
   require_dimensions(array, 2, "positions");
   if (array.shape(0) != 3) throw InputError("positions must have the shape [3, T]");
   const int64_t tokens = array.shape(1);

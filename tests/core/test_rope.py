@@ -269,3 +269,23 @@ def test_any_tokens_and_grids_are_placed_or_refused(ids, grids, merge_size):
     )
     assert positions.shape == (3, len(ids))
     assert delta == (positions.max(initial=-1) + 1) - len(ids)
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [(TypeError, InputError), (ValueError, InputError), (KeyboardInterrupt, KeyboardInterrupt),
+     (MemoryError, MemoryError)],
+)  # fmt: skip
+def test_an_interrupt_is_not_taken_for_a_bad_array(raised, seen):
+    class Interrupted:
+        def __array__(self, *_arguments, **_keywords):
+            raise raised
+
+    for call in (
+        lambda bad: _core.mrope_positions(bad, None, 1, 2),
+        lambda bad: _core.mrope_positions([3], bad, 1, 2),
+        lambda bad: _core.rope_table(bad, 8, 10000.0, (1, 1, 2)),
+        lambda bad: _core.Sampler(_core.SamplingOptions(), 4).sample(bad),
+    ):
+        with pytest.raises(seen):
+            call(Interrupted())
