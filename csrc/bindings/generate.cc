@@ -221,7 +221,7 @@ void register_generate(py::module_& m) {
                        std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
                        int64_t hidden_size, int64_t vocab_size, int64_t head_dim, double rope_theta,
                        const std::array<int64_t, 3>& mrope_section, int32_t merge_size, int32_t image_pad,
-                       int32_t video_pad, int64_t prefill_chunk, bool answers_apart) {
+                       int32_t video_pad, int64_t prefill_chunk, bool answers_apart, int64_t least_chunk) {
              if (!executor || !cache || !embedding || !token_text) {
                throw InputError("executor, cache, embedding and token_text must not be None");
              }
@@ -229,33 +229,34 @@ void register_generate(py::module_& m) {
              const int64_t chunk = std::max<int64_t>(1, std::min(prefill_chunk, cache->capacity()));
              auto decoder = std::make_shared<HostDecoder>(std::move(executor), std::move(embedding), rope,
                                                           cache->rows(), chunk);
-             const DecoderSettings settings{hidden_size,   vocab_size,
-                                            head_dim,      {image_pad, video_pad, merge_size},
-                                            prefill_chunk, answers_apart};
+             const DecoderSettings settings{
+                 hidden_size,   vocab_size,    head_dim,   {image_pad, video_pad, merge_size},
+                 prefill_chunk, answers_apart, least_chunk};
              return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
                                                 settings);
            }),
            py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
            py::arg("hidden_size"), py::arg("vocab_size"), py::arg("head_dim"), py::arg("rope_theta"),
            py::arg("mrope_section"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
-           py::arg("prefill_chunk"), py::arg("answers_apart") = false,
+           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::arg("least_chunk") = 1,
            py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
       .def(py::init([](std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
                        std::shared_ptr<TokenText> token_text, int64_t hidden_size, int64_t vocab_size,
                        int32_t merge_size, int32_t image_pad, int32_t video_pad, int64_t prefill_chunk,
-                       bool answers_apart) {
+                       bool answers_apart, int64_t least_chunk) {
              if (!decoder || !cache || !token_text) {
                throw InputError("decoder, cache and token_text must not be None");
              }
-             const DecoderSettings settings{hidden_size,       vocab_size,
-                                            cache->head_dim(), {image_pad, video_pad, merge_size},
-                                            prefill_chunk,     answers_apart};
+             const DecoderSettings settings{
+                 hidden_size,   vocab_size,    cache->head_dim(), {image_pad, video_pad, merge_size},
+                 prefill_chunk, answers_apart, least_chunk};
              return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
                                                 settings);
            }),
            py::arg("decoder"), py::arg("cache"), py::arg("token_text"), py::kw_only(), py::arg("hidden_size"),
            py::arg("vocab_size"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
-           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::keep_alive<1, 2>())
+           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::arg("least_chunk") = 1,
+           py::keep_alive<1, 2>())
       .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
            py::arg("cancel") = py::none(),
            "One Result a request. on_text(index, piece, token_id) after each token, truthy ends that answer. "

@@ -80,7 +80,7 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
       cancel(sequence);
       return;
     }
-    end = std::min(begin + generator_.settings_.prefill_chunk, prompt.tokens);
+    end = chunk_end(begin, prompt.tokens);
     decoder_.prefill(row, sequence.request, prompt, begin, end);
     cache_.append(row, &prompt.identities[begin], end - begin);
   }
@@ -93,6 +93,13 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
     sequence.start_decode_clock();
     return token;
   });
+}
+
+int64_t Generator::Batch::chunk_end(int64_t begin, int64_t tokens) const {
+  const DecoderSettings& settings = generator_.settings_;
+  if (tokens - begin <= settings.prefill_chunk) return tokens;
+  const int64_t end = begin + settings.prefill_chunk, leaves_enough = tokens - settings.least_chunk;
+  return leaves_enough > begin ? std::min(end, leaves_enough) : end;
 }
 
 void Generator::Batch::decode() {

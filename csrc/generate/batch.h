@@ -25,6 +25,8 @@ class Generator::Batch {
   std::unique_ptr<Sequence> start_next(int64_t row);
   // Fills the row with the prompt and chooses the first token. The sequence may be finished afterwards.
   void prefill(Sequence& sequence, int64_t row);
+  // Where the chunk that begins there ends, in a prompt of so many tokens.
+  int64_t chunk_end(int64_t begin, int64_t tokens) const;
   // Decodes all rows until an answer ends.
   void decode();
   // The same for a decoder that checks drafts, when some request wants them.

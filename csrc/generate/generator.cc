@@ -23,6 +23,9 @@ Generator::Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows
   if (settings.prefill_chunk < 1) {
     throw InputError("prefill_chunk must be at least 1, got " + std::to_string(settings.prefill_chunk));
   }
+  if (settings.least_chunk < 1) {
+    throw InputError("least_chunk must be at least 1, got " + std::to_string(settings.least_chunk));
+  }
   // A prompt is never longer than the cache, so neither is a chunk.
   settings_.prefill_chunk = std::min(settings.prefill_chunk, cache_->capacity());
   decoder_->check(settings.hidden, settings.vocab, cache_->rows(), settings_.prefill_chunk);
@@ -44,7 +47,7 @@ int64_t Generator::cached_prefix(const Request& request) const {
 // The row that holds most of the prompt; of several, the preferred one, which saves a copy.
 Generator::CachedPrefix Generator::find_prefix(const Prompt& prompt, int64_t preferred_row) const {
   const auto length_in = [&](int64_t row) {
-    return reusable_prefix(cache_->identities(row), prompt.identities, prompt.blocks);
+    return reusable_prefix(cache_->identities(row), prompt.identities, prompt.blocks, settings_.least_chunk);
   };
   CachedPrefix best{preferred_row, length_in(preferred_row)};
   for (int64_t row = 0; row < cache_->rows(); ++row) {

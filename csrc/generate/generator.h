@@ -25,6 +25,10 @@ struct DecoderSettings {
   // What the cache holds of an answer is then not what a later prompt that repeats it would have computed, so
   // such a prompt reuses the cache up to the answer and computes the rest.
   bool answers_apart = false;
+  // The fewest tokens of a prompt that the engine computes as it computes many. Fewer come alone only where a
+  // prompt has no more, or prefill_chunk is below 2 * least_chunk - 1: so what the cache holds and how a
+  // prompt is cut change no bit of the answer.
+  int64_t least_chunk = 1;
 };
 
 // Called after each token with the request's index, the text that the token completed (valid UTF-8, often

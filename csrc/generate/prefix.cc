@@ -25,10 +25,10 @@ uint64_t position_identity(uint64_t key, int32_t token_id, int64_t temporal, int
 }
 
 int64_t reusable_prefix(const std::vector<uint64_t>& held, const std::vector<uint64_t>& prompt,
-                        const std::vector<VisualBlock>& blocks) {
+                        const std::vector<VisualBlock>& blocks, int64_t least_left) {
   const auto difference = std::mismatch(held.begin(), held.end(), prompt.begin(), prompt.end());
   int64_t length = difference.second - prompt.begin();
-  length = std::min<int64_t>(length, static_cast<int64_t>(prompt.size()) - 1);
+  length = std::clamp<int64_t>(static_cast<int64_t>(prompt.size()) - least_left, 0, length);
   for (const VisualBlock& block : blocks) {
     if (block.begin < length && length < block.begin + block.length) return block.begin;
   }

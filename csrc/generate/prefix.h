@@ -15,9 +15,10 @@ uint64_t position_identity(uint64_t key, int32_t token_id, int64_t temporal, int
 
 // How many leading positions of a prompt the cache row already holds: the longest common prefix of `held` and
 // `prompt`, cut so that
-//  - at least one token is left to compute, since the answer begins with its logits;
+//  - at least `least_left` tokens, or all, are left to compute: one, since the answer begins with its logits,
+//    or more, where the decoder computes a few tokens in another way;
 //  - no visual block is split: it is reused whole or not at all.
 int64_t reusable_prefix(const std::vector<uint64_t>& held, const std::vector<uint64_t>& prompt,
-                        const std::vector<VisualBlock>& blocks);
+                        const std::vector<VisualBlock>& blocks, int64_t least_left);
 
 }  // namespace qwen2vl

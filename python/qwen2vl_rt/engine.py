@@ -90,7 +90,7 @@ class Engine:
             self.device_frames = cuda_frames(opened.dtype)
             self._opened = opened
         else:
-            from qwen2vl_rt.executors.cpu import CpuDecoder, CpuVision
+            from qwen2vl_rt.executors.cpu import LEAST_CHUNK, CpuDecoder, CpuVision
 
             cache = _core.KVCache(
                 decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
@@ -108,6 +108,7 @@ class Engine:
                 head_dim=decoder.head_dim,
                 rope_theta=decoder.rope_theta,
                 mrope_section=decoder.mrope_section,
+                least_chunk=LEAST_CHUNK,
                 **settings,
             )
         self._vision = VisionTower(vision, geometry.vision)

@@ -38,8 +38,13 @@ class Session:
             print(session.generate("What is on the desk?", images=["desk.jpg"]).text)
 
     It may be used from several threads: pictures are prepared side by side, generation queues in order of
-    arrival. Consecutive prompts that begin alike (a conversation that goes on) reuse the KV cache; the answer
-    is the one that a fresh session would give.
+    arrival.
+
+    Consecutive prompts that begin alike (a conversation that goes on) reuse the KV cache; the answer is the
+    one that a fresh session would give. The same prompt again gives the same tokens and log-probabilities, to
+    the last bit, on a CPU. What changes the order of additions (a batch, an earlier answer in the prompt,
+    prompt_lookup, prefill_chunk below 9) leaves float32's greedy tokens as they are, and in quantized bundles
+    a greedy answer can turn where its two best tokens are about as good (docs/prompt-lookup.md).
 
     Args:
         bundle: folder that `qwen2vl-export` wrote.
@@ -51,7 +56,7 @@ class Session:
         threads: threads of one operator and of picture preparation; 0 takes all cores.
         max_pixels: the largest picture or frame after resizing, in pixels; the bundle's own setting if None.
         prefill_chunk: prompt tokens computed in one step: fewer take less memory, the answer stays the same
-            (in int8 and int4: as likely, docs/prompt-lookup.md).
+            (in int8 and int4 and with fewer than 9: as likely).
 
     Raises:
         BundleError: the bundle is incomplete or damaged.

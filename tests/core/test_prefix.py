@@ -82,6 +82,18 @@ def test_the_same_prompt_again_computes_its_last_token(toy):
     check(toy, prompt, len(prompt.ids) - 1)
 
 
+@pytest.mark.parametrize("length", range(1, 40))
+def test_few_tokens_of_a_prompt_never_come_alone(tmp_path, length):
+    """An engine may add up a few tokens' numbers in another order: repeats and tails of chunks avoid that."""
+    toy = Toy(tmp_path, prefill_chunk=9, least_chunk=5)
+    prompt = Prompt([token % 50 + 1 for token in range(length)])
+    check(toy, prompt, 0, count=1)
+    check(toy, prompt, max(0, length - 5), count=1)
+    chunks = [tokens for _row, _rows, tokens in toy.executor.shapes]
+    assert min(chunks) >= min(5, length)
+    assert max(chunks) <= 9
+
+
 def test_a_truncated_history(toy):
     prompt = Prompt([1, 2]) + picture(1) + Prompt([3, 4, 5, 6])
     check(toy, prompt, 0)

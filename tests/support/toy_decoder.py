@@ -109,7 +109,17 @@ SPECIAL = list(range(90, VOCAB))
 class Toy:
     """A generator over the toy model, its parts at hand."""
 
-    def __init__(self, tmp_path, *, rows=3, capacity=200, prefill_chunk=7, seed=0, answers_apart=False):
+    def __init__(
+        self,
+        tmp_path,
+        *,
+        rows=3,
+        capacity=200,
+        prefill_chunk=7,
+        seed=0,
+        answers_apart=False,
+        least_chunk=1,
+    ):
         self.model = ToyModel(seed)
         path = tmp_path / f"embedding-{seed}.bin"
         path.write_bytes(self.model.embedding.tobytes())
@@ -128,6 +138,7 @@ class Toy:
             "video_pad": VIDEO_PAD,
             "prefill_chunk": prefill_chunk,
             "answers_apart": answers_apart,
+            "least_chunk": least_chunk,
         }
         self.generator = _core.Generator(
             self.executor, self.cache, self.embedding, self.token_text, **self.settings
