@@ -13,6 +13,7 @@ void register_image(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_text(pybind11::module_& m);
 void register_generate(pybind11::module_& m);
+void register_fair_lock(pybind11::module_& m);
 void register_device(pybind11::module_& m);
 void register_operators(pybind11::module_& m);
 

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
   qwen2vl::register_sampling(m);
   qwen2vl::register_text(m);
   qwen2vl::register_generate(m);
+  qwen2vl::register_fair_lock(m);
   qwen2vl::register_device(m);
   qwen2vl::register_operators(m);
 }

@@ -15,7 +15,6 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.fair_lock import FairLock
 from qwen2vl_rt.options import GenerationOptions, split_options
 from qwen2vl_rt.plan import (
     PREFILL_CHUNK,
@@ -88,7 +87,7 @@ class Session:
                 self._load(usual, asked, memory_limit, threads)
             except MemoryLimitError as error:
                 raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
-        self._turn = FairLock()
+        self._turns = _core.FairLock()
 
     def _refusal(
         self, backend: str, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int
@@ -217,7 +216,7 @@ class Session:
 
     def close(self) -> None:
         """Free the engine, the cache and the mapped weights, after the calls in the queue. Idempotent."""
-        with self._turn:
+        with self._turns.turn():
             if self._engine is not None:
                 self._engine.close()
             self._engine = None
@@ -256,7 +255,7 @@ class Session:
         cancel: _core.CancelToken | None,
     ) -> list[Answer]:
         """Vision, prefill and decode of up to max_batch prepared prompts, in this call's turn."""
-        with self._turn:
+        with self._turns.turn():
             if self._engine is None:
                 raise Qwen2VLError("This session is closed: make a new one.")
             results, vision_seconds = self._engine.generate(prompts, options, on_text, cancel)

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+
+namespace qwen2vl {
+
+// Mutual exclusion in order of arrival (std::mutex promises no order).
+class FairLock {
+ public:
+  // Takes a place in the queue and waits for those before. `give_up` is asked first, and again every few
+  // hundredths of a second while waiting; when it returns true or throws, the place is given up. Whether the
+  // lock is held now.
+  bool lock(const std::function<bool()>& give_up);
+  void unlock();
+
+  bool held() const;
+  int64_t waiting() const;
+
+ private:
+  void leave(int64_t place);
+
+  mutable std::mutex mutex_;
+  std::condition_variable moved_;  // the queue, or who holds the lock
+  bool held_ = false;
+  int64_t next_place_ = 0;
+  std::deque<int64_t> queue_;
+};
+
+}  // namespace qwen2vl
