@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class Bundle:
         Raises BundleError if the folder is no bundle, is incomplete, or was written by an exporter with
         another schema version.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BundleError(f"{path!r:.80} is no path; give the folder that qwen2vl-export wrote")
         path = Path(path)
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"

@@ -179,23 +179,9 @@ class Engine:
             grids=prompt.grids,
             embeddings=visuals,
             keys=position_keys(prompt, self._geometry),
-            sampling=self._sampling(option),
+            sampling=option.sampling(self._defaults.get("repetition_penalty", 1.0)),
             max_new_tokens=option.max_new_tokens,
             stop_ids=() if option.ignore_eos else self._geometry.special_ids.eos,
             stop_strings=option.stop,
             prompt_lookup=option.prompt_lookup,
-        )
-
-    def _sampling(self, option: GenerationOptions) -> _core.SamplingOptions:
-        penalty = option.repetition_penalty
-        return _core.SamplingOptions(
-            temperature=option.temperature,
-            top_k=option.top_k,
-            top_p=option.top_p,
-            min_p=option.min_p,
-            repetition_penalty=self._defaults.get("repetition_penalty", 1.0) if penalty is None else penalty,
-            presence_penalty=option.presence_penalty,
-            frequency_penalty=option.frequency_penalty,
-            seed=option.seed,
-            logprobs=-1 if option.logprobs is None else option.logprobs,
         )

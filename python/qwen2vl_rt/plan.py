@@ -17,8 +17,9 @@ from qwen2vl_rt.bundle import (
     VISION_WEIGHTS,
     Bundle,
 )
-from qwen2vl_rt.errors import InputError, MemoryLimitError
+from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.options import check_session_options
 from qwen2vl_rt.processing.pixels import PixelSettings
 
 if TYPE_CHECKING:
@@ -115,10 +116,7 @@ def session_limits(
         max_pixels=_bundle_max_pixels(bundle) if max_pixels is None else max_pixels,
         prefill_chunk=prefill_chunk,
     )
-    for name, value in vars(limits).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: give a whole number, 1 or more.")
-    return limits
+    return SessionLimits(**check_session_options(**vars(limits)))
 
 
 def plan_memory(

@@ -15,7 +15,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.options import GenerationOptions, split_options
+from qwen2vl_rt.options import GenerationOptions, check_session_options, split_options
 from qwen2vl_rt.plan import (
     PREFILL_CHUNK,
     MemoryPlan,
@@ -58,6 +58,7 @@ class Session:
             (in int8 and int4 and with fewer than 9: as likely).
 
     Raises:
+        InputError: a number that is none, or out of range.
         BundleError: the bundle is incomplete or damaged.
         BackendError: the backend is unknown or not installed, or the bundle has no TensorRT engines for it.
         MemoryLimitError: the plan exceeds the limit; nothing was loaded. Where TensorRT engines exceed it,
@@ -76,6 +77,16 @@ class Session:
         max_pixels: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
+        numbers = check_session_options(
+            max_length=max_length,
+            max_batch=max_batch,
+            memory_limit=memory_limit,
+            threads=threads,
+            max_pixels=max_pixels,
+            prefill_chunk=prefill_chunk,
+        )
+        max_length, max_batch, max_pixels = (numbers[n] for n in ("max_length", "max_batch", "max_pixels"))
+        memory_limit, threads = numbers["memory_limit"], numbers["threads"]
         self._bundle = Bundle.open(bundle)
         usual = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
         asked = Asked(max_length, max_batch, max_pixels)
