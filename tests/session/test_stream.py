@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from qwen2vl_rt import Qwen2VLError
 from qwen2vl_rt.stream import AnswerStream
 
 
@@ -59,3 +60,39 @@ def test_leaving_cancels(leave):
         del stream
         gc.collect()
     assert cancelled.wait(10)
+
+
+def test_the_end_reaches_every_reader(monkeypatch):
+    monkeypatch.setattr("qwen2vl_rt.stream.Answer", FakeAnswer)
+    go, result, found = threading.Event(), FakeAnswer(), []
+
+    def produce(on_piece, _cancel):
+        go.wait(10)
+        on_piece("a")
+        return result
+
+    stream = AnswerStream(produce)
+    readers = [threading.Thread(target=lambda: found.append(stream.answer), daemon=True) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    go.set()
+    for reader in readers:
+        reader.join(timeout=10)
+    assert found == [result] * 3
+
+
+def test_an_end_that_an_interrupted_reader_took_away_is_found(monkeypatch):
+    monkeypatch.setattr("qwen2vl_rt.stream.Answer", FakeAnswer)
+    result = FakeAnswer()
+    stream = AnswerStream(lambda _on_piece, _cancel: result)
+    stream._items.get(timeout=10)
+    assert stream.answer is result
+
+
+def test_no_thread_for_a_stream_is_the_projects_own_error(monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(Qwen2VLError, match="none can be started"):
+        AnswerStream(lambda _on_piece, _cancel: FakeAnswer())
