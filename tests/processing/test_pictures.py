@@ -340,3 +340,29 @@ def test_importing_is_light():
     code = "import sys, qwen2vl_rt.processing; print({'av', 'torch', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_an_open_file_is_read_by_one_thread_at_a_time():
+    class Watched(io.BytesIO):
+        readers = most = 0
+
+        def read(self, *arguments):
+            self.readers += 1
+            self.most = max(self.most, self.readers)
+            time.sleep(0.002)
+            self.readers -= 1
+            return super().read(*arguments)
+
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(data, "PNG")
+    file, found = Watched(data.getvalue()), []
+    threads = [
+        threading.Thread(target=lambda: found.append(load_picture(file).pixels[0, 0].tolist()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[1, 2, 3]] * 4
+    assert file.most == 1

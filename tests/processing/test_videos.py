@@ -351,3 +351,9 @@ def test_fuzzed_files_load_or_are_refused(files, name, changes, cut):
     except VideoError:
         return
     assert np.isfinite(visual.patches).all()
+
+
+def test_no_room_for_a_download_is_the_projects_own_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(VideoError, match="TMPDIR"), open_video("http://127.0.0.1:9/a.mp4", VisualOptions()):
+        pass

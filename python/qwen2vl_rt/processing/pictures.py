@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from qwen2vl_rt.errors import PictureError
 from qwen2vl_rt.processing.network import FetchError, fetch
+from qwen2vl_rt.processing.source_locks import source_lock
 
 #: Most pixels of a picture before resizing; a larger one is refused before it is decoded.
 MAX_PICTURE_PIXELS = 178_956_970
@@ -62,13 +63,15 @@ def load_picture(source: Any, name: str = "picture", timeout: float = NETWORK_TI
     picture file; an open binary file; an address as str: http://, https://, file:// or data:.
 
     Files and PIL images are treated as transformers' `load_image` does: EXIF orientation applied, then
-    `convert("RGB")` (so alpha is dropped, not blended). A numpy array is not copied.
+    `convert("RGB")` (so alpha is dropped, not blended). A numpy array is not copied. A PIL image and an open
+    file are read by one thread at a time.
 
     name: how messages call this picture. timeout: seconds for network addresses.
     Raises PictureError.
     """
     if isinstance(source, Image.Image):
-        return Picture(_decode(source, name))
+        with source_lock(source):
+            return Picture(_decode(source, name))
     if isinstance(source, np.ndarray):
         return Picture(_from_array(source, name))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -78,7 +81,8 @@ def load_picture(source: Any, name: str = "picture", timeout: float = NETWORK_TI
     if isinstance(source, str):
         return Picture(_from_string(source, name, timeout))
     if hasattr(source, "read"):
-        return Picture(_decode_file(source, name))
+        with source_lock(source):
+            return Picture(_decode_file(source, name))
     raise PictureError(
         f"{name}: a {type(source).__module__}.{type(source).__qualname__} is no picture; give a PIL image, "
         "a uint8 numpy array [height, width, 3], a path, bytes, or an http(s)://, file:// or data: address"

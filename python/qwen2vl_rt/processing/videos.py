@@ -18,6 +18,7 @@ from qwen2vl_rt.processing.network import FetchError, fetch
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pictures import decode_data_url, load_picture, path_of
 from qwen2vl_rt.processing.sampling import DEFAULT_FPS
+from qwen2vl_rt.processing.source_locks import source_lock
 from qwen2vl_rt.processing.video_file import VideoFile
 
 #: Most bytes of a video read from a network address (into a temporary file).
@@ -96,7 +97,7 @@ def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source), name
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
-        with tempfile.TemporaryFile() as file:
+        with _temporary_file(name) as file:
             try:
                 fetch(source, file, MAX_VIDEO_BYTES, NETWORK_TIMEOUT)
             except FetchError as error:
@@ -114,13 +115,24 @@ def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
         # The prefix keeps FFmpeg from reading a protocol into the name.
         yield f"file:{path}", f"{name} ({path!s:.200})"
     elif hasattr(source, "read") and hasattr(source, "seek"):
-        yield source, name
+        with source_lock(source):
+            yield source, name
     else:
         raise VideoError(
             f"{name}: a {type(source).__module__}.{type(source).__qualname__} is no video; give a path, "
             "bytes, an http(s)://, file:// or data: address, a list of pictures, or a uint8 numpy array "
             "[frames, height, width, 3]"
         )
+
+
+def _temporary_file(name: str) -> Any:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise VideoError(
+            f"{name}: no temporary file can be made for the download ({error}): set TMPDIR to a folder with "
+            "room"
+        ) from None
 
 
 def _readable_path(source: Any, name: str) -> Path:
