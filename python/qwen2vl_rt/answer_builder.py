@@ -52,6 +52,35 @@ def build_answer(
     )
 
 
+def cancelled_answer(prompt: PreparedPrompt | None, processor: Processor) -> Answer:
+    """The answer to a prompt, None where not even that was ready, whose turn never came."""
+    visuals = [] if prompt is None else prompt.visuals
+    return Answer(
+        text="",
+        raw_text="",
+        token_ids=(),
+        finish_reason="cancelled",
+        stop_string=None,
+        boxes=(),
+        usage=Usage(
+            prompt_tokens=0 if prompt is None else len(prompt.token_ids),
+            visual_tokens=sum(visual.tokens(processor.pixels.merge_size) for visual in visuals),
+            cached_tokens=0,
+            answer_tokens=0,
+        ),
+        timings=Timings(
+            load=0.0 if prompt is None else prompt.load_seconds,
+            resize=0.0 if prompt is None else prompt.resize_seconds,
+            tokenize=0.0 if prompt is None else prompt.tokenize_seconds,
+            vision=0.0,
+            prefill=0.0,
+            decode=0.0,
+            prefill_tokens_per_second=0.0,
+            decode_tokens_per_second=0.0,
+        ),
+    )
+
+
 def _without_stop(result: _core.Result, stop_ids: Sequence[int]) -> Sequence[int]:
     ended = bool(result.token_ids) and result.token_ids[-1] in stop_ids
     return result.token_ids[:-1] if ended else result.token_ids

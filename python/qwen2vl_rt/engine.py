@@ -129,16 +129,21 @@ class Engine:
 
         Returns:
             The loop's results in the prompts' order, and the seconds that the vision tower took for all.
+
+        Raises:
+            CancelledError: `cancel` was set before the last picture's turn in the vision tower.
         """
         started = time.perf_counter()
-        requests = self._requests(prompts, options)
+        requests = self._requests(prompts, options, cancel)
         vision_seconds = time.perf_counter() - started
         callback = on_text and (lambda row, piece, _token: on_text(row, piece))
         return self._generator.generate(requests, callback, cancel), vision_seconds
 
-    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray | _core.DeviceVisual]:
+    def encode(
+        self, visuals: Sequence[Visual], cancel: _core.CancelToken | None = None
+    ) -> list[np.ndarray | _core.DeviceVisual]:
         """Visual embeddings of pictures and videos: see `VisionTower.encode`."""
-        return self._vision.encode(visuals)
+        return self._vision.encode(visuals, cancel)
 
     def synchronize(self) -> None:
         """Wait for what is queued on a GPU."""
@@ -146,7 +151,10 @@ class Engine:
             self._device.synchronize()
 
     def _requests(
-        self, prompts: Sequence[PreparedPrompt], options: Sequence[GenerationOptions]
+        self,
+        prompts: Sequence[PreparedPrompt],
+        options: Sequence[GenerationOptions],
+        cancel: _core.CancelToken | None,
     ) -> list[_core.Request]:
         """Requests with the visual embeddings of everything that the cache does not hold already."""
         # Only the first prompt of a call may continue what the cache holds.
@@ -160,7 +168,7 @@ class Engine:
             for index, (_start, end) in enumerate(visual_spans(prompt, self._geometry))
             if end > cached[row]
         ]
-        embeddings = self.encode([prompts[row].visuals[index] for row, index in new])
+        embeddings = self.encode([prompts[row].visuals[index] for row, index in new], cancel)
         visuals: list[list[np.ndarray | _core.DeviceVisual | None]] = [
             [None] * len(prompt.visuals) for prompt in prompts
         ]

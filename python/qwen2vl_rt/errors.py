@@ -3,13 +3,26 @@
 Each message says what was wrong, with the offending value, and what to do.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen2vl_rt.answer import Answer
+
 
 class Qwen2VLError(Exception):
     """Base of every error that this project raises on purpose."""
 
 
 class InputError(Qwen2VLError, ValueError):
-    """A prompt, message, picture, video or option that cannot be used. The session stays usable."""
+    """A prompt, message, picture, video or option that cannot be used. The session stays usable.
+
+    Attributes:
+        answers: from `generate_batch`, the answers to the prompts before the group that holds this one.
+    """
+
+    answers: tuple[Answer, ...] = ()
 
 
 class PictureError(InputError):

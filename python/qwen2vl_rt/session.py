@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.answer import Answer
-from qwen2vl_rt.answer_builder import build_answer
+from qwen2vl_rt.answer_builder import build_answer, cancelled_answer
 from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.calls import CancelledError, call_token, under_way
 from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
@@ -25,9 +28,12 @@ from qwen2vl_rt.plan import (
     plan_session,
     session_limits,
 )
-from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.processing.processor import PROMPT_KEYWORDS, PreparedPrompt, Processor, TokenizedPrompt
 from qwen2vl_rt.stream import AnswerStream
 from qwen2vl_rt.tensorrt.find import Asked
+
+# Seconds that the interpreter's end waits for a prompt's preparation, which may hang in a caller's own file.
+_PREPARATION_PATIENCE = 10.0
 
 
 class Session:
@@ -37,7 +43,8 @@ class Session:
             print(session.generate("What is on the desk?", images=["desk.jpg"]).text)
 
     It may be used from several threads: pictures are prepared side by side, generation queues in order of
-    arrival.
+    arrival. A picture or open file that several calls were given is read by one of them at a time. When the
+    interpreter ends, calls of daemon threads are cancelled and waited for.
 
     Consecutive prompts that begin alike (a conversation that goes on) reuse the KV cache; the answer is the
     one that a fresh session would give. The same prompt again gives the same tokens and log-probabilities, to
@@ -95,7 +102,8 @@ class Session:
         if refused:  # outside of the handler: a traceback would keep the engines' memory for the next backend
             self._backend = select_backend(backend, self._bundle, asked, refused=refused)
             try:
-                self._load(usual, asked, memory_limit, threads)
+                with under_way(_core.CancelToken()):
+                    self._load(usual, asked, memory_limit, threads)
             except MemoryLimitError as error:
                 raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
         self._turns = _core.FairLock()
@@ -107,7 +115,8 @@ class Session:
         don't fit, or whose numbers are wrong; "" if it is loaded.
         """
         try:
-            self._load(usual, asked, memory_limit, threads)
+            with under_way(_core.CancelToken()):
+                self._load(usual, asked, memory_limit, threads)
         except (BackendError, MemoryLimitError) as error:
             if backend != "auto" or self._backend.name != "tensorrt":
                 raise
@@ -140,21 +149,24 @@ class Session:
         Args:
             prompt: the question as a string, with `images=` and `videos=` beside it; or a list of messages in
                 the transformers/OpenAI content-list form, which carry their own pictures.
-            **keywords: what `Processor.prepare` takes (images, videos, system, add_vision_id, chat_template,
+            **keywords: what `Processor.tokenize` takes (images, videos, system, add_vision_id, chat_template,
                 min_pixels, max_pixels, resized_height, resized_width, fps, nframes, ...), the fields of
                 `GenerationOptions` (max_new_tokens, temperature, seed, stop, ...), and `cancel`, a
                 `CancelToken` that another thread may set.
 
         Returns:
-            The answer; after a cancel the part so far, with finish_reason `"cancelled"`.
+            The answer; after a cancel the part so far, with finish_reason `"cancelled"`. A cancel is looked
+            at between pictures and frames, during downloads, in the queue, between calls of the vision tower,
+            chunks of the prompt and tokens.
 
         Raises:
             InputError: a prompt, picture, video or option that cannot be used; the session stays usable.
         """
-        cancel = keywords.pop("cancel", None)
-        options, prompt_keywords = split_options(keywords)
-        prepared = self._prepare(prompt, options, prompt_keywords)
-        return self._generate([prepared], [options], None, cancel)[0]
+        cancel = call_token(keywords.pop("cancel", None))
+        options, prompt_keywords = split_options(keywords, PROMPT_KEYWORDS)
+        question = self._tokenize(prompt, options, prompt_keywords, cancel)
+        prepare = partial(self._load_visuals, question, options, cancel)
+        return self._answer([prepare], [options], None, cancel)[0]
 
     def stream(self, prompt: Any, **keywords: Any) -> AnswerStream:
         """Answer one prompt piece by piece; arguments and errors of `generate`.
@@ -164,45 +176,73 @@ class Session:
                     print(piece, end="", flush=True)
                 print(stream.answer.timings)
 
-        A piece never ends inside a UTF-8 character or inside what may become a stop string.
+        A piece never ends inside a UTF-8 character or inside what may become a stop string. What was passed
+        may change as soon as this returns: arrays, PIL images and open files have been read by then; paths
+        and addresses are read by the stream. Closing the stream sets `cancel`, where one was given.
         """
-        options, prompt_keywords = split_options(keywords)
+        cancel = call_token(keywords.pop("cancel", None))
+        options, prompt_keywords = split_options(keywords, PROMPT_KEYWORDS)
+        try:
+            question = self._tokenize(prompt, options, prompt_keywords, cancel)
+            prepare = partial(self._load_visuals, question, options, cancel)
+            if not question.named_only:
+                prepared = prepare()
+
+                def prepare() -> PreparedPrompt:
+                    return prepared
+
+        except (Qwen2VLError, CancelledError) as error:
+            failure = [error]  # told where the text is read, as what fails later
+
+            def prepare() -> PreparedPrompt:
+                raise failure.pop()  # a kept one would hold its traceback, hence the pictures, hence itself
 
         def produce(on_piece: Callable[[str], None], cancel: _core.CancelToken) -> Answer:
-            prepared = self._prepare(prompt, options, prompt_keywords)
-            return self._generate([prepared], [options], lambda _row, piece: on_piece(piece), cancel)[0]
+            return self._answer([prepare], [options], lambda _row, piece: on_piece(piece), cancel)[0]
 
-        return AnswerStream(produce)
+        return AnswerStream(produce, cancel)
 
-    def generate_batch(self, prompts: Sequence[Any], **keywords: Any) -> list[Answer]:
+    def generate_batch(self, prompts: Iterable[Any], **keywords: Any) -> list[Answer]:
         """Answer several prompts, `max_batch` of them side by side; each as `generate` would.
+
+        All options and texts are checked before anything runs. Pictures and videos are loaded a group of
+        `max_batch` at a time, so that their number takes no memory; one that cannot be used ends the call,
+        and the error's `answers` are those of the groups before.
 
         Args:
             prompts: strings, message lists, or dicts of `generate`'s arguments
                 (`{"prompt": ..., "images": ...}`).
-            **keywords: arguments for all of them; a dict's own come first.
+            **keywords: arguments for all of them; a dict's own come first. `cancel` is for all.
 
         Raises:
-            InputError: as `generate`, naming the prompt's index; nothing was generated.
+            InputError: as `generate`, naming the prompt's index.
         """
-        cancel = keywords.pop("cancel", None)
-        prepared, options = [], []
+        cancel = call_token(keywords.pop("cancel", None))
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise InputError(
+                f"prompts is {prompts!r:.80}: give a list of them; generate() answers a single one."
+            )
+        questions, options = [], []
         for index, item in enumerate(prompts):
-            own = dict(item) if isinstance(item, dict) else {"prompt": item}
+            own = dict(item) if isinstance(item, Mapping) else {"prompt": item}
             if "prompt" not in own:
-                raise InputError(f"prompts[{index}] has no 'prompt': it has {sorted(own)}.")
-            call_options, prompt_keywords = split_options({**keywords, **own})
+                raise InputError(f"prompts[{index}] has no 'prompt': it has {sorted(map(str, own))}.")
+            prompt = own.pop("prompt")
+            with _naming(index):
+                call_options, prompt_keywords = split_options({**keywords, **own}, PROMPT_KEYWORDS)
+                questions.append(self._tokenize(prompt, call_options, prompt_keywords, cancel))
             options.append(call_options)
-            try:
-                question = prompt_keywords.pop("prompt")
-                prepared.append(self._prepare(question, call_options, prompt_keywords))
-            except InputError as error:
-                raise type(error)(f"prompts[{index}]: {error}") from error
         answers: list[Answer] = []
+
+        def prepare(index: int) -> PreparedPrompt:
+            with _naming(index, answers):
+                return self._load_visuals(questions[index], options[index], cancel)
+
+        prepares = [partial(prepare, index) for index in range(len(questions))]
         step = self._plan.limits.max_batch
-        for start in range(0, len(prepared), step):
+        for start in range(0, len(questions), step):
             group = slice(start, start + step)
-            answers += self._generate(prepared[group], options[group], None, cancel)
+            answers += self._answer(prepares[group], options[group], None, cancel)
         return answers
 
     # --- memory, life --------------------------------------------------------------------------------------
@@ -242,39 +282,61 @@ class Session:
 
     # --- the way of a request ------------------------------------------------------------------------------
 
-    def _prepare(self, prompt: Any, options: GenerationOptions, keywords: dict[str, Any]) -> PreparedPrompt:
-        if self._engine is None:
-            raise Qwen2VLError("This session is closed: make a new one.")
-        capacity = self._plan.limits.max_length
-        try:
-            prepared = self._processor.prepare(
-                prompt, max_tokens=max(0, capacity - options.max_new_tokens), **keywords
-            )
-        except PromptTooLongError as error:
-            raise PromptTooLongError(
-                f"{error}. This session holds max_length={capacity} tokens, of which max_new_tokens="
-                f"{options.max_new_tokens} are kept for the answer."
-            ) from error
+    def _tokenize(
+        self, prompt: Any, options: GenerationOptions, keywords: dict[str, Any], cancel: _core.CancelToken
+    ) -> TokenizedPrompt:
+        self._check_open()
+        room = max(0, self._plan.limits.max_length - options.max_new_tokens)
+        with under_way(cancel, _PREPARATION_PATIENCE), self._naming_limits(options):
+            return self._processor.tokenize(prompt, max_tokens=room, **keywords)
+
+    def _load_visuals(
+        self, question: TokenizedPrompt, options: GenerationOptions, cancel: _core.CancelToken
+    ) -> PreparedPrompt:
+        self._check_open()
+        with under_way(cancel, _PREPARATION_PATIENCE), self._naming_limits(options):
+            prepared = self._processor.load(question, cancel)
         self._check_pixels(prepared)
         return prepared
 
-    def _generate(
+    def _answer(
         self,
-        prompts: Sequence[PreparedPrompt],
+        prepares: Sequence[Callable[[], PreparedPrompt]],
         options: Sequence[GenerationOptions],
         on_text: OnText | None,
-        cancel: _core.CancelToken | None,
+        cancel: _core.CancelToken,
     ) -> list[Answer]:
-        """Vision, prefill and decode of up to max_batch prepared prompts, in this call's turn."""
-        with self._turns.turn():
-            if self._engine is None:
-                raise Qwen2VLError("This session is closed: make a new one.")
-            results, vision_seconds = self._engine.generate(prompts, options, on_text, cancel)
+        """Prepare up to max_batch prompts; vision, prefill and decode in this call's turn."""
+        prompts: list[PreparedPrompt | None] = [None] * len(prepares)
+        try:
+            for index, prepare in enumerate(prepares):
+                prompts[index] = prepare()
+            with under_way(cancel), self._turns.turn(cancel) as came:
+                if not came:
+                    raise CancelledError
+                self._check_open()
+                results, vision_seconds = self._engine.generate(prompts, options, on_text, cancel)
+        except CancelledError:
+            return [cancelled_answer(prompt, self._processor) for prompt in prompts]
         stop_ids = self._bundle.geometry.special_ids.eos
         return [
             build_answer(prompt, result, self._processor, stop_ids, vision_seconds)
             for prompt, result in zip(prompts, results, strict=True)
         ]
+
+    def _check_open(self) -> None:
+        if self._engine is None:
+            raise Qwen2VLError("This session is closed: make a new one.")
+
+    @contextlib.contextmanager
+    def _naming_limits(self, options: GenerationOptions) -> Iterator[None]:
+        try:
+            yield
+        except PromptTooLongError as error:
+            raise PromptTooLongError(
+                f"{error}. This session holds max_length={self._plan.limits.max_length} tokens, of which "
+                f"max_new_tokens={options.max_new_tokens} are kept for the answer."
+            ) from error
 
     def _check_pixels(self, prompt: PreparedPrompt) -> None:
         limit = self._plan.limits.max_pixels
@@ -285,3 +347,14 @@ class Session:
                     f"A {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
                     f"planned for {limit}: lower max_pixels or open the session with max_pixels={pixels}."
                 )
+
+
+@contextlib.contextmanager
+def _naming(index: int, answers: Sequence[Answer] = ()) -> Iterator[None]:
+    """Errors say which prompt of a batch is meant, and carry the answers before it."""
+    try:
+        yield
+    except InputError as error:
+        named = type(error)(f"prompts[{index}]: {error}")
+        named.answers = tuple(answers)
+        raise named from error

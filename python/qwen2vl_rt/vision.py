@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.calls import raise_if_cancelled
 from qwen2vl_rt.geometry import VisionGeometry
 from qwen2vl_rt.processing.device_frames import DevicePatches
 from qwen2vl_rt.processing.processor import Visual
@@ -63,16 +64,22 @@ class VisionTower:
         self._executor = executor
         self._geometry = geometry
 
-    def encode(self, visuals: Sequence[Visual]) -> list[np.ndarray | _core.DeviceVisual]:
+    def encode(
+        self, visuals: Sequence[Visual], cancel: _core.CancelToken | None = None
+    ) -> list[np.ndarray | _core.DeviceVisual]:
         """Visual embeddings in the order given, each float32 [t * h * w / merge_size^2, hidden_size].
 
-        Those that a device has computed in one call stay there.
+        Those that a device has computed in one call stay there. `cancel` is looked at before each call.
+
+        Raises:
+            CancelledError: it was set.
         """
         encoded: list[list[_Part]] = [[] for _ in visuals]
         frames_by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for index, visual in enumerate(visuals):
             t, h, w = visual.grid_thw
             if isinstance(visual.patches, DevicePatches):
+                raise_if_cancelled(cancel)
                 embeddings = self._executor.encode(visual.patches, *self._rope_table(h, w))
                 encoded[index].append(_Part(embeddings, 0, 1))
                 continue
@@ -82,6 +89,7 @@ class VisionTower:
             cos, sin = self._rope_table(h, w)
             per_call = max(1, PATCHES_PER_CALL // (h * w))
             for start in range(0, len(frames), per_call):
+                raise_if_cancelled(cancel)
                 group = frames[start : start + per_call]
                 patches = np.stack([visuals[index].patches[frame] for index, frame in group])
                 embeddings = self._executor.encode(patches, cos, sin)

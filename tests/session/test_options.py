@@ -69,6 +69,28 @@ def test_no_path_is_no_bundle():
         Session(None)
 
 
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("image", "images")]
+)
+def test_the_nearest_option_is_named(session, typo, meant):
+    for call in (session.generate, session.stream):
+        with pytest.raises(InputError, match=f"'{typo}' is no option: do you mean {meant}"):
+            call("Hello.", **{typo: 3})
+
+
+@pytest.mark.parametrize("cancel", ["x", object(), True])
+def test_a_cancel_that_is_no_token(session, cancel):
+    for call, prompt in ((session.generate, "a"), (session.stream, "a"), (session.generate_batch, ["a"])):
+        with pytest.raises(InputError, match="CancelToken"):
+            call(prompt, cancel=cancel)
+
+
+@pytest.mark.parametrize("prompts", ["hello", None, 5, {"prompt": "x"}, b"hello"])
+def test_prompts_that_are_no_list(session, prompts):
+    with pytest.raises(InputError, match="prompts is"):
+        session.generate_batch(prompts)
+
+
 def test_split_keeps_prompt_keywords_apart():
     options, rest = split_options({"temperature": 0.5, "images": ["a.png"], "seed": 3})
     assert (options.temperature, options.seed) == (0.5, 3)

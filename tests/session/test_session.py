@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 import qwen2vl_rt
-from qwen2vl_rt import CancelToken, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError, Session
+from qwen2vl_rt import (
+    CancelToken,
+    InputError,
+    MemoryLimitError,
+    PictureError,
+    PromptTooLongError,
+    Qwen2VLError,
+    Session,
+)
 from qwen2vl_rt.executors.cpu import CpuDecoder
 
 QUESTION = "Where is the red block?"
@@ -70,6 +80,128 @@ def test_an_empty_batch_is_an_empty_list(session):
 def test_a_bad_prompt_of_a_batch_is_named(session):
     with pytest.raises(InputError, match=r"prompts\[1\]"):
         session.generate_batch(["fine", {"prompt": "?", "images": ["no-such-file.png"]}])
+
+
+def test_a_bad_option_of_a_batch_is_named_before_anything_runs(session, monkeypatch):
+    monkeypatch.setattr(session._engine, "generate", None)
+    bad = {"temperature": -1.0, "top_p": "a", "stop": [""], "max_new_tokens": 0, "foo": 1}
+    for name, value in bad.items():
+        with pytest.raises(InputError, match=rf"prompts\[2\]: .*{name}"):
+            session.generate_batch(["a", "b", {"prompt": "c", name: value}])
+    with pytest.raises(PromptTooLongError, match=r"prompts\[2\]"):
+        session.generate_batch(["a", "b", "word " * 3000])
+
+
+def test_a_batch_holds_the_pictures_of_one_group(session, desk, monkeypatch):
+    loaded, load = [], session._processor.load
+
+    def watch(*arguments):
+        assert sum(prompt() is not None for prompt in loaded) < 2
+        prepared = load(*arguments)
+        loaded.append(weakref.ref(prepared))
+        return prepared
+
+    monkeypatch.setattr(session._processor, "load", watch)
+    session.generate_batch([{"prompt": "?", "images": [desk]}] * 5, max_new_tokens=1)
+    assert len(loaded) == 5
+
+
+def test_an_unusable_picture_of_a_later_group_loses_no_answer(session, desk):
+    prompts = [{"prompt": "?", "images": [desk]}] * 3 + [{"prompt": "?", "images": [b"no picture"]}]
+    with pytest.raises(PictureError, match=r"prompts\[3\]") as failure:
+        session.generate_batch(prompts, max_new_tokens=2, ignore_eos=True)
+    assert [answer.usage.answer_tokens for answer in failure.value.answers] == [2, 2]
+
+
+def test_a_streams_picture_and_messages_may_change_at_once(session):
+    def frame():
+        picture = np.zeros((1600, 1600, 3), np.uint8)
+        picture[200:900, 300:1200] = 220, 20, 20
+        return picture
+
+    def ask():
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+
+    keywords = {"max_new_tokens": 4, "logprobs": 0, "max_pixels": 56 * 56}
+    expected = session.generate(ask(), images=[frame()], **keywords)
+    session.generate("Hello.", max_new_tokens=1)
+    messages, images = ask(), [frame()]
+    with session.stream(messages, images=images, **keywords) as stream:
+        images[0][:] = 0
+        images.clear()
+        messages[0]["content"].clear()
+        answer = stream.answer
+    assert (answer.token_ids, answer.logprobs) == (expected.token_ids, expected.logprobs)
+
+
+def test_what_a_stream_cannot_use_is_told_where_it_is_read(session):
+    for images in (["missing.png"], [np.zeros((8, 8), np.float32)], [b"no picture"]):
+        with session.stream("?", images=images) as stream, pytest.raises(PictureError):
+            next(stream)
+
+
+def test_a_cancel_before_the_call_computes_nothing(session, desk, monkeypatch):
+    monkeypatch.setattr(session._engine, "generate", None)
+    monkeypatch.setattr(session._processor, "pixels", None)
+    cancel = CancelToken()
+    cancel.cancel()
+    answers = session.generate_batch([{"prompt": "?", "images": [desk]}] * 3, cancel=cancel)
+    answers.append(session.generate("?", images=[desk], cancel=cancel))
+    assert [answer.finish_reason for answer in answers] == ["cancelled"] * 4
+    assert {answer.token_ids for answer in answers} == {()}
+
+
+def test_a_cancel_is_seen_between_calls_of_the_vision_tower(session, monkeypatch):
+    cancel, executor = CancelToken(), session._engine._vision._executor
+    encode, calls = executor.encode, []
+
+    def watch(*arguments):
+        calls.append(1)
+        cancel.cancel()
+        return encode(*arguments)
+
+    monkeypatch.setattr(executor, "encode", watch)
+    images = [np.full((28 * side, 56, 3), 7 * side, np.uint8) for side in (2, 3, 4)]
+    answer = session.generate("Describe.", images=images, cancel=cancel)
+    assert (answer.finish_reason, answer.usage.visual_tokens, len(calls)) == ("cancelled", 18, 1)
+
+
+def test_a_cancel_is_seen_between_frames(session, monkeypatch):
+    cancel, frames = CancelToken(), []
+    write = qwen2vl_rt._core.write_frame
+
+    def watch(*arguments):
+        frames.append(1)
+        cancel.cancel()
+        return write(*arguments)
+
+    monkeypatch.setattr(qwen2vl_rt._core, "write_frame", watch)
+    video = [np.zeros((56, 56, 3), np.uint8)] * 8
+    assert session.generate("?", videos=[video], cancel=cancel).finish_reason == "cancelled"
+    assert len(frames) == 1
+
+
+def test_a_queued_call_is_cancelled(session):
+    with session._turns.turn():
+        stream = session.stream("Hello.", max_new_tokens=2)
+        stream.close()
+        assert stream.answer.finish_reason == "cancelled"
+
+
+def test_closing_a_stream_does_not_wait_for_a_download(session):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/frame.jpg"
+        with session.stream("?", images=[address]) as stream:
+            pass
+        assert stream.answer.finish_reason == "cancelled"
+
+
+def test_a_streams_own_token_ends_it(session):
+    cancel = CancelToken()
+    with session.stream("Talk.", max_new_tokens=1500, ignore_eos=True, cancel=cancel) as stream:
+        next(stream)
+        cancel.cancel()
+        assert stream.answer.finish_reason == "cancelled"
 
 
 def test_another_thread_cancels(session):

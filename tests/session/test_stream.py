@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import weakref
 
+import numpy as np
 import pytest
 
 from qwen2vl_rt import Qwen2VLError
@@ -96,3 +98,18 @@ def test_no_thread_for_a_stream_is_the_projects_own_error(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(Qwen2VLError, match="none can be started"):
         AnswerStream(lambda _on_piece, _cancel: FakeAnswer())
+
+
+def test_a_failed_stream_holds_its_pictures_no_longer_than_itself(session):
+    frame = np.zeros((8, 2000, 3), np.uint8)  # too long for its height
+    seen = weakref.ref(frame)
+    gc.disable()
+    try:
+        stream = session.stream("?", images=[frame])
+        with pytest.raises(Qwen2VLError):
+            next(stream)
+        stream.close()
+        del stream, frame
+        assert seen() is None
+    finally:
+        gc.enable()

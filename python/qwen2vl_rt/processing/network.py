@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
 from typing import BinaryIO
 
+from qwen2vl_rt._core import CancelToken
+from qwen2vl_rt.calls import raise_if_cancelled
+
 _CHUNK = 1 << 16
+# Seconds between two looks at a cancel token while the network is waited for.
+_POLL = 0.05
 
 
 class FetchError(Exception):
     """An address could not be read; the message says why."""
 
 
-def fetch(url: str, out: BinaryIO, limit: int, timeout: float) -> None:
+def fetch(url: str, out: BinaryIO, limit: int, timeout: float, cancel: CancelToken | None = None) -> None:
     """Writes what `url` (http or https) answers to `out`.
 
     limit: most bytes; timeout: seconds for the whole of it, and for each wait on the network.
-    Raises FetchError: refused, an error status, too large, too slow.
+    cancel: when it is set, the download is left to itself, and ends when `out` is closed or by its deadline.
+    Raises FetchError: refused, an error status, too large, too slow. CancelledError.
     """
+    if cancel is None:
+        _fetch(url, out, limit, timeout)
+        return
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            _fetch(url, out, limit, timeout)
+            outcome.put(None)
+        except BaseException as error:
+            outcome.put(error)
+
+    # Name look-ups and connections cannot be interrupted; a thread that does them can be left.
+    try:
+        threading.Thread(target=run, name="qwen2vl-fetch", daemon=True).start()
+    except RuntimeError as error:
+        raise FetchError(f"{error}: it takes one") from None
+    while True:
+        raise_if_cancelled(cancel)
+        try:
+            error = outcome.get(timeout=_POLL)
+        except queue.Empty:
+            continue
+        if error is not None:
+            raise error
+        return
+
+
+def _fetch(url: str, out: BinaryIO, limit: int, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "qwen2vl_rt", "Accept": "*/*"})

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.errors import PictureError
 from qwen2vl_rt.processing.network import FetchError, fetch
 from qwen2vl_rt.processing.source_locks import source_lock
@@ -55,7 +56,12 @@ class Picture:
         return self.pixels.shape[1]
 
 
-def load_picture(source: Any, name: str = "picture", timeout: float = NETWORK_TIMEOUT) -> Picture:
+def load_picture(
+    source: Any,
+    name: str = "picture",
+    timeout: float = NETWORK_TIMEOUT,
+    cancel: CancelToken | None = None,
+) -> Picture:
     """Loads a picture.
 
     source: a PIL image; a numpy array, uint8, [height, width, 3] RGB, [height, width, 4] RGBA (alpha is
@@ -66,8 +72,8 @@ def load_picture(source: Any, name: str = "picture", timeout: float = NETWORK_TI
     `convert("RGB")` (so alpha is dropped, not blended). A numpy array is not copied. A PIL image and an open
     file are read by one thread at a time.
 
-    name: how messages call this picture. timeout: seconds for network addresses.
-    Raises PictureError.
+    name: how messages call this picture. timeout: seconds for network addresses. cancel: ends a download.
+    Raises PictureError; CancelledError.
     """
     if isinstance(source, Image.Image):
         with source_lock(source):
@@ -79,7 +85,7 @@ def load_picture(source: Any, name: str = "picture", timeout: float = NETWORK_TI
     if isinstance(source, os.PathLike):
         return Picture(_decode_path(Path(source), name))
     if isinstance(source, str):
-        return Picture(_from_string(source, name, timeout))
+        return Picture(_from_string(source, name, timeout, cancel))
     if hasattr(source, "read"):
         with source_lock(source):
             return Picture(_decode_file(source, name))
@@ -111,16 +117,16 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     return np.broadcast_to(frame, (*frame.shape[:2], 3))
 
 
-def _from_string(source: str, name: str, timeout: float) -> np.ndarray:
+def _from_string(source: str, name: str, timeout: float, cancel: CancelToken | None) -> np.ndarray:
     scheme = source[:8].lower()
     if scheme.startswith(("http://", "https://")):
-        data = io.BytesIO()
-        try:
-            fetch(source, data, MAX_PICTURE_BYTES, timeout)
-        except FetchError as error:
-            raise PictureError(f"{name}: {_short(source)} cannot be read: {error}") from None
-        data.seek(0)
-        return _decode_file(data, f"{name} ({_short(source)})")
+        with io.BytesIO() as data:
+            try:
+                fetch(source, data, MAX_PICTURE_BYTES, timeout, cancel)
+            except FetchError as error:
+                raise PictureError(f"{name}: {_short(source)} cannot be read: {error}") from None
+            data.seek(0)
+            return _decode_file(data, f"{name} ({_short(source)})")
     if scheme.startswith("data:"):
         return _decode_file(io.BytesIO(decode_data_url(source, name)), name)
     return _decode_path(path_of(source, name), name)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, TOKENIZER
+from qwen2vl_rt.calls import raise_if_cancelled
 from qwen2vl_rt.errors import BundleError, InputError, PromptTooLongError
 from qwen2vl_rt.processing import chat_template as templates
 from qwen2vl_rt.processing.device_frames import DeviceFrames
-from qwen2vl_rt.processing.messages import Conversation, conversation
-from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.messages import Conversation, VisualItem, conversation
+from qwen2vl_rt.processing.options import FIELDS, VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.processing.visuals import Visual, prepare_picture, prepare_video
@@ -47,6 +51,32 @@ class PreparedPrompt:
         return np.asarray([visual.grid_thw for visual in self.visuals], dtype=np.int64).reshape(-1, 3)
 
 
+@dataclass(frozen=True, eq=False)
+class TokenizedPrompt:
+    """A prompt whose pictures and videos are still to be loaded. It shares no lists or dicts with the caller.
+
+    Attributes:
+        ids: int32 [t], with one pad token for every picture and video.
+        places: int64 [visuals], where in ids each has its pad.
+        visuals: the pictures and videos in order of appearance, with all their options.
+        text: the rendered prompt.
+        max_tokens: the most that the prompt may become, None without a limit.
+        seconds: what it took.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    visuals: list[VisualItem]
+    text: str = field(repr=False)
+    max_tokens: int | None
+    seconds: float
+
+    @property
+    def named_only(self) -> bool:
+        """Whether all sources are paths, addresses or bytes, not objects that the caller may change."""
+        return all(isinstance(item.source, str | bytes | os.PathLike) for item in self.visuals)
+
+
 class Processor:
     """Prepares prompts for one bundle. Usable from several threads at once.
 
@@ -76,7 +106,11 @@ class Processor:
                     f"{folder}: {TOKENIZER} has no token {pad}, which the model takes for {kind} pads"
                 )
 
-    def prepare(
+    def prepare(self, messages: str | Sequence[Mapping[str, Any]], **keywords: Any) -> PreparedPrompt:
+        """Renders, tokenizes, loads and resizes: `load` after `tokenize`, whose arguments it takes."""
+        return self.load(self.tokenize(messages, **keywords))
+
+    def tokenize(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         *,
@@ -88,8 +122,8 @@ class Processor:
         add_vision_id: bool = False,
         max_tokens: int | None = None,
         **options: Any,
-    ) -> PreparedPrompt:
-        """Renders, tokenizes, loads and resizes.
+    ) -> TokenizedPrompt:
+        """Renders and tokenizes. It is cheap, and a mistake here should not cost a video's decoding.
 
         messages: a prompt, or a list of messages (see messages.conversation for the accepted forms).
         images, videos: pictures and videos of a plain prompt, or of items without a source.
@@ -106,39 +140,43 @@ class Processor:
         """
         talk = conversation(messages, images, videos, system)
         defaults = VisualOptions.from_mapping(options)
-
         started = time.perf_counter()
-        # The text comes first: it is cheap, and a mistake there should not cost a video's decoding.
         text = self._render(talk, chat_template, add_generation_prompt, add_vision_id)
         ids = self.tokenizer.encode(text)
         places = self._places(ids, talk)
-        tokenized = time.perf_counter()
+        if max_tokens is not None and len(ids) > max_tokens:
+            raise PromptTooLongError(f"the text alone has {len(ids)} tokens; there is room for {max_tokens}")
+        visuals = [replace(item, options=item.options.over(defaults)) for item in talk.visuals]
+        return TokenizedPrompt(ids, places, visuals, text, max_tokens, time.perf_counter() - started)
 
+    def load(self, prompt: TokenizedPrompt, cancel: CancelToken | None = None) -> PreparedPrompt:
+        """Loads and resizes the pictures and videos; `cancel` is looked at between them and their frames.
+
+        Raises PictureError, VideoError, PromptTooLongError naming the item; CancelledError.
+        """
+        started = time.perf_counter()
         visuals, load_seconds = [], 0.0
-        length = len(ids)  # of the prompt, where each picture still to come counts as one token
-        if max_tokens is not None and length > max_tokens:
-            raise PromptTooLongError(f"the text alone has {length} tokens; there is room for {max_tokens}")
-        for item in talk.visuals:
-            room = None if max_tokens is None else max_tokens - length + 1
-            arguments = (item.source, item.options.over(defaults), self.pixels, item.name, room)
+        length = len(prompt.ids)  # of the prompt, where each picture still to come counts as one token
+        for item in prompt.visuals:
+            raise_if_cancelled(cancel)
+            room = None if prompt.max_tokens is None else prompt.max_tokens - length + 1
+            arguments = (item.source, item.options, self.pixels, item.name, room)
             if item.kind == "image":
-                visual, seconds = prepare_picture(*arguments, self.device_frames)
+                visual, seconds = prepare_picture(*arguments, self.device_frames, cancel)
             else:
-                visual, seconds = prepare_video(*arguments)
+                visual, seconds = prepare_video(*arguments, cancel)
             visuals.append(visual)
             length += visual.tokens(self.pixels.merge_size) - 1
             load_seconds += seconds
-        prepared = time.perf_counter()
-
-        repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[places] = [visual.tokens(self.pixels.merge_size) for visual in visuals]
+        repeats = np.ones(len(prompt.ids), dtype=np.int64)
+        repeats[prompt.places] = [visual.tokens(self.pixels.merge_size) for visual in visuals]
         return PreparedPrompt(
-            token_ids=np.repeat(ids, repeats),
+            token_ids=np.repeat(prompt.ids, repeats),
             visuals=visuals,
-            text=text,
+            text=prompt.text,
             load_seconds=load_seconds,
-            resize_seconds=prepared - tokenized - load_seconds,
-            tokenize_seconds=tokenized - started,
+            resize_seconds=time.perf_counter() - started - load_seconds,
+            tokenize_seconds=prompt.seconds,
         )
 
     def _render(self, talk: Conversation, template: str | None, generation: bool, vision_id: bool) -> str:
@@ -165,3 +203,14 @@ class Processor:
                 f"{len(wanted)} pictures and videos ({', '.join(wanted[:8])}): each must come once, in order"
             )
         return places
+
+
+#: What a caller may say about a prompt beside its text.
+PROMPT_KEYWORDS = (
+    *(
+        name
+        for name, parameter in inspect.signature(Processor.tokenize).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "max_tokens"
+    ),
+    *FIELDS,
+)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.errors import PictureError, VideoError
 from qwen2vl_rt.processing.network import FetchError, fetch
 from qwen2vl_rt.processing.options import VisualOptions
@@ -46,7 +47,11 @@ class Clip:
 
 @contextlib.contextmanager
 def open_video(
-    source: Any, options: VisualOptions, name: str = "video", exact: bool = False
+    source: Any,
+    options: VisualOptions,
+    name: str = "video",
+    exact: bool = False,
+    cancel: CancelToken | None = None,
 ) -> Iterator[Clip]:
     """Opens a video.
 
@@ -55,20 +60,22 @@ def open_video(
     load_picture takes) or a numpy array, uint8 [frames, height, width, 3].
 
     options: which frames of a file to take. exact: count frames by decoding them all instead of by packets.
-    Raises VideoError. Reading `frames` raises VideoError for damaged data, IndexMismatchError unless exact.
+    cancel: ends a download.
+    Raises VideoError; CancelledError. Reading `frames` raises VideoError for damaged data, IndexMismatchError
+    unless exact.
     """
     if isinstance(source, np.ndarray) and source.ndim == 4:
         source = list(source)
     if isinstance(source, (list, tuple)):
-        yield _listed(source, name)
+        yield _listed(source, name, cancel)
         return
-    with _opened(source, name) as (file, label):
+    with _opened(source, name, cancel) as (file, label):
         video = VideoFile(file, label, options, exact)
         with contextlib.closing(video.frames()) as frames:
             yield Clip(video.count, frames, video.sample_fps, video.times)
 
 
-def _listed(pictures: Any, name: str) -> Clip:
+def _listed(pictures: Any, name: str, cancel: CancelToken | None) -> Clip:
     if not len(pictures):
         raise VideoError(f"{name}: a list of no frames")
 
@@ -76,7 +83,7 @@ def _listed(pictures: Any, name: str) -> Clip:
         first = None
         for index, picture in enumerate(pictures):
             try:
-                pixels = load_picture(picture, f"{name}[{index}]").pixels
+                pixels = load_picture(picture, f"{name}[{index}]", cancel=cancel).pixels
             except PictureError as error:
                 raise VideoError(str(error)) from None
             first = first or pixels.shape
@@ -92,14 +99,14 @@ def _listed(pictures: Any, name: str) -> Clip:
 
 
 @contextlib.contextmanager
-def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
+def _opened(source: Any, name: str, cancel: CancelToken | None) -> Iterator[tuple[Any, str]]:
     """The source as something that PyAV opens ("file:" and a path, or a file), and its name in messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source), name
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         with _temporary_file(name) as file:
             try:
-                fetch(source, file, MAX_VIDEO_BYTES, NETWORK_TIMEOUT)
+                fetch(source, file, MAX_VIDEO_BYTES, NETWORK_TIMEOUT, cancel)
             except FetchError as error:
                 raise VideoError(f"{name}: {source:.80} cannot be read: {error}") from None
             file.seek(0)

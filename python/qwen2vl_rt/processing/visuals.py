@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from qwen2vl_rt._core import CancelToken
+from qwen2vl_rt.calls import raise_if_cancelled
 from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError, VideoError
 from qwen2vl_rt.processing.device_frames import (
     DeviceFrames,
@@ -63,19 +65,21 @@ def prepare_picture(
     name: str = "picture",
     most_tokens: int | None = None,
     frames: DeviceFrames | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[Visual, float]:
     """Loads, resizes and cuts up a picture; also gives the seconds that loading took.
 
     frames prepares pictures on a device: those that are in its memory, and those that are brought there; on
     None the former are refused, the latter prepared on the host.
-    Raises PictureError, and PromptTooLongError before resizing what becomes more than most_tokens.
+    Raises PictureError; PromptTooLongError before resizing what becomes more than most_tokens;
+    CancelledError.
     """
     started = loaded = time.perf_counter()
     if is_device_frame(source):
         frame = adopt_device_frame(source, frames, name)
         grid, patches, digest = prepare_device_frame(frame, options, settings, frames, name, most_tokens)
         return Visual("image", grid, patches, frame.width, frame.height, digest), 0.0
-    picture = load_picture(source, name)
+    picture = load_picture(source, name, cancel=cancel)
     loaded = time.perf_counter()
     if frames is not None and (frame := frames.upload(picture.pixels)) is not None:
         # What the device can't resize (some hundred times smaller) is left to the host.
@@ -101,14 +105,15 @@ def prepare_video(
     settings: PixelSettings,
     name: str = "video",
     most_tokens: int | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[Visual, float]:
     """Samples, resizes and cuts up a video, frame by frame; also gives the seconds that decoding took.
 
-    Raises VideoError, and PromptTooLongError before resizing what becomes more than most_tokens.
+    Raises VideoError; PromptTooLongError before resizing what becomes more than most_tokens; CancelledError.
     """
     for exact in (False, True):
         try:
-            return _prepare_video(source, options, settings, name, most_tokens, exact)
+            return _prepare_video(source, options, settings, name, most_tokens, exact, cancel)
         except IndexMismatchError:
             continue
     raise VideoError(f"{name}: does not give the same frames when it is read again")
@@ -121,12 +126,14 @@ def _prepare_video(
     name: str,
     most_tokens: int | None,
     exact: bool,
+    cancel: CancelToken | None,
 ) -> tuple[Visual, float]:
     started = time.perf_counter()
     resize_seconds = 0.0
     writer, size = None, (0, 0)
-    with open_video(source, options, name, exact) as clip:
+    with open_video(source, options, name, exact, cancel) as clip:
         for frame in clip.frames:
+            raise_if_cancelled(cancel)
             decoded = time.perf_counter()
             try:
                 if writer is None:
