@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from qwen2vl_rt._core import LONGEST_DRAFT, SamplingOptions
 from qwen2vl_rt.errors import InputError
 
@@ -41,7 +39,8 @@ def _number(name: str, value: Any) -> float:
 
 
 def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    numpys = getattr(value, "dtype", None) == "bool" and value.shape == ()
+    if not (isinstance(value, bool) or numpys):
         raise InputError(f"{name} is {value!r:.80}: give True or False.")
     return bool(value)
 
