@@ -91,6 +91,7 @@ class Figures:
     def __init__(self, output: Path) -> None:
         self.failed: dict[str, str] = {}
         """What went wrong, by what was tried."""
+        self._progress: dict[str, str] = {}
         self._figures: list[Figure] = []
         self._output = output
 
@@ -106,10 +107,16 @@ class Figures:
         print(f"  {name}: {self.failed[name]}", flush=True)
         self.write()
 
+    def note(self, name: str, progress: str) -> None:
+        """Write how far something is that has no figure yet."""
+        self._progress[name] = progress
+        self.write()
+
     def write(self) -> None:
         """All so far."""
         figures = [asdict(figure) | {"share": figure.share} for figure in self._figures]
-        write_json(self._output, {"figures": figures} | ({"failed": self.failed} if self.failed else {}))
+        result = {"figures": figures, "failed": self.failed, "progress": self._progress}
+        write_json(self._output, {name: part for name, part in result.items() if part or name == "figures"})
 
 
 def read_limits(file: Path | None) -> dict[str, Any]:

@@ -288,6 +288,10 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
             cells += ["" if bound is None else f"{bound:.3g} {figure['unit']}"]
             cells += ["" if share is None else f"{share:.0%}"]
             lines.append("| " + " | ".join(cells) + " |")
+        for what, error in stage.get("failed", {}).items():
+            lines.append(
+                "| " + " | ".join((name, what, f"failed: {error}".replace("|", "\\|"), "", "")) + " |"
+            )
     for size in ("2b", "7b"):
         ours, peer = (_decode(found.get(name, {})) for name in (f"{size}-bf16", f"peer-{size}"))
         if ours and peer:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, gpu_operations, gpu_report
+from bench import gpu, gpu_accuracy, gpu_operations, gpu_report
 from bench.gpu_report import Settings, Stage
 from bench.random_bundle import write_random_bundle
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from qwen2vl_rt.evaluate import load_examples
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda import CHOICES
 from qwen2vl_rt.executors.device_program import DeviceWeights
@@ -225,6 +226,36 @@ def test_a_way_to_run_decode_that_fails_leaves_the_others(tmp_path, monkeypatch)
     assert result["failed"] == {"QWEN2VL_CUDA_STARTS=in-turn": "RuntimeError: broken"}
     assert sum(figure["name"].startswith("decode") for figure in result["figures"]) == len(gpu.VARIANTS) - 1
     assert all(CHOICES[name].index(value) for way in gpu.VARIANTS for name, value in way.items())
+
+
+def test_a_run_that_breaks_leaves_the_accuracy_of_the_others(tmp_path, monkeypatch):
+    def answers(bundle, backend, examples, progress):
+        texts = {example.id: example.answer for example in examples}
+        progress(texts)
+        if (bundle.name, backend) == ("tiny-bf16", "cuda"):
+            raise RuntimeError("broken")
+        return texts
+
+    monkeypatch.setattr(gpu_accuracy, "bundle", lambda precision, work: work / f"tiny-{precision}")
+    monkeypatch.setattr(gpu_accuracy, "answers", answers)
+    output = tmp_path / "result.json"
+    arguments = ["--work", str(tmp_path), "--output", str(output), "--limit", "9"]
+    monkeypatch.setattr(sys, "argv", ["gpu_accuracy.py", *arguments])
+    assert gpu_accuracy.main() == 1
+    result = json.loads(output.read_text())
+    assert result["failed"] == {"tiny checkpoint, bf16, cuda": "RuntimeError: broken"}
+    assert result["progress"]["tiny checkpoint, bf16, cuda"] == "9 of 9 answers, 9 equal to fp32's"
+    assert [figure["value"] for figure in result["figures"]] == [100, 100, 9, 100, 9]
+    # The CPU's answers are there for the next call.
+    assert len(json.loads((tmp_path / gpu_accuracy.ANSWERS).read_text())) == 9
+
+
+def test_a_few_questions_are_of_all_tasks():
+    examples = load_examples(gpu_accuracy.TINY / "eval")
+    assert gpu_accuracy.spread(examples, None) == examples
+    few = gpu_accuracy.spread(examples, 100)
+    assert len({example.id for example in few}) == 100
+    assert {example.task for example in few} == {example.task for example in examples}
 
 
 def test_wheels_are_joined_when_all_their_pieces_are_there(tmp_path):
