@@ -69,7 +69,8 @@ test-null-gpu: $(VENV)/installed-test
 
 # --- on a machine with an NVIDIA GPU, no network needed: docs/cuda.md ----------------------------------------
 # PYTHON's own packages and the wheels in WHEELS. Each stage's result is kept in out/gpu-report, the report of all
-# is RESULT.json and RESULT.md. Some stages only: STAGES="build 2b-bf16 peer-2b"; LIMIT=540: seconds for the call.
+# is RESULT.json and RESULT.md, with RESULT.logs.tar.gz. Some stages only: STAGES="build 2b-bf16 peer-2b"; LIMIT=540:
+# seconds for the call.
 
 WHEELS ?= wheels
 RESULT ?= bench/results/gpu
@@ -80,14 +81,15 @@ test-gpu:
 	$(GPU_REPORT) $(or $(STAGES),build tests memcheck racecheck accuracy)
 
 bench-gpu:
-	$(GPU_REPORT) $(or $(STAGES),build limits 2b-bf16 2b-int4 peer-2b 2b-variants 2b-int4-variants 2b-bf16-tensorrt 2b-int4-tensorrt 7b-bf16 7b-int4 peer-7b 72b-int4)
+	$(GPU_REPORT) $(or $(STAGES),build limits 2b-bf16 2b-int4 2b-operations 2b-int4-operations peer-2b 2b-variants 2b-int4-variants 72b-int4 2b-bf16-tensorrt 2b-int4-tensorrt 7b-bf16 7b-int4 peer-7b)
 
-# Wheels for it, on a machine with a network; GPU_PYTHON: its Python.
+# Wheels for it, on a machine with a network; GPU_PYTHON: its Python; GPU_WHEELS: what it lacks.
 GPU_PYTHON ?= 3.12
+GPU_WHEELS ?= onnxruntime-gpu==1.31.1
 gpu-wheels:
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS) \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \
-	  onnxruntime-gpu==1.31.1 flatbuffers protobuf onnx ml_dtypes pillow av hypothesis sortedcontainers
+	  $(GPU_WHEELS)
 
 # --- checks ---------------------------------------------------------------------------------------------------
 

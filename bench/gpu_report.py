@@ -115,6 +115,7 @@ def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
     return _bounded("gpu", "model", size, precision, *more, seconds=seconds)
 
 
+# In the report's order.
 STAGES = {
     "build": Stage(lambda s: ["cmake/gpu-env.sh", s.python, str(s.site), str(s.wheels)], 540, measures=False),
     "tests": Stage(lambda s: _pytest(s, "tests/gpu"), 540, measures=False, summaries=(PYTEST,)),
