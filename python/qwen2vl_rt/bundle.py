@@ -39,6 +39,10 @@ REQUIRED_FILES = (
     CONFIG,
 )
 
+# Too large to be read whenever a bundle is opened. The others are graphs, settings and the tokenizer: a few
+# milliseconds, after which nothing that parses them meets damage.
+_HASHED_ON_DEMAND = (DECODER_WEIGHTS, PREFILL_WEIGHTS, VISION_WEIGHTS, EMBEDDING)
+
 _MANIFEST_LIMIT = 16 * 2**20  # bytes; a manifest is a few KB
 _HASH_BLOCK = 2**22  # bytes read at a time
 
@@ -53,7 +57,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its manifest, checked against the files' presence and sizes.
+    """An opened bundle: its manifest, checked against the files' sizes and the hashes of all but weights.
 
     `precision`, one of PRECISIONS, says what the weights are. The graphs' floating-point inputs are 16-bit
     with "bf16" and "fp16" and float32 otherwise; logits are always float32.
@@ -74,10 +78,10 @@ class Bundle:
 
     @staticmethod
     def open(path: str | Path) -> Bundle:
-        """Open the bundle in folder `path`; reads the manifest and the files' sizes, not their contents.
+        """Open the bundle in folder `path`; of weights and tables only the sizes are checked (see `verify`).
 
-        Raises BundleError if the folder is no bundle, is incomplete, or was written by an exporter with
-        another schema version.
+        Raises BundleError if the folder is no bundle, is incomplete or damaged, or was written by an exporter
+        with another schema version.
         """
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"{path!r:.80} is no path; give the folder that qwen2vl-export wrote")
@@ -88,6 +92,9 @@ class Bundle:
         bundle = _read_manifest(path)
         for name, entry in bundle.files.items():
             bundle._check_size(name, entry)
+        for name, entry in bundle.files.items():
+            if name not in _HASHED_ON_DEMAND:
+                bundle._check_hash(name, entry)
         return bundle
 
     def file(self, name: str) -> Path:
@@ -104,21 +111,7 @@ class Bundle:
         """
         for name, entry in self.files.items():
             self._check_size(name, entry)
-            digest = hashlib.sha256()
-            try:
-                with open(self.path / name, "rb") as stream:
-                    while block := stream.read(_HASH_BLOCK):
-                        digest.update(block)
-                        if progress:
-                            progress(len(block))
-            except OSError as error:
-                raise BundleError(f"{self.path / name} cannot be read: {error.strerror}") from error
-            if digest.hexdigest() != entry.sha256:
-                raise BundleError(
-                    f"{self.path / name} is damaged: its SHA-256 is {digest.hexdigest()}, "
-                    f"the manifest says {entry.sha256}; "
-                    "copy the bundle again or export the checkpoint again"
-                )
+            self._check_hash(name, entry, progress)
 
     def _check_size(self, name: str, entry: FileEntry) -> None:
         file = self.path / name
@@ -128,6 +121,23 @@ class Bundle:
             raise BundleError(
                 f"{file} has {size} bytes, the manifest says {entry.size}; "
                 "copy the bundle again or export the checkpoint again"
+            )
+
+    def _check_hash(self, name: str, entry: FileEntry, progress: Callable[[int], None] | None = None) -> None:
+        digest = hashlib.sha256()
+        try:
+            with open(self.path / name, "rb") as stream:
+                while block := stream.read(_HASH_BLOCK):
+                    digest.update(block)
+                    if progress:
+                        progress(len(block))
+        except OSError as error:
+            raise BundleError(f"{self.path / name} cannot be read: {error.strerror}") from error
+        if digest.hexdigest() != entry.sha256:
+            raise BundleError(
+                f"{self.path / name} is damaged: its SHA-256 is {digest.hexdigest()}, "
+                f"the manifest says {entry.sha256}; copy the bundle again or export the checkpoint again "
+                "(`qwen2vl info BUNDLE --verify` compares every file)"
             )
 
 

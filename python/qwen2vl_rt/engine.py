@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundle
+from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
@@ -50,7 +50,7 @@ class Engine:
         engines: Sequence[EngineSet] = (),
     ) -> None:
         self._geometry = geometry = bundle.geometry
-        self._defaults = json.loads(bundle.file(GENERATION_CONFIG).read_text())
+        self._defaults = generation_defaults(bundle.file(GENERATION_CONFIG))
         decoder, special_ids = geometry.decoder, geometry.special_ids
         text = _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids))
         settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import __version__
 from qwen2vl_rt.bundle import REQUIRED_FILES, SCHEMA_VERSION, Bundle
 from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.generation_config import generation_defaults
+
+LARGE = ("decoder.weights", "vision.weights", "embedding.bin")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,47 @@ def test_one_flipped_bit_is_found_on_demand(folder):
     bundle = Bundle.open(folder)
     with pytest.raises(BundleError, match=r"vision\.weights is damaged"):
         bundle.verify()
+
+
+@pytest.mark.parametrize("name", [name for name in REQUIRED_FILES if name not in LARGE])
+def test_one_flipped_bit_of_a_small_file_is_found_at_once(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{re.escape(name)} is damaged: .*info BUNDLE --verify"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "expected an object"),
+        ('{"repetition_penalty": "x"}', "repetition_penalty is 'x'"),
+        ('{"repetition_penalty": -1}', "repetition_penalty is -1"),
+        ('{"repetition_penalty": true}', "repetition_penalty is True"),
+        ("\\xff", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_generation_settings_that_cannot_be_used(tmp_path, text, words):
+    file = tmp_path / "generation_config.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=words) as caught:
+        generation_defaults(file)
+    assert str(file) in str(caught.value)
+
+
+def test_generation_settings_left_open(tmp_path):
+    file = tmp_path / "generation_config.json"
+    for text, penalty in (
+        ("{}", 1),
+        ('{"repetition_penalty": null}', 1),
+        ('{"repetition_penalty": 1.05}', 1.05),
+    ):
+        file.write_text(text)
+        assert generation_defaults(file) == {"repetition_penalty": penalty}
+    with pytest.raises(BundleError, match="cannot be read"):
+        generation_defaults(tmp_path / "missing.json")
 
 
 MANIFESTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -9,9 +10,11 @@ import onnxruntime as ort
 import pytest
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
+from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.executors.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
+from qwen2vl_rt.lowering.cpu_attention import to_cached_attention, to_picture_attention
 from tests.support.graph_feeds import decoder_feed, load, vision_feed
 
 CAPACITY = 40
@@ -116,3 +119,17 @@ def test_operators_of_a_quantized_layer(bundles):
         prefix = "layers.0." if graph == "decoder.onnx" else "blocks.0."
         found = Counter(node.op_type for node in model.graph.node if node.name.startswith(prefix))
         assert found == kinds
+
+
+def test_a_graph_that_the_exporter_did_not_write_is_refused(bundles):
+    bundle = bundles["fp32"]
+    for file, lower in (
+        (VISION_GRAPH, functools.partial(to_picture_attention, codes=False)),
+        (DECODER_GRAPH, functools.partial(to_cached_attention, bfloat16=False)),
+    ):
+        for place in range(3):
+            model, _ = load(bundle, file)
+            attention = next(node for node in model.graph.node if node.op_type == "Attention")
+            attention.input[place] = "something else"
+            with pytest.raises(BundleError, match=f"attention {attention.name} is not as qwen2vl-export"):
+                lower(model)

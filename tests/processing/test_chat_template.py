@@ -115,7 +115,7 @@ class TestFindTemplate:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
         assert find_template(tmp_path) == "b"
 
-    @pytest.mark.parametrize("text", ["{", '{"chat_template": [1]}', "\xff"])
+    @pytest.mark.parametrize("text", ["{", "[]", '{"chat_template": 4}', '{"chat_template": [1]}', "\xff"])
     def test_damaged(self, tmp_path, text):
         (tmp_path / "chat_template.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(BundleError, match="chat template cannot be read"):

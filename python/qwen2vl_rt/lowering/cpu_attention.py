@@ -6,9 +6,13 @@ and at one token each a launch. The operators read the projections' outputs as t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.lowering.graph import drop_unread, only_readers, producers, replace_nodes, use_own_operators
 
 DOMAIN = _core.OPERATOR_DOMAIN
@@ -31,20 +35,16 @@ def to_picture_attention(model: ModelProto, *, codes: bool) -> None:
     made_by, readers = producers(graph), only_readers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for attention in _attentions(graph):
-        q, k = (made_by[name] for name in attention.input[:2])
-        split = made_by[_joined(made_by, q.input[0])]
-        assert [
-            _joined(made_by, name) for name in (q.input[0], k.input[0], attention.input[2])
-        ] == split.output
+        with _as_exported(attention):
+            q, k = (made_by[name] for name in attention.input[:2])
+            heads = [_joined(made_by, name) for name in (q.input[0], k.input[0], attention.input[2])]
+            split = made_by[heads[0]]
+            if heads != split.output:
+                raise KeyError(heads)
+            inputs, outputs = [split.input[0], q.input[1], q.input[2]], [_merged(readers, attention)]
+        name = f"{attention.name}.picture"
         replacements[attention.name] = [
-            helper.make_node(
-                "PictureAttention",
-                [split.input[0], q.input[1], q.input[2]],
-                [_merged(readers, attention)],
-                f"{attention.name}.picture",
-                domain=DOMAIN,
-                codes=int(codes),
-            )
+            helper.make_node("PictureAttention", inputs, outputs, name, domain=DOMAIN, codes=int(codes))
         ]
     _put(model, replacements, readers)
 
@@ -63,11 +63,12 @@ def to_cached_attention(model: ModelProto, *, bfloat16: bool) -> None:
     made_by, readers = producers(graph), only_readers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for attention in _attentions(graph):
-        q, keys, values = (made_by[name] for name in attention.input[:3])
-        k = made_by[keys.input[1]]
-        inputs = [_joined(made_by, name) for name in (q.input[0], k.input[0], values.input[1])]
-        inputs += [q.input[1], q.input[2], keys.input[0], values.input[0], keys.input[2]]
-        outputs = [_merged(readers, attention), keys.output[0], values.output[0]]
+        with _as_exported(attention):
+            q, keys, values = (made_by[name] for name in attention.input[:3])
+            k = made_by[keys.input[1]]
+            inputs = [_joined(made_by, name) for name in (q.input[0], k.input[0], values.input[1])]
+            inputs += [q.input[1], q.input[2], keys.input[0], values.input[0], keys.input[2]]
+            outputs = [_merged(readers, attention), keys.output[0], values.output[0]]
         replacements[attention.name] = [
             helper.make_node(
                 "CachedAttention",
@@ -80,6 +81,18 @@ def to_cached_attention(model: ModelProto, *, bfloat16: bool) -> None:
         ]
         replacements |= {keys.name: [], values.name: []}
     _put(model, replacements, readers)
+
+
+@contextlib.contextmanager
+def _as_exported(attention: NodeProto) -> Iterator[None]:
+    """Around an attention stands what the exporter puts there, or the graph is another's: a BundleError."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError) as error:
+        raise BundleError(
+            f"the graph's attention {attention.name} is not as qwen2vl-export writes it (at {error}): check "
+            "the bundle with `qwen2vl info BUNDLE --verify`, or export the checkpoint again"
+        ) from error
 
 
 def _attentions(graph: GraphProto) -> list[NodeProto]:

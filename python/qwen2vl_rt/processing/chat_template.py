@@ -131,6 +131,8 @@ def find_template(folder: Path) -> str | None:
                 template = named.get("default")
             if isinstance(template, str):
                 return template
+            if name == CHAT_TEMPLATE:
+                raise ValueError(f'{name} holds none; expected {{"chat_template": "..."}}')
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{folder}: the chat template cannot be read: {error}") from None
     return None
