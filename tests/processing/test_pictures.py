@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import socket
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ def as_mode(mode: str) -> tuple[Image.Image, str]:
     if mode == "P+transparency":
         return rgb.quantize(16), "GIF"
     if mode in ("I;16", "I", "F"):
-        values = np.random.default_rng(3).integers(0, 65536, (41, 57))
+        values = np.random.default_rng(3).integers(0, 256, (41, 57))
         dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
         return Image.fromarray(values.astype(dtype)), "TIFF" if mode != "I;16" else "PNG"
     image = rgb.convert(mode)
@@ -64,6 +65,24 @@ def test_modes(mode, tmp_path):
     ):
         np.testing.assert_array_equal(load_picture(source).pixels, expected)
     np.testing.assert_array_equal(load_picture(image).pixels, np.asarray(load_image(image)))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.full((8, 9), 40_000, np.uint16), r"mode I;16.* from 40000 to 40000, .* divide by 257"),
+        (np.full((8, 9), -1, np.int32), "from -1 to -1"),
+        (np.linspace(0, 1, 72, dtype=np.float32).reshape(8, 9), "from 0 to 1"),
+        (np.linspace(0, 9000, 72, dtype=np.float32).reshape(8, 9), "from 0 to 9000"),
+        (np.full((8, 9), np.nan, np.float32), "from nan"),
+    ],
+)
+def test_more_than_8_bits_are_not_clipped_in_silence(values, words):
+    """The reference's convert("RGB") makes white or black of them."""
+    image = Image.fromarray(values)
+    for source in (image, encoded(image, "TIFF")):
+        with pytest.raises(PictureError, match=f"^picture: its values .*{words}"):
+            load_picture(source)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -151,14 +170,25 @@ class TestAddresses:
             ("", "cannot be read"),
             ("a\0b", "null byte"),
             ("x" * 5000, "cannot be read"),
-            ("ftp://host/a.png", "no such file"),
+            ("ftp://host/a.png", "ftp:// is not supported; give a path, or an http"),
+            ("S3://bucket/a.png", "S3:// is not supported"),
+            ("rtsp://user:secret@host/1", r"rtsp://host/1: rtsp:// .* frames as arrays"),
+            ("http://[::1/a.png", "no valid address"),
+            ("http://user:my/secret@host/", "http://host/ cannot be read: it is no valid address"),
         ],
     )
     def test_refuses(self, source, message):
         with pytest.raises(PictureError, match=message):
             load_picture(source, "images[3]")
-        with pytest.raises(PictureError, match=r"images\[3\]"):
+        with pytest.raises(PictureError, match=r"images\[3\]") as caught:
             load_picture(source, "images[3]")
+        assert "secret" not in str(caught.value)
+
+    def test_a_message_is_not_nested(self, tmp_path):
+        (tmp_path / "a.txt").write_text("hello")
+        with pytest.raises(PictureError) as caught:
+            load_picture(tmp_path / "a.txt")
+        assert str(caught.value).startswith(f"picture ({tmp_path}/a.txt): not a picture in a known format")
 
     def test_a_folder_is_no_picture(self, tmp_path):
         with pytest.raises(PictureError, match="cannot be read"):
@@ -205,6 +235,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", "file:///etc/hostname")
             self.end_headers()
             return
+        if self.path.startswith("/locked"):
+            login = "Basic " + base64.b64encode(b"robot:p@ss w\xc3\xb6rt").decode()
+            if self.headers.get("Authorization") != login:
+                self.send_error(401)
+                return
+            if self.path == "/locked/moved":
+                self.send_response(302)
+                self.send_header("Location", "/locked")
+                self.end_headers()
+                return
         if self.path == "/missing":
             self.send_error(404)
             return
@@ -252,9 +292,27 @@ class TestNetwork:
     def direct(self, monkeypatch):
         monkeypatch.setenv("no_proxy", "127.0.0.1")
 
-    @pytest.mark.parametrize("path", ["/picture", "/moved", "/unannounced"])
+    @pytest.mark.parametrize(
+        "path", ["/picture", "/moved", "/unannounced", "/with space", "/k\u00fcche.png?a=\u00fc b", "/a%20b"]
+    )
     def test_reads(self, server, path):
         np.testing.assert_array_equal(load_picture(server + path).pixels, noise(1, 8, 9))
+
+    def test_a_login_reaches_the_host_alone_and_no_message(self, server):
+        address = server.replace("//", "//robot:p%40ss%20w%C3%B6rt@")
+        np.testing.assert_array_equal(load_picture(address + "/locked").pixels, noise(1, 8, 9))
+        for path in ("/missing", "/text", "/locked/moved"):  # the last: not repeated where it leads to
+            with pytest.raises(PictureError, match=r"http://127\.0\.0\.1") as caught:
+                load_picture(address + path)
+            assert "robot" not in str(caught.value)
+            assert "p%40ss" not in str(caught.value)
+
+    def test_a_host_beyond_ascii(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *_: asked.append((host, port)) or [][0])
+        with pytest.raises(PictureError, match="cannot be read"):
+            load_picture("http://k\u00fcche.example:81/a.png")
+        assert asked == [("xn--kche-0ra.example", 81)]
 
     @pytest.mark.parametrize(
         ("path", "message"),
@@ -264,7 +322,7 @@ class TestNetwork:
             ("/announced", "1000000000000 bytes; the limit"),
             ("/short", "broke off"),
             ("/local", "is not allowed"),
-            ("/picture space", "cannot be read"),
+            ("/locked", "the server answered 401"),
         ],
     )
     def test_refuses(self, server, path, message):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import queue
+import re
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import BinaryIO
 
@@ -21,9 +24,21 @@ class FetchError(Exception):
     """An address could not be read; the message says why."""
 
 
+def without_login(url: str) -> str:
+    """The address as messages may show it: without `user:password@`."""
+    shown = re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)
+    try:
+        _ = urllib.parse.urlsplit(shown).port
+    except ValueError:  # a password with a '/' in it ends the host's part early
+        shown = re.sub(r"(?<=://).*@", "", shown)
+    return shown
+
+
 def fetch(url: str, out: BinaryIO, limit: int, timeout: float, cancel: CancelToken | None = None) -> None:
     """Writes what `url` (http or https) answers to `out`.
 
+    Blanks and letters beyond ASCII are quoted; a login (`http://user:password@host/`) is sent as basic
+    authentication, to that host alone.
     limit: most bytes; timeout: seconds for the whole of it, and for each wait on the network.
     cancel: when it is set, the download is left to itself, and ends when `out` is closed or by its deadline.
     Raises FetchError: refused, an error status, too large, too slow. CancelledError.
@@ -59,8 +74,7 @@ def fetch(url: str, out: BinaryIO, limit: int, timeout: float, cancel: CancelTok
 def _fetch(url: str, out: BinaryIO, limit: int, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "qwen2vl_rt", "Accept": "*/*"})
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with urllib.request.urlopen(_request(url), timeout=timeout) as response:
             length = response.headers.get("Content-Length", "")
             if length.isdecimal() and int(length) > limit:
                 raise FetchError(f"it holds {length} bytes; the limit is {limit}")
@@ -87,3 +101,29 @@ def _fetch(url: str, out: BinaryIO, limit: int, timeout: float) -> None:
         if isinstance(error, FetchError):
             raise
         raise FetchError(f"{type(error).__name__}: {error}") from None
+
+
+def _request(url: str) -> urllib.request.Request:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.netloc.rpartition("@")[2], parts.port
+        if not host.isascii():
+            port = "" if port is None else f":{port}"
+            host = (parts.hostname or "").encode("idna").decode() + port
+    except ValueError:  # whose message may hold the password
+        raise FetchError("it is no valid address: quote '/', '?', '#' and '@' inside its parts") from None
+    # Percent signs stay: what is quoted already is not quoted again.
+    path, query = (
+        urllib.parse.quote(part, safe="/%:;=&?~+!$,'@()*[]|") for part in (parts.path, parts.query)
+    )
+    request = urllib.request.Request(
+        urllib.parse.urlunsplit((parts.scheme, host, path, query, "")),
+        headers={"User-Agent": "qwen2vl_rt", "Accept": "*/*"},
+    )
+    if parts.username is not None:
+        login = ":".join(urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
+        # Not sent to where the server redirects.
+        request.add_unredirected_header(
+            "Authorization", "Basic " + base64.b64encode(login.encode()).decode("ascii")
+        )
+    return request

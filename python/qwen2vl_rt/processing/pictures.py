@@ -7,6 +7,7 @@ import binascii
 import functools
 import io
 import os
+import re
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 
 from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.errors import PictureError
-from qwen2vl_rt.processing.network import FetchError, fetch
+from qwen2vl_rt.processing.network import FetchError, fetch, without_login
 from qwen2vl_rt.processing.source_locks import source_lock
 
 #: Most pixels of a picture before resizing; a larger one is refused before it is decoded.
@@ -69,8 +70,9 @@ def load_picture(
     picture file; an open binary file; an address as str: http://, https://, file:// or data:.
 
     Files and PIL images are treated as transformers' `load_image` does: EXIF orientation applied, then
-    `convert("RGB")` (so alpha is dropped, not blended). A numpy array is not copied. A PIL image and an open
-    file are read by one thread at a time.
+    `convert("RGB")` (so alpha is dropped, not blended), which must not clip: values of more than 8 bits have
+    to lie in 0 to 255. A numpy array is not copied. A PIL image and an open file are read by one thread at a
+    time.
 
     name: how messages call this picture. timeout: seconds for network addresses. cancel: ends a download.
     Raises PictureError; CancelledError.
@@ -120,13 +122,14 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
 def _from_string(source: str, name: str, timeout: float, cancel: CancelToken | None) -> np.ndarray:
     scheme = source[:8].lower()
     if scheme.startswith(("http://", "https://")):
+        shown = _short(without_login(source))
         with io.BytesIO() as data:
             try:
                 fetch(source, data, MAX_PICTURE_BYTES, timeout, cancel)
             except FetchError as error:
-                raise PictureError(f"{name}: {_short(source)} cannot be read: {error}") from None
+                raise PictureError(f"{name}: {shown} cannot be read: {error}") from None
             data.seek(0)
-            return _decode_file(data, f"{name} ({_short(source)})")
+            return _decode_file(data, f"{name} ({shown})")
     if scheme.startswith("data:"):
         return _decode_file(io.BytesIO(decode_data_url(source, name)), name)
     return _decode_path(path_of(source, name), name)
@@ -141,6 +144,11 @@ def path_of(source: str, name: str) -> Path:
         # A query or fragment is no part of a file's name unless it was quoted; '?' and '#' are taken
         # literally.
         return Path(urllib.request.url2pathname(source[7 + len(parts.netloc) :]))
+    if scheme := re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+        raise PictureError(
+            f"{name}: {_short(without_login(source))}: {scheme[0]} is not supported; give a path, or an "
+            "http(s)://, file:// or data: address (of a camera's stream, pass the frames as arrays)"
+        )
     if "\0" in source:
         raise PictureError(f"{name}: a path must not hold a null byte")
     return Path(source)
@@ -168,6 +176,8 @@ def _decode_path(path: Path, name: str) -> np.ndarray:
     try:
         with path.open("rb") as file:
             return _decode_file(file, f"{name} ({path})")
+    except PictureError:
+        raise
     except FileNotFoundError:
         raise PictureError(f"{name}: no such file: {_short(str(path))}") from None
     except (OSError, ValueError) as error:
@@ -200,9 +210,26 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
     if width < 1 or height < 1:
         raise PictureError(f"{name}: a picture of {width} x {height} pixels is empty")
     try:
+        _check_depth(image, name)
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except PictureError:
+        raise
     except Exception as error:
         raise PictureError(f"{name}: cannot be decoded: {type(error).__name__}: {error}") from None
+
+
+def _check_depth(image: Image.Image, name: str) -> None:
+    """Refuse values that `convert` would clip: a picture of 16 bits to white, one of fractions to black."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    fractions = image.mode == "F" and 0 < high <= 1
+    if fractions or not (low >= 0 and high <= 255):  # written so that it is true for nan
+        raise PictureError(
+            f"{name}: its values (Pillow mode {image.mode}) reach from {low:g} to {high:g}, and a picture's "
+            "from 0 to 255: scale them to 8 bits (16 bits: divide by 257; depth: the distances that matter)"
+        )
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.errors import PictureError, VideoError
-from qwen2vl_rt.processing.network import FetchError, fetch
+from qwen2vl_rt.processing.network import FetchError, fetch, without_login
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pictures import decode_data_url, load_picture, path_of
 from qwen2vl_rt.processing.sampling import DEFAULT_FPS
@@ -104,13 +104,14 @@ def _opened(source: Any, name: str, cancel: CancelToken | None) -> Iterator[tupl
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source), name
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        shown = without_login(source)[:80]
         with _temporary_file(name) as file:
             try:
                 fetch(source, file, MAX_VIDEO_BYTES, NETWORK_TIMEOUT, cancel)
             except FetchError as error:
-                raise VideoError(f"{name}: {source:.80} cannot be read: {error}") from None
+                raise VideoError(f"{name}: {shown} cannot be read: {error}") from None
             file.seek(0)
-            yield file, f"{name} ({source:.80})"
+            yield file, f"{name} ({shown})"
     elif isinstance(source, str) and source[:5].lower() == "data:":
         try:
             data = decode_data_url(source, name)
