@@ -253,6 +253,23 @@ def test_turned_videos_are_upright(files, matrix, corner):
     assert all(frame[other].mean() < 50 for other in others)
 
 
+def test_titles_in_any_encoding(tmp_path):
+    path = tmp_path / "title.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Kuechentisch"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for index in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"Kuechentisch" in data
+    latin = data.replace(b"Kuechentisch", "K\u00fcchentisch ".encode("latin-1"))
+    with open_video(latin, VisualOptions(nframes=4)) as clip:
+        assert indices(clip) == [0, 1, 2, 3]
+
+
 def test_memory_does_not_grow_with_the_length(tmp_path):
     """Ten times as many frames, as many taken: the same peak."""
     peaks = []
@@ -291,7 +308,13 @@ class TestRefuses:
         self.refuses(tmp_path / "missing.mp4", "no such file")
         self.refuses(tmp_path, "Is a directory|cannot be read")
         self.refuses(b"", "cannot be read")
+        self.refuses("rtsp://camera/1", "rtsp:// is not supported")
         self.refuses("concat:/etc/hostname|/etc/hostname", "no such file")
+
+    def test_a_stream_without_a_decoder(self, files):
+        data = files["h264.mp4"].read_bytes()
+        assert data.count(b"avc1") >= 1
+        self.refuses(data.replace(b"avc1", b"zzzz"), "no decoder for its video stream")
 
     def test_sound_without_pictures(self, tmp_path):
         with av.open(str(tmp_path / "a.wav"), "w") as container:
@@ -303,7 +326,10 @@ class TestRefuses:
 
     def test_options(self, files):
         self.refuses(files["h264.mp4"], "cannot take 100 frames of 60", nframes=100)
-        self.refuses(files["h264.mp4"], "no frames between", video_start=8)
+        self.refuses(files["h264.mp4"], "cannot take 1 frames of 60, two by two: .* 2 to 60", nframes=1)
+        one = r"one frame \(at 1\.00 seconds\) lies between video_start=1 and video_end=1\.05,.* 0\.1 seconds"
+        self.refuses(files["h264.mp4"], one, video_start=1.0, video_end=1.05)
+        self.refuses(files["h264.mp4"], "no frames lie between video_start=8 and its end", video_start=8)
 
     def test_lists(self):
         self.refuses([], "no frames")

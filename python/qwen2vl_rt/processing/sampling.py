@@ -39,10 +39,13 @@ def frame_range(total: int, fps: float, options: VisualOptions) -> tuple[int, in
         start = math.ceil(min(options.video_start, duration) * fps)
     if options.video_end is not None:
         end = min(math.floor(min(options.video_end, duration) * fps), total - 1)
-    if start >= end:
+    if start >= end:  # the utilities' rule: two frames at least
+        after = "its begin" if options.video_start is None else f"video_start={options.video_start:g}"
+        before = "its end" if options.video_end is None else f"video_end={options.video_end:g}"
+        found = f"one frame (at {start / fps:.2f} seconds) lies" if start == end else "no frames lie"
         raise VideoError(
-            f"no frames between video_start {options.video_start} and video_end {options.video_end} seconds; "
-            f"the video has {duration:.2f} seconds ({total} frames at {fps:g} per second)"
+            f"{found} between {after} and {before}, two are needed: the video has {duration:.2f} seconds, "
+            f"{total} frames {1 / fps:.3g} seconds apart"
         )
     return start, end
 
@@ -63,8 +66,10 @@ def frame_count(total: int, fps: float, options: VisualOptions) -> int:
         wanted = min(min(max(total / fps * wanted_fps, least), most), total)
         count = math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= total:
+        asked = options.max_frames if options.nframes is None else options.nframes
         raise VideoError(
-            f"cannot take {count} frames of {total}: nframes and max_frames must allow 2 to {total}"
+            f"cannot take {asked} frames of {total}, two by two: nframes and max_frames must allow 2 to "
+            f"{total // FRAME_FACTOR * FRAME_FACTOR}"
         )
     return count
 

@@ -88,10 +88,18 @@ class VideoFile:
 
         if not isinstance(self._file, str):
             self._file.seek(0)
-        with av.open(self._file, options={"protocol_whitelist": "file"}) as container:
+        # Titles and the like are not used; cameras write them in encodings of their own.
+        with av.open(
+            self._file, options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+        ) as container:
             if not container.streams.video:
                 raise VideoError(f"{self._label}: holds no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # decoding it would end the process
+                raise VideoError(
+                    f"{self._label}: PyAV {av.__version__} has no decoder for its video stream, or that is "
+                    "cut off: convert the video, to H.264 for example"
+                )
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(MAX_PICTURE_PIXELS)}
             yield container, stream
