@@ -19,7 +19,7 @@ from qwen2vl_rt.bundle import (
 )
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.geometry import Geometry
-from qwen2vl_rt.options import check_session_options
+from qwen2vl_rt.options import GenerationOptions, check_session_options
 from qwen2vl_rt.processing.pixels import PixelSettings
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         )
         if largest:
             advice.append(f"{name}={largest * step}")
+            if name == "max_length" and largest * step <= GenerationOptions.max_new_tokens:
+                # By default the answer alone would fill it, and every call would be refused.
+                advice[-1] += f" with max_new_tokens lowered from {GenerationOptions.max_new_tokens}"
     if not advice and fits(max_length=64, max_pixels=4 * pixels_per_token(bundle.geometry), max_batch=1):
         advice.append("a smaller max_batch, max_length and max_pixels together")
     would = " or ".join(advice) if advice else "nothing: use a bundle of lower precision or a smaller model"

@@ -171,6 +171,8 @@ def test_refuses_damaged_configurations(tmp_path, text):
         ({"max_pixels": True}, "max_pixels must be a number"),
         ({"max_pixels": 5.5}, "whole number"),
         ({"fps": float("nan")}, "fps must be a number"),
+        ({"fps": float("inf")}, "fps is inf"),
+        ({"max_pixels": 10**400}, "must lie between"),
         ({"resized_height": 28}, "go together"),
         ({"min_pixels": 10, "max_pixels": 9}, "greater than"),
         ({"fps": 1, "nframes": 4}, "exclude each other"),
@@ -179,6 +181,13 @@ def test_refuses_damaged_configurations(tmp_path, text):
 def test_refuses_options(options, message):
     with pytest.raises(InputError, match=message):
         VisualOptions.from_mapping(options)
+
+
+def test_numpy_scalars_are_numbers():
+    given = {"max_pixels": np.int64(50_000), "nframes": np.uint8(8), "video_start": np.float32(1.5)}
+    options = VisualOptions(**given)
+    assert options == VisualOptions(max_pixels=50_000, nframes=8, video_start=1.5)
+    assert {type(getattr(options, name)) for name in given} == {int, float}
 
 
 def test_own_options_come_before_defaults():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from qwen2vl_rt.errors import InputError
@@ -61,13 +61,15 @@ class VisualOptions:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            # NumPy's scalars are such numbers, too.
+            if isinstance(value, bool) or not isinstance(value, Real) or value != value:  # nan
                 raise InputError(f"{name} must be a number, not {value!r:.80}")
             least = 0 if name in ("video_start", "video_end") else 1 if name != "fps" else 1e-6
             if not least <= value <= _MOST_PIXELS:
                 raise InputError(f"{name} is {value!r}; it must lie between {least} and {_MOST_PIXELS}")
             if name in _INTEGERS and value != int(value):
                 raise InputError(f"{name} must be a whole number, not {value!r}")
+            object.__setattr__(self, name, int(value) if name in _INTEGERS else float(value))
         if (self.resized_height is None) != (self.resized_width is None):
             raise InputError("resized_height and resized_width go together: give both or neither")
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
