@@ -45,7 +45,8 @@ def status() -> CudaStatus:
     try:
         module = load()
     except BackendError:
-        return CudaStatus(False, None, (), 0, "built without CUDA kernels (no nvcc at installation)")
+        reason = "built without CUDA kernels (nvcc was not found, or QWEN2VL_CUDA=OFF)"
+        return CudaStatus(False, None, (), 0, reason)
     devices, reason = module.device_status()
     version = module.toolkit_version()
     architectures = tuple(int(number) for number in module.architectures.split())
