@@ -180,9 +180,14 @@ def test_an_interrupt_ends_with_130_from_the_imports_on(monkeypatch):
 
     monkeypatch.setattr(info, "execute", interrupted)
     assert main(["info"]) == 130
-    # What takes long to import is imported by the commands, inside the handler.
+    # What takes long to import is imported inside the handler, most of it by the commands as they run.
     long = {"PIL", "jinja2", "numpy", "onnx", "onnxruntime", "tokenizers", "tqdm"}
-    code = "import sys; from qwen2vl_rt.cli.main import build_parser; build_parser(); "
-    code += f"print({long} & set(sys.modules))"
+    code = f"import sys, qwen2vl_rt.cli.main; print({long} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_a_seed_out_of_range_is_one_message(bundle, capsys, seed):
+    assert main(["run", str(bundle), "Hello", "--seed", seed]) == 1
+    assert f"qwen2vl: seed is {seed}" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from qwen2vl_rt.cli.output import print_json
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
 from qwen2vl_rt.cli.values import output_file
 from qwen2vl_rt.errors import InputError
-from qwen2vl_rt.options import GenerationOptions
 
 if TYPE_CHECKING:
     from qwen2vl_rt.answer import Answer
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Register the command."""
+    from qwen2vl_rt.options import GenerationOptions
+
     parser = commands.add_parser("run", help="answer a question about pictures or videos")
     parser.add_argument("bundle", type=Path, help="folder that qwen2vl-export wrote")
     parser.add_argument("prompt", help="the question; - reads it from standard input")
