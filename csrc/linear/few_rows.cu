@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     few_rows_kernel(LinearStep step, int64_t first_row, Units units, int slices, int shift) {
   using Row = OutputRow<type, form>;
   using Piece = typename Row::Piece;
-  constexpr int kAhead =
-      form == MatrixForm::kBlocks4 && rows == 1 ? 3 : 2;  // pieces under way, of each output
+  // Pieces under way, of each output: what the registers hold.
+  constexpr int kAhead = form == MatrixForm::kPlain ? 2 : rows > 1 ? 1 : form == MatrixForm::kBlocks4 ? 3 : 2;
   __shared__ BlockTeam::Slot reduction[32];
   __shared__ Vector staged[normed ? kStagedBytes / sizeof(Vector) : 1];
   __shared__ float partial[kWarps][2][rows];
