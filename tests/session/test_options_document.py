@@ -22,6 +22,6 @@ def defaults(options: type) -> dict[str, str]:
 
 def test_the_document_lists_every_option_and_its_default():
     listed = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", DOCUMENT.read_text(), re.MULTILINE))
-    prompt = defaults(Processor.prepare)
+    prompt = defaults(Processor.tokenize)
     del prompt["max_tokens"]  # the session's own
     assert listed == {**defaults(GenerationOptions), **defaults(VisualOptions), **prompt}
