@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from bench import gpu, gpu_accuracy, gpu_operations, gpu_report
@@ -19,6 +20,7 @@ from bench.gpu_report import Settings, Stage
 from bench.random_bundle import write_random_bundle
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.evaluate import load_examples
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda import CHOICES
@@ -256,6 +258,13 @@ def test_a_few_questions_are_of_all_tasks():
     few = gpu_accuracy.spread(examples, 100)
     assert len({example.id for example in few}) == 100
     assert {example.task for example in few} == {example.task for example in examples}
+
+
+def test_the_onnx_runtime_that_is_imported_is_named():
+    version, distribution = installed_onnxruntime()
+    assert version == onnxruntime.__version__
+    gpus = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    assert distribution == ("onnxruntime-gpu" if gpus else "onnxruntime")
 
 
 def test_wheels_are_joined_when_all_their_pieces_are_there(tmp_path):
