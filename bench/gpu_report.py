@@ -42,7 +42,7 @@ PYTEST = (
 )
 MEMCHECK = (r"ERROR SUMMARY: ", r"ERROR SUMMARY: 0 errors")
 RACECHECK = (r"RACECHECK SUMMARY: ", r"RACECHECK SUMMARY: 0 hazards")
-FAILED_TEST = re.compile(r"^(FAILED|ERROR) (tests/\S+)", re.MULTILINE)
+FAILED_TEST = re.compile(r"^(?:FAILED tests/\S+|ERROR:? .{,200})", re.MULTILINE)
 # Kernels run a hundred times slower under compute-sanitizer: fewer cases, every kernel.
 CASES = (
     "cuda and (rope or gather or cache or removed or patches or strided or published or overflowed "
@@ -223,14 +223,14 @@ def _write(file: Path, text: str) -> None:
 
 
 def _note(text: str, summaries: tuple[tuple[str, str], ...]) -> tuple[str, bool]:
-    """Each tool's last summary and the first tests that failed; whether all summaries are there and good."""
+    """Each tool's last summary and pytest's first failures; whether all summaries are there and good."""
     lines = [line.strip("= ") for line in text.splitlines()]
     notes, good = [], True
     for mark, passed in summaries:
         found = [line for line in lines if re.search(mark, line)]
         notes += found[-1:]
         good &= bool(found) and all(re.search(passed, line) for line in found)
-    notes += [test for _, test in FAILED_TEST.findall(text)[:3]]
+    notes += FAILED_TEST.findall(text)[:3]
     return "; ".join(notes), good
 
 

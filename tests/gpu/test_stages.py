@@ -107,6 +107,16 @@ def test_a_sanitizer_has_passed_when_tests_ran_and_it_found_nothing(tmp_path, mo
         assert line.strip("= ") in found["memcheck"]["note"]
 
 
+def test_a_failed_tests_name_is_in_the_report(tmp_path, monkeypatch):
+    printed = (
+        "FAILED tests/gpu/test_kernels.py::test_rope[cuda] - AssertionError\n1 failed, 3 passed in 0.12s"
+    )
+    tests = stage(f"print({printed!r}); raise SystemExit(1)", False, 60, (gpu_report.PYTEST,))
+    _, found = call(monkeypatch, tmp_path, {"tests": tests})
+    note = "1 failed, 3 passed in 0.12s; FAILED tests/gpu/test_kernels.py::test_rope[cuda]"
+    assert (found["tests"]["state"], found["tests"]["note"]) == ("failed", note)
+
+
 @pytest.mark.skipif(cuda.status().devices > 0, reason="there is a GPU")
 def test_tests_fail_without_the_gpu_that_they_are_run_for(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu/test_device.py"]
