@@ -344,7 +344,7 @@ class Session:
             pixels = math.prod(visual.grid_thw[1:]) * self._bundle.geometry.vision.patch_size**2
             if pixels > limit:
                 raise InputError(
-                    f"A {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
+                    f"The {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
                     f"planned for {limit}: lower max_pixels or open the session with max_pixels={pixels}."
                 )
 
