@@ -11,7 +11,7 @@ namespace qwen2vl::cuda {
 class OnDevice {
  public:
   explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "asking for the GPU");
+    check(cudaGetDevice(&before_), "selecting the GPU");
     changed_ = before_ != device;
     if (changed_) check(cudaSetDevice(device), "selecting the GPU");
   }
