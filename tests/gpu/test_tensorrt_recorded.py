@@ -25,54 +25,57 @@ def bundle(tmp_path_factory):
     return export_checkpoint(small_checkpoint(folder / "checkpoint"), folder / "bundle")
 
 
+class Recorded:
+    """A loop over stand-ins for engines, whose queueing goes through `queue(function, on_stream)`."""
+
+    def __init__(self, bundle, folder, monkeypatch, attention, queue):
+        if not emulation.is_emulated():
+            pytest.skip("stand-ins compute on the CPU")
+        self._bundle = bundle
+        self.expected = token_ids(cpu_loop(bundle, LIMITS).generate(requests(bundle)))
+        emulation.share_memory(True)
+        self.stream = cuda.load().Stream()
+        self.device = cuda.load().CudaDevice(self.stream)
+        build_stand_ins(monkeypatch, bundle, LIMITS, folder, attention)
+        (chosen,) = found(bundle, folder)
+        on_stream = emulation.queue_on(self.stream.handle)
+        self.engines = open_stand_ins(
+            bundle, chosen, self.device, queue=lambda function: queue(self, function, on_stream)
+        )
+        steps, cache, _ = tensorrt_decoder(bundle, LIMITS, self.engines)
+        self._loop = device_loop(bundle, LIMITS, steps, cache)
+
+    def assert_answers_twice(self):
+        for _ in range(2):
+            assert token_ids(self._loop.generate(requests(self._bundle))) == self.expected
+
+
 @pytest.mark.parametrize("attention", ["mask", "primitives"])
 def test_engine_and_kernels_are_one_recording(bundle, tmp_path, monkeypatch, attention):
     """Prompts and the first steps are queued one by one, all others replayed: the cpu backend's tokens."""
-    if not emulation.is_emulated():
-        pytest.skip("stand-ins compute on the CPU")
-    expected = token_ids(cpu_loop(bundle, LIMITS).generate(requests(bundle)))
-    emulation.share_memory(True)
-    stream = cuda.load().Stream()
-    device = cuda.load().CudaDevice(stream)
-    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path, attention)
-    (chosen,) = found(bundle, tmp_path)
-    queue, garbage = emulation.queue_on(stream.handle), [device.allocate(64) for _ in range(200)]
+    garbage = []
 
-    def queue_and_collect(function):
+    def queue(recorded, function, on_stream):
         garbage.pop()  # an engine's step is Python's, where memory may be let go of while a step is recorded
-        queue(function)
+        on_stream(function)
 
-    engines = open_stand_ins(bundle, chosen, device, queue=queue_and_collect)
-    steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
-    loop = device_loop(bundle, LIMITS, steps, cache)
-    for _ in range(2):
-        assert token_ids(loop.generate(requests(bundle))) == expected
-    decode = [one for one in engines.answer.executions if one.profile == "decode"]
+    recorded = Recorded(bundle, tmp_path, monkeypatch, attention, queue)
+    garbage += [recorded.device.allocate(64) for _ in range(200)]
+    recorded.assert_answers_twice()
+    decode = [one for one in recorded.engines.answer.executions if one.profile == "decode"]
     # Of each number of rows and slot of results a step to warm up and one to record: replays enqueue nothing.
     assert [one.runs for one in decode] == [4, 4]
 
 
 def test_an_engine_that_cannot_be_recorded_runs_step_by_step(bundle, tmp_path, monkeypatch):
     """Although it said that it can: the step is not lost, and no later one is tried again."""
-    if not emulation.is_emulated():
-        pytest.skip("stand-ins compute on the CPU")
-    expected = token_ids(cpu_loop(bundle, LIMITS).generate(requests(bundle)))
-    emulation.share_memory(True)
-    stream = cuda.load().Stream()
-    device = cuda.load().CudaDevice(stream)
-    build_stand_ins(monkeypatch, bundle, LIMITS, tmp_path, "mask")
-    (chosen,) = found(bundle, tmp_path)
-    queue, refused = emulation.queue_on(stream.handle), []
+    refused = []
 
-    def queue_unless_recorded(function):
-        if emulation.is_recorded(stream.handle):
+    def queue(recorded, function, on_stream):
+        if emulation.is_recorded(recorded.stream.handle):
             refused.append(function)
             raise BackendError("this engine waits for its stream")
-        queue(function)
+        on_stream(function)
 
-    engines = open_stand_ins(bundle, chosen, device, queue=queue_unless_recorded)
-    steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
-    loop = device_loop(bundle, LIMITS, steps, cache)
-    for _ in range(2):
-        assert token_ids(loop.generate(requests(bundle))) == expected
+    Recorded(bundle, tmp_path, monkeypatch, "mask", queue).assert_answers_twice()
     assert len(refused) == 1
