@@ -11,8 +11,8 @@
 namespace qwen2vl::cuda {
 
 // When a kernel starts. Early: as soon as those in front of it have started and leave room, where the GPU
-// can. Every thread of it then calls wait_for_kernels_before(), and touches nothing that any kernel writes
-// until that returns.
+// can. Every thread of it then calls wait_for_kernels_before(), and until that returns touches nothing that
+// the kernels since the last one in turn write: weights are there, and what was there before a step began.
 enum class Start { kInTurn, kEarly };
 
 // In the kernel: what is queued in front of it is done from here on.
