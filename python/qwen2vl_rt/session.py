@@ -102,8 +102,7 @@ class Session:
         if refused:  # outside of the handler: a traceback would keep the engines' memory for the next backend
             self._backend = select_backend(backend, self._bundle, asked, refused=refused)
             try:
-                with under_way(_core.CancelToken()):
-                    self._load(usual, asked, memory_limit, threads)
+                self._load(usual, asked, memory_limit, threads)
             except MemoryLimitError as error:
                 raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
         self._turns = _core.FairLock()
@@ -115,8 +114,7 @@ class Session:
         don't fit, or whose numbers are wrong; "" if it is loaded.
         """
         try:
-            with under_way(_core.CancelToken()):
-                self._load(usual, asked, memory_limit, threads)
+            self._load(usual, asked, memory_limit, threads)
         except (BackendError, MemoryLimitError) as error:
             if backend != "auto" or self._backend.name != "tensorrt":
                 raise
@@ -125,21 +123,22 @@ class Session:
 
     def _load(self, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int) -> None:
         """Plan, then load, the chosen backend."""
-        self._plan = plan_session(self._bundle, self._backend, usual, asked, memory_limit)
-        check_plan(self._bundle, self._plan)
-        limits = self._plan.limits
-        _core.set_threads(threads)
-        self._processor = Processor(self._bundle.path, self._bundle.geometry)
-        self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
-        self._engine: Engine | None = Engine(
-            self._bundle,
-            limits,
-            self._processor.tokenizer,
-            threads,
-            self._backend.name,
-            self._backend.engines,
-        )
-        self._processor.device_frames = self._engine.device_frames
+        with under_way(_core.CancelToken()):
+            self._plan = plan_session(self._bundle, self._backend, usual, asked, memory_limit)
+            check_plan(self._bundle, self._plan)
+            limits = self._plan.limits
+            _core.set_threads(threads)
+            self._processor = Processor(self._bundle.path, self._bundle.geometry)
+            self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
+            self._engine: Engine | None = Engine(
+                self._bundle,
+                limits,
+                self._processor.tokenizer,
+                threads,
+                self._backend.name,
+                self._backend.engines,
+            )
+            self._processor.device_frames = self._engine.device_frames
 
     # --- answers ------------------------------------------------------------------------------------------
 
