@@ -36,6 +36,10 @@ struct CachedAttention {
   float* output;  // [rows, tokens, heads, dim]
   int64_t rows, tokens, heads, kv_heads, dim, capacity;
 };
+// So few tokens are bound by the reading of the cache, which packing would read once more. Kernels that round
+// take no such way, so that a token's result is the same however many come with it.
+constexpr int64_t kFewTokens = 4;
+
 void attend(const CachedAttention& call, const AttentionKernels& kernels, const Parallel& parallel);
 
 }  // namespace qwen2vl

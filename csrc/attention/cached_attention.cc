@@ -15,10 +15,6 @@ constexpr int64_t kFewRows = AttentionKernels::kFewRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr int64_t kMostDim = kMostAttentionDim;
 
-// So few tokens are bound by the reading of the cache, which packing would read once more. Kernels that round
-// take no such way, so that a token's result is the same however many come with it.
-constexpr int64_t kFewTokens = 4;
-
 // Keys of one part of a cache that a few tokens attend to. Fixed, so that the number of threads changes no
 // result.
 constexpr int64_t kPartKeys = 1024;

@@ -18,8 +18,8 @@ from qwen2vl_rt.weights import map_weights
 # Shapes of steps kept bound: drafts of every length, some batches, some chunks of prompts.
 KEPT_BINDINGS = _core.LONGEST_DRAFT + 16
 
-# Tokens that attend as a prompt's many do: one more than kFewTokens of csrc/attention/cached_attention.cc.
-LEAST_CHUNK = 5
+# Tokens that attend as a prompt's many do (csrc/attention/attention.h).
+LEAST_CHUNK = _core.FEW_ATTENDING_TOKENS + 1
 
 
 class CpuDecoder(_core.Executor):
