@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qwen2vl_rt.bundle import Bundle
@@ -64,10 +65,7 @@ def run(model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict) -> d
     """Outputs of a lowered graph by name, each operator computed as it stands: nothing is fused."""
     model = with_weights(model, weights)
     onnx.checker.check_model(model, full_check=True)
-    if any(node.op_type == "MatMulInteger" for node in model.graph.node):
-        # ONNX Runtime's would overflow on some CPUs (see EXACT_INT8), where nothing is fused in any case.
-        names = [output.name for output in model.graph.output]
-        return dict(zip(names, ReferenceEvaluator(model).run(names, feed), strict=True))
+    _multiply_exactly(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -79,6 +77,28 @@ def run(model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict) -> d
     }
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def _multiply_exactly(model: onnx.ModelProto) -> None:
+    """MatMulInteger as a product of float64, in place: ONNX Runtime's own overflows on some CPUs where nothing
+    is fused (see EXACT_INT8), and another engine would round some activations to the next of 255 steps.
+    """
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type != "MatMulInteger":
+            model.graph.node.append(node)
+            continue
+        wide = [f"{node.name}/wide{i}" for i in range(len(node.input))]
+        for name, result in zip(node.input, wide, strict=True):
+            model.graph.node.append(helper.make_node("Cast", [name], [result], to=onnx.TensorProto.DOUBLE))
+        for i, zero in enumerate(wide[2:]):
+            centered = f"{node.name}/centered{i}"
+            model.graph.node.append(helper.make_node("Sub", [wide[i], zero], [centered]))
+            wide[i] = centered
+        product = f"{node.name}/product"
+        model.graph.node.append(helper.make_node("MatMul", wide[:2], [product]))
+        model.graph.node.append(helper.make_node("Cast", [product], node.output, to=onnx.TensorProto.INT32))
 
 
 def evaluate_bfloat16(
