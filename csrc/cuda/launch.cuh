@@ -29,11 +29,42 @@ __device__ inline void let_the_next_start() {
 #endif
 }
 
+// A block's threads, and the shared memory that it gets besides what its kernel declares.
+struct Threads {
+  dim3 count;
+  size_t shared_bytes = 0;
+
+  Threads(int count, size_t shared_bytes = 0)
+      : count(static_cast<unsigned>(count)), shared_bytes(shared_bytes) {}
+};
+
+// In the kernel: that memory. Its address is a multiple of 64 bytes.
+__device__ inline void* dynamic_shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(64) char memory[];
+  return memory;
+#else
+  return emulated_cuda::dynamic_shared_memory();
+#endif
+}
+
+// Blocks that a multiprocessor takes at once, at least one.
+template <typename... Parameters>
+int blocks_each(void (*kernel)(Parameters...), Threads threads) {
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), threads.shared_bytes);
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads.count.x),
+                                                      threads.shared_bytes),
+        "asking for a kernel's room");
+  return std::max(blocks, 1);
+}
+
 // Queues kernel<<<blocks, threads>>>(arguments...) on a stream. `what` names it, for a person. (In this form
 // a C++ compiler takes it, too: tests/emulated_cuda.)
 template <typename... Parameters, typename... Arguments>
-void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream,
+void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, Threads threads, cudaStream_t stream,
             const char* what, const Arguments&... arguments) {
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), threads.shared_bytes);
   const bool starts_early = start == Start::kEarly && capabilities().early_starts;
   if (starts_early) share_multiprocessors(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute early{};  // "programmatic dependent launch"
@@ -41,15 +72,16 @@ void launch(Start start, void (*kernel)(Parameters...), dim3 blocks, dim3 thread
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
-  config.blockDim = threads;
+  config.blockDim = threads.count;
+  config.dynamicSmemBytes = threads.shared_bytes;
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = starts_early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, const char* what,
-            const Arguments&... arguments) {
+void launch(void (*kernel)(Parameters...), dim3 blocks, Threads threads, cudaStream_t stream,
+            const char* what, const Arguments&... arguments) {
   launch(Start::kInTurn, kernel, blocks, threads, stream, what, arguments...);
 }
 

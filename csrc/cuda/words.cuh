@@ -15,6 +15,18 @@ __device__ float number_of(const uint32_t* words, int i) {
   return float16_to_float(static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16));
 }
 
+// The bits of a word that a mask has, and others: one instruction, which the compiler makes two of where both
+// are constants.
+__device__ inline uint32_t bits_and(uint32_t word, uint32_t mask, uint32_t others) {
+#ifdef __CUDACC__
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(word), "r"(mask), "r"(others));
+  return result;
+#else
+  return (word & mask) | others;
+#endif
+}
+
 // A value of another thread of the warp.
 __device__ inline float shuffled(float value, int distance) {
   return float_from_bits(__shfl_xor_sync(0xFFFFFFFFu, bits_of_float(value), distance));

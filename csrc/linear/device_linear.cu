@@ -1,10 +1,12 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/block_team.cuh"
 #include "cuda/gemm.h"
 #include "cuda/launch.cuh"
+#include "cuda/words.cuh"
 #include "linear/device_linear.h"
 #include "linear/few_rows.h"
 #include "linear/scratch_layout.h"
@@ -96,26 +98,40 @@ struct FinishUnit {
   }
 };
 
-// One output after the other, for sizes that no better kernel takes.
-struct ProductUnit {
-  LinearStep step;
-  int32_t m;
-  __device__ float product(const DeviceMatrix& matrix, int64_t row, int64_t n) const {
-    float sum = 0;
-    if (n >= matrix.outputs) return sum;
-    for (int64_t k = 0; k < step.inputs; ++k) {
-      sum += load_float(step.x, step.type, row * step.inputs + k) * linear_weight(step, matrix, n, k);
-    }
-    return sum;
-  }
-  __device__ void operator()(int64_t index) const {
-    const int64_t units = output_units(step, m), row = index / units, unit = index % units;
+constexpr int kProductThreads = 256;
+
+// Few rows in sizes and formats that no better kernel takes, float32 first of all: a warp takes one row's
+// outputs of a unit after the other.
+__global__ void __launch_bounds__(kProductThreads) product_kernel(LinearStep step, int32_t m) {
+  const int64_t units = output_units(step, m), all = step.rows * units;
+  const int64_t warps = int64_t{gridDim.x} * blockDim.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const DeviceMatrix& first = step.matrix[m];
+  const DeviceMatrix& second = step.gated ? step.matrix[1] : first;
+  for (int64_t index = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32; index < all; index += warps) {
+    const int64_t row = index / units, unit = index % units;
     const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
-    const float second =
-        step.gated ? product(step.matrix[1], row, unit) : product(step.matrix[m], row, pair.second);
-    finish_pair(step, m, row, pair, product(step.matrix[m], row, pair.first), second);
+    const int64_t other = min(pair.second, second.outputs - 1);  // beyond the last nobody looks
+    float sums[2] = {0, 0};
+#pragma unroll 4
+    for (int64_t k = lane; k < step.inputs; k += 32) {
+      const float x = load_float(step.x, step.type, row * step.inputs + k);
+      sums[0] = fmaf(x, linear_weight(step, first, pair.first, k), sums[0]);
+      sums[1] = fmaf(x, linear_weight(step, second, other, k), sums[1]);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+      for (float& sum : sums) sum += shuffled(sum, distance);
+    }
+    if (lane == 0) finish_pair(step, m, row, pair, sums[0], sums[1]);
   }
-};
+}
+
+void few_products(const LinearStep& step, int32_t m, StreamHandle stream) {
+  constexpr int64_t kMostBlocks = 4096, kWarps = kProductThreads / 32;
+  const int64_t blocks = (step.rows * output_units(step, m) + kWarps - 1) / kWarps;
+  launch(product_kernel, static_cast<unsigned>(std::min(blocks, kMostBlocks)), kProductThreads, stream,
+         "a layer", step, m);
+}
 
 void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked, void* target,
               StreamHandle stream) {
@@ -157,7 +173,7 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
   for (int32_t m = 0; m < (step.gated ? 1 : step.matrices); ++m) {
     const int64_t units = step.rows * output_units(step, m);
     if (step.rows <= kFewRows) {
-      for_each(units, ProductUnit{step, m}, stream, "a layer");
+      few_products(step, m, stream);
       continue;
     }
     void *const gate = memory + layout.gate, *const product = step.matrix[m].result;

@@ -8,9 +8,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <vector>
+
+#include "cuda_pipeline_primitives.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -32,18 +35,26 @@ constexpr int kRubbish = 0xCB;
 
 enum class State { kReady, kAtBarrier, kAtShuffle, kAtKernelsBefore, kFinished };
 
+// A copy into shared memory that has begun.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, zeros;
+};
+
 struct Thread {
   jmp_buf place;
   ucontext_t birth;
   std::unique_ptr<char[]> stack;
   uint3 index;
   State state = State::kFinished;
-  uint64_t exchange = 0;  // of its warp, that it waits for
-  bool waited = false;    // for the kernels before
+  uint64_t exchange = 0;                    // of its warp, that it waits for
+  bool waited = false;                      // for the kernels before
+  std::deque<std::vector<Copy>> copies{1};  // under way, by commits; the last has had none yet
 };
 
 struct Warp {
-  uint32_t values[2][kWarp];  // of this exchange and the one before, by turns
+  Brought values[2][kWarp];  // of this exchange and the one before, by turns
   unsigned arrived = 0;
   uint64_t exchanges = 0;
 };
@@ -52,13 +63,14 @@ struct Warp {
 
 class Block {
  public:
-  void begin(dim3 grid, dim3 block, uint3 index, const std::function<void()>& body) {
-    grid_ = grid;
-    block_ = block;
+  void begin(const Shape& shape, uint3 index, const std::function<void()>& body) {
+    shape_ = shape;
     index_ = index;
     body_ = &body;
-    count_ = block.x * block.y * block.z;
+    count_ = shape.block.x * shape.block.y * shape.block.z;
     finished_ = 0;
+    dynamic_.assign((shape.shared_bytes + sizeof(Line) - 1) / sizeof(Line) + 1, Line{});
+    std::memset(dynamic_.data(), kRubbish, dynamic_.size() * sizeof(Line));
     shared_.assign(__stop_emulated_shared - __start_emulated_shared, kRubbish);
     enter();
     prepare(count_);
@@ -92,6 +104,11 @@ class Block {
       }
       for (unsigned i = 0; i < count_; ++i) threads_[i].state = State::kReady;
     }
+    const auto* const end = reinterpret_cast<const unsigned char*>(dynamic_.data() + dynamic_.size());
+    if (std::any_of(reinterpret_cast<const unsigned char*>(dynamic_.data()) + shape_.shared_bytes, end,
+                    [](unsigned char byte) { return byte != kRubbish; })) {
+      throw std::runtime_error("a kernel wrote behind its shared memory");
+    }
     std::copy(__start_emulated_shared, __stop_emulated_shared, shared_.begin());
   }
 
@@ -102,13 +119,12 @@ class Block {
 
   void barrier() { leave(State::kAtBarrier); }
 
-  // The value of lane `from` (of this thread's own number) of the warp, of what all its lanes have brought.
-  template <typename From>
-  uint32_t exchange(uint32_t value, From from) {
+  // What all lanes of the warp have brought, by their number, until the next but one of these calls.
+  const Brought* exchange(const Brought& mine) {
     const auto number = static_cast<unsigned>(current_ - threads_.data());
     Warp& warp = warps_[number / kWarp];
     const uint64_t exchange = warp.exchanges;
-    warp.values[exchange % 2][number % kWarp] = value;
+    warp.values[exchange % 2][number % kWarp] = mine;
     if (++warp.arrived == kWarp) {
       warp.arrived = 0;
       ++warp.exchanges;
@@ -116,7 +132,26 @@ class Block {
       current_->exchange = exchange;
       leave(State::kAtShuffle);
     }
-    return warp.values[exchange % 2][from(number % kWarp)];
+    return warp.values[exchange % 2];
+  }
+
+  unsigned lane() const { return static_cast<unsigned>(current_ - threads_.data()) % kWarp; }
+  void* dynamic_shared_memory() { return dynamic_.data(); }
+
+  // Nothing is there before somebody waits for it.
+  void begin_copy(const Copy& copy) {
+    std::memset(copy.to, kRubbish, copy.bytes);
+    current_->copies.back().push_back(copy);
+  }
+  void commit_copies() { current_->copies.emplace_back(); }
+  void wait_for_copies(size_t prior) {
+    auto& groups = current_->copies;
+    for (; groups.size() > prior + 1; groups.pop_front()) {
+      for (const Copy& copy : groups.front()) {
+        std::memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
+        std::memset(static_cast<char*>(copy.to) + copy.bytes - copy.zeros, 0, copy.zeros);
+      }
+    }
   }
 
   void wait_for_kernels_before() {
@@ -128,8 +163,8 @@ class Block {
   // What all blocks share is this one's now.
   void enter() {
     running = this;
-    gridDim = grid_;
-    blockDim = block_;
+    gridDim = shape_.grid;
+    blockDim = shape_.block;
     blockIdx = index_;
     std::copy(shared_.begin(), shared_.end(), __start_emulated_shared);
   }
@@ -168,6 +203,7 @@ class Block {
       thread.index = {x, rest % blockDim.y, rest / blockDim.y};
       thread.state = State::kReady;
       thread.waited = false;
+      thread.copies.assign(1, {});
       if (!thread.stack) {
         thread.stack.reset(new char[kStackBytes]);  // not zeroed: untouched pages cost nothing
         getcontext(&thread.birth);
@@ -209,8 +245,13 @@ class Block {
   Thread* current_ = nullptr;
   jmp_buf scheduler_;
   const std::function<void()>* body_ = nullptr;
-  dim3 grid_, block_;
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+
+  Shape shape_;
   uint3 index_{};
+  std::vector<Line> dynamic_;  // shared memory that the launch decided on, and a little more that it did not
   unsigned count_ = 0, finished_ = 0;
   bool kernels_before_done_ = true;
   std::vector<char> shared_;  // while another block runs
@@ -232,25 +273,25 @@ std::unique_ptr<Block> take_block() {
 
 }  // namespace
 
-Grid::Grid(dim3 grid, dim3 block, std::function<void()> body, bool early)
-    : grid_(grid),
-      block_(block),
+Grid::Grid(const Shape& shape, std::function<void()> body, bool early)
+    : shape_(shape),
       body_(std::move(body)),
       early_(early),
-      blocks_(uint64_t{grid.x} * grid.y * grid.z) {}
+      blocks_(uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z) {}
 
 Grid::~Grid() = default;
 
 uint3 Grid::index(uint64_t number) const {
-  return {static_cast<unsigned>(number % grid_.x), static_cast<unsigned>(number / grid_.x % grid_.y),
-          static_cast<unsigned>(number / grid_.x / grid_.y)};
+  const dim3 grid = shape_.grid;
+  return {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+          static_cast<unsigned>(number / grid.x / grid.y)};
 }
 
 void Grid::start() {
   if (started_) return;
   started_ = take_block();
   started_number_ = draws % blocks_;
-  started_->begin(grid_, block_, index(started_number_), body_);
+  started_->begin(shape_, index(started_number_), body_);
   started_->run(false);
 }
 
@@ -265,7 +306,7 @@ void Grid::run() {
       block = std::move(started_);
     } else {
       block = take_block();
-      block->begin(grid_, block_, index(number), body_);
+      block->begin(shape_, index(number), body_);
     }
     block->run(true);
     if (early_ && !block->all_waited()) {
@@ -280,24 +321,50 @@ void Grid::run() {
 
 void __syncthreads() { emulated_cuda::running->barrier(); }
 
-static void require_whole_warps(uint32_t mask) {
-  if (mask != 0xFFFFFFFFu || blockDim.x * blockDim.y * blockDim.z % 32 != 0) {
+using emulated_cuda::Brought;
+using emulated_cuda::running;
+
+namespace emulated_cuda {
+
+const Brought* exchange(const Brought& mine) {
+  if (blockDim.x * blockDim.y * blockDim.z % kWarp != 0) {
     throw std::logic_error("only whole warps are emulated");
   }
+  return running->exchange(mine);
+}
+unsigned lane() { return running->lane(); }
+void* dynamic_shared_memory() { return running->dynamic_shared_memory(); }
+
+}  // namespace emulated_cuda
+
+static void require_all(uint32_t mask) {
+  if (mask != 0xFFFFFFFFu) throw std::logic_error("only whole warps are emulated");
 }
 
 uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask) {
-  require_whole_warps(mask);
-  return emulated_cuda::running->exchange(value, [=](unsigned lane) { return lane ^ lane_mask; });
+  require_all(mask);
+  return emulated_cuda::exchange({value})[emulated_cuda::lane() ^ lane_mask][0];
 }
 
 float __shfl_sync(uint32_t mask, float value, int from) {
-  require_whole_warps(mask);
+  require_all(mask);
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  bits = emulated_cuda::running->exchange(bits, [=](unsigned) { return from; });
+  bits = emulated_cuda::exchange({bits})[from][0];
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-void cudaGridDependencySynchronize() { emulated_cuda::running->wait_for_kernels_before(); }
+void __syncwarp() { emulated_cuda::exchange({}); }
+
+void cudaGridDependencySynchronize() { running->wait_for_kernels_before(); }
+
+void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros) {
+  const auto places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+  if ((bytes != 4 && bytes != 8 && bytes != 16) || zeros > bytes || places % bytes != 0) {
+    throw std::logic_error("a copy into shared memory of so many bytes, or not from and to whole ones");
+  }
+  running->begin_copy({to, from, bytes, zeros});
+}
+void __pipeline_commit() { running->commit_copies(); }
+void __pipeline_wait_prior(size_t prior) { running->wait_for_copies(prior); }

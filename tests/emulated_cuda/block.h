@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,6 +23,7 @@ extern dim3 blockDim, gridDim;
 void __syncthreads();
 uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask);
 float __shfl_sync(uint32_t mask, float value, int lane);
+void __syncwarp();
 using std::min;
 inline float __ldcg(const float* address) { return *address; }
 // Bytes of x (0 to 3) and y (4 to 7), chosen by the four last digits of `choice`.
@@ -31,7 +34,11 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
     result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
   return result;
 }
-// Only one thread runs at a time, and is exchanged for another at the two calls above only.
+// The last 32 of the 64 bits of high and low, shifted.
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift % 32);
+}
+// Only one thread runs at a time, and is exchanged for another at the calls above only.
 inline unsigned long long atomicAdd(unsigned long long* target, unsigned long long value) {
   const unsigned long long before = *target;
   *target += value;
@@ -59,6 +66,23 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 
 namespace emulated_cuda {
 
+// For what a warp does as one: what its lanes have brought, by their number, once all of them have come.
+using Brought = std::array<uint32_t, 6>;
+const Brought* exchange(const Brought& mine);
+unsigned lane();
+
+void* dynamic_shared_memory();
+
+// The products of csrc/cuda/tensor_core.cuh.
+void load_matrices(uint32_t (&words)[4], const void* row);
+void multiply_add(bool bfloat16, float (&sums)[4], const uint32_t (&first)[4], const uint32_t* second);
+
+// Of a launch.
+struct Shape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+};
+
 class Block;
 
 // A kernel's run for every thread of a grid, block by block: a block's threads take turns, from one barrier
@@ -66,7 +90,7 @@ class Block;
 class Grid {
  public:
   // early: it may start before its turn.
-  Grid(dim3 grid, dim3 block, std::function<void()> body, bool early);
+  Grid(const Shape& shape, std::function<void()> body, bool early);
   ~Grid();
 
   // Before its turn: lets one of its blocks run up to where that waits for the kernels before.
@@ -79,7 +103,7 @@ class Grid {
  private:
   uint3 index(uint64_t number) const;
 
-  dim3 grid_, block_;
+  Shape shape_;
   std::function<void()> body_;
   bool early_;
   uint64_t blocks_, started_number_ = 0;

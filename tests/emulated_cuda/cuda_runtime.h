@@ -33,8 +33,10 @@ struct cudaLaunchConfig_t {
 
 // Blocks that a multiprocessor takes at once.
 template <typename... Expected>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Expected...), int, size_t) {
-  *blocks = 2;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Expected...), int,
+                                                          size_t shared_bytes) {
+  constexpr size_t kAll = 100 << 10;
+  *blocks = shared_bytes > kAll ? 0 : shared_bytes > kAll / 2 ? 1 : 2;
   return cudaSuccess;
 }
 
@@ -47,7 +49,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       parameters);
   if (!known) return emulated_cuda::fail(cudaErrorIllegalAddress);
   const bool early = config->numAttrs > 0 && config->attrs->val.programmaticStreamSerializationAllowed != 0;
-  return emulated_cuda::launch(config->gridDim, config->blockDim, config->stream, early,
-                               reinterpret_cast<const void*>(kernel),
+  return emulated_cuda::launch({config->gridDim, config->blockDim, config->dynamicSmemBytes}, config->stream,
+                               early, reinterpret_cast<const void*>(kernel),
                                [kernel, parameters] { std::apply(kernel, parameters); });
 }

@@ -70,9 +70,10 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? kMultiprocessors
-           : attribute == cudaDevAttrComputeCapabilityMajor ? kMajor
-                                                            : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? kMultiprocessors
+           : attribute == cudaDevAttrComputeCapabilityMajor       ? kMajor
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emulated_cuda::kMostSharedBytes
+                                                                  : 0;
   return cudaSuccess;
 }
 
@@ -107,6 +108,11 @@ __attribute__((visibility("default"))) void emulated_cuda_idle(int idle) {
   const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
   emulated_cuda::finish_all();
   emulated_cuda::set_idle(idle != 0);
+}
+
+__attribute__((visibility("default"))) uint64_t emulated_cuda_launches() {
+  const std::lock_guard<std::recursive_mutex> lock(emulated_cuda::gpu());
+  return emulated_cuda::launches();
 }
 
 __attribute__((visibility("default"))) int emulated_cuda_recorded(cudaStream_t stream) {

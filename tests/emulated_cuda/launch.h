@@ -8,8 +8,10 @@
 
 namespace emulated_cuda {
 
+constexpr int kMostSharedBytes = 99 << 10;  // of a block
+
 // Queues a kernel; see cudaLaunchKernelEx. early: see Grid.
-cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, bool early, const void* kernel,
+cudaError_t launch(const Shape& shape, cudaStream_t stream, bool early, const void* kernel,
                    std::function<void()> body);
 
 // Whether whatever looks like an address in a kernel's parameter is one of the device's, or of host memory

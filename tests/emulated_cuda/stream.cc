@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -55,8 +56,23 @@ std::set<const void*>& loaded_kernels() {
 }
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 thread_local cudaError_t last_error = cudaSuccess;
-bool idle = false;                 // kernels do nothing
+bool idle = false;  // kernels do nothing
+uint64_t launched = 0;
 cudaError_t broken = cudaSuccess;  // from the first kernel that failed on, as with a GPU
+
+// Shared memory that launches of a kernel may decide on.
+std::map<const void*, size_t>& shared_limits() {
+  static auto* const all = new std::map<const void*, size_t>;
+  return *all;
+}
+size_t shared_limit(const void* kernel) {
+  constexpr size_t kUsual = 48 << 10;
+  const auto found = shared_limits().find(kernel);
+  return found == shared_limits().end() ? kUsual : found->second;
+}
+
+// What needs a kernel first loads it, which is a call that a recording does not allow.
+bool load(const void* kernel) { return !loaded_kernels().insert(kernel).second || may_call_unsafe(); }
 
 // A stream, or for null the default one, which is always there.
 CUstream_st* actual(CUstream_st* stream) {
@@ -154,21 +170,22 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
 }
 
 void set_idle(bool set) { idle = set; }
+uint64_t launches() { return launched; }
 
-cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream, bool early, const void* kernel,
+cudaError_t launch(const Shape& shape, cudaStream_t stream, bool early, const void* kernel,
                    std::function<void()> body) {
   const Lock lock(gpu());
+  const dim3 grid = shape.grid, block = shape.block;
   const bool fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x < 1u << 31 && grid.y < 1u << 16 &&
                     grid.z < 1u << 16 && block.x >= 1 && block.y >= 1 && block.z >= 1 &&
                     uint64_t{block.x} * block.y * block.z <= 1024;
   if (!fits) return fail(cudaErrorInvalidConfiguration);
   if (!known(actual(stream))) return fail(cudaErrorInvalidValue);
   if (!on_first_gpu()) return fail(cudaErrorInvalidResourceHandle);
-  // The first launch loads a kernel, which is a call that a recording does not allow.
-  if (loaded_kernels().insert(kernel).second && !may_call_unsafe()) {
-    return fail(cudaErrorStreamCaptureUnsupported);
-  }
-  const auto run = std::make_shared<Grid>(grid, block, std::move(body), early);
+  if (shape.shared_bytes > shared_limit(kernel)) return fail(cudaErrorInvalidValue);
+  if (!load(kernel)) return fail(cudaErrorStreamCaptureUnsupported);
+  ++launched;
+  const auto run = std::make_shared<Grid>(shape, std::move(body), early);
   Work work{[run] { run->run(); }, nullptr, true};
   if (early) work.start = [run] { run->start(); };
   return enqueue(stream, std::move(work));
@@ -181,6 +198,16 @@ using emulated_cuda::fail;
 using emulated_cuda::gpu;
 using emulated_cuda::Kind;
 using emulated_cuda::Memory;
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  const Lock lock(gpu());
+  if (!emulated_cuda::load(kernel)) return fail(cudaErrorStreamCaptureUnsupported);
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
+    if (value < 0 || value > emulated_cuda::kMostSharedBytes) return fail(cudaErrorInvalidValue);
+    emulated_cuda::shared_limits()[kernel] = static_cast<size_t>(value);
+  }
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetLastError() { return std::exchange(emulated_cuda::last_error, emulated_cuda::broken); }
 

@@ -14,6 +14,8 @@ bool is_recorded(cudaStream_t stream);
 void finish_all();
 // Whether kernels do nothing.
 void set_idle(bool idle);
+// Kernels launched or recorded so far.
+uint64_t launches();
 // One thing that a stream does, and what of it may be done before its turn, if anything.
 struct Work {
   std::function<void()> run, start = nullptr;

@@ -25,6 +25,13 @@ def idle(idle: bool) -> None:
         ctypes.CDLL(cuda.load().__file__).emulated_cuda_idle(int(idle))
 
 
+def launches() -> int:
+    """Kernels that have been launched or recorded so far."""
+    function = ctypes.CDLL(cuda.load().__file__).emulated_cuda_launches
+    function.restype = ctypes.c_uint64
+    return function()
+
+
 def select(number: int) -> None:
     """The calling thread works on another of the emulated GPUs, as other code of a program may."""
     assert ctypes.CDLL(cuda.load().__file__).emulated_cuda_select(number) == 0

@@ -8,11 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qwen2vl_rt import _core, cuda
+from tests.gpu import emulation
 from tests.gpu.arrays import to_device, to_host
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
-BLOCK = 32  # inputs that share a scale
+BLOCK = _core.BLOCK  # inputs that share a scale
 
 
 class Matrix:
@@ -91,10 +93,15 @@ SIZES = [
     (1, 256, [48]),
     (1, 1536, [1536, 24, 16]),
     (1, 2048, [24]),
+    (2, 640, [200, 72]),
+    (1, 2304, [1040]),
     (4, 1024, [30, 2]),
     (3, 96, [800, 40]),
     (5, 320, [64]),
     (8, 48, [7]),
+    (6, 2304, [16]),
+    (8, 6400, [24]),
+    (1, 29568, [24]),
     (11, 64, [40, 32]),
     (2, 50, [10, 9]),
     (9, 50, [10]),
@@ -182,11 +189,35 @@ def test_results_may_be_float32(device, form, rows):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("block", [16, 48, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [16, 32, 48, 256])
 @pytest.mark.parametrize("form", ["blocks4", "blocks8"])
-def test_blocks_of_other_sizes(device, monkeypatch, form, block):
+@pytest.mark.parametrize("inputs", [720, 1536])
+def test_blocks_of_other_sizes(device, monkeypatch, dtype, form, block, inputs):
     monkeypatch.setattr(sys.modules[__name__], "BLOCK", block)
     rng = np.random.default_rng(block)
-    matrix = Matrix(rng, form, 720, 56, "float32", zero_points=True)
-    x = rng.normal(size=(2, 720)).astype(np.float32)
-    assert_close(run(device, "float32", form, x, [matrix]), products(x, [matrix]), "float32")
+    matrix = Matrix(rng, form, inputs, 56, dtype, zero_points=True)
+    x = rng.normal(size=(2, inputs)).astype(DTYPES[dtype])
+    assert_close(run(device, dtype, form, x, [matrix]), products(x, [matrix]), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("inputs", [320, 1536, 8960, 18944])  # the models', from the tiny one's on
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_steps_of_the_models_are_one_launch(dtype, form, inputs, zero_points):
+    """The kernel that is fast takes them."""
+    if not emulation.is_emulated():
+        pytest.skip("launches are counted on the emulated GPU")
+    module = cuda.load()
+    device = module.CudaDevice(module.Stream())
+    rng = np.random.default_rng(17)
+    quantized = {"zero_points": zero_points} if form != "plain" else {}
+    matrices = [Matrix(rng, form, inputs, n, dtype, **quantized) for n in (48, 24, 8)]
+    x, norm = (rng.normal(size=size).astype(DTYPES[dtype]) for size in ((1, inputs), inputs))
+    before = emulation.launches()
+    actual = run(device, dtype, form, x, matrices, norm=norm, epsilon=1e-6)
+    assert emulation.launches() - before == 1
+    wide = x.astype(np.float64)
+    wide *= norm.astype(np.float64) / np.sqrt((wide**2).mean() + 1e-6)
+    assert_close(actual, products(wide.astype(DTYPES[dtype]), matrices), dtype)

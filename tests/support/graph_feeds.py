@@ -80,8 +80,10 @@ def run(model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict) -> d
 
 
 def _multiply_exactly(model: onnx.ModelProto) -> None:
-    """MatMulInteger as a product of float64, in place: ONNX Runtime's own overflows on some CPUs where nothing
-    is fused (see EXACT_INT8), and another engine would round some activations to the next of 255 steps.
+    """MatMulInteger as a product of float64, in place.
+
+    ONNX Runtime's own overflows on some CPUs where nothing is fused (see EXACT_INT8), and another engine would
+    round some activations to the next of 255 steps.
     """
     nodes = list(model.graph.node)
     del model.graph.node[:]
