@@ -1,4 +1,4 @@
-"""An ONNX model's external weights as NumPy arrays over the mapped files: nothing is read until used."""
+"""A bundle's graphs; their external weights are NumPy arrays over the mapped files, not read until used."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BundleError
+
+
+def load_graph(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """Load one of the bundle's graphs without its weights, and map these: see `map_weights`.
+
+    Raises:
+        BundleError: a decoder's cache has other layers or sizes than the manifest says.
+    """
+    model = onnx.load(bundle.file(file), load_external_data=False)
+    g, keys = bundle.geometry.decoder, [v for v in model.graph.input if v.name.startswith("past_k.")]
+    sizes = {tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim)[1::2] for v in keys}
+    if keys and (len(keys), sizes) != (g.layers, {(g.kv_heads, g.head_dim)}):
+        raise BundleError(
+            f"{bundle.path}: {file} and the manifest's geometry are of different models; "
+            "copy the bundle again or export the checkpoint again"
+        )
+    return model, map_weights(model, bundle.path)
 
 
 def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:

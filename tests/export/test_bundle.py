@@ -14,6 +14,7 @@ from qwen2vl_rt import __version__
 from qwen2vl_rt.bundle import REQUIRED_FILES, SCHEMA_VERSION, Bundle
 from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.generation_config import generation_defaults
+from qwen2vl_rt.weights import load_graph
 
 LARGE = ("decoder.weights", "vision.weights", "embedding.bin")
 
@@ -145,6 +146,15 @@ def test_damaged_manifests(folder, change, words):
     with pytest.raises(BundleError) as caught:
         Bundle.open(folder)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"layers": 2}, {"heads": 8, "kv_heads": 8}], ids=["layers", "kv_heads"])
+def test_a_geometry_of_another_model(folder, change):
+    edit(folder, lambda manifest: manifest["geometry"]["decoder"].update(change))
+    with pytest.raises(
+        BundleError, match=r"decoder\.onnx and the manifest's geometry are of different models"
+    ):
+        load_graph(Bundle.open(folder), "decoder.onnx")
 
 
 def test_what_is_no_bundle(folder, tmp_path):

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -24,7 +23,7 @@ from qwen2vl_rt.lowering.linear import SHARED
 from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.vision import VisionTower
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import load_graph
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
@@ -111,8 +110,7 @@ def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int4"])
 def test_a_layer_is_four_operators_and_attention(bundles, kind):
-    model = onnx.load(bundles[kind].file("decoder.onnx"), load_external_data=False)
-    weights = map_weights(model, bundles[kind].path)
+    model, weights = load_graph(bundles[kind], "decoder.onnx")
     narrow = TensorProto.BFLOAT16 if kind == "int4" else None
     lower_decoder(model, weights, bundles[kind].geometry, narrow=narrow, own_products=True)
     kinds = [node.op_type for node in model.graph.node]

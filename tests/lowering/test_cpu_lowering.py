@@ -15,7 +15,8 @@ from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.executors.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.cpu_attention import to_cached_attention, to_picture_attention
-from tests.support.graph_feeds import decoder_feed, load, vision_feed
+from qwen2vl_rt.weights import load_graph
+from tests.support.graph_feeds import decoder_feed, vision_feed
 
 CAPACITY = 40
 
@@ -28,7 +29,7 @@ def portable(bundle: Bundle, graph: str, feed: dict) -> list[np.ndarray]:
 
 
 def lowered(bundle: Bundle, graph: str, lower, feed: dict) -> list[np.ndarray]:
-    model, weights = load(bundle, graph)
+    model, weights = load_graph(bundle, graph)
     lower(model, weights, bundle.geometry)
     return OnnxSession(model, weights, bundle.path, 2)._session.run(None, feed)
 
@@ -114,7 +115,7 @@ def test_operators_of_a_quantized_layer(bundles):
         ("vision.onnx", lower_vision, {"TokenLinear": 4, "PictureAttention": 1}),
     ):
         bundle = bundles["int8"]
-        model, weights = load(bundle, graph)
+        model, weights = load_graph(bundle, graph)
         lower(model, weights, bundle.geometry)
         prefix = "layers.0." if graph == "decoder.onnx" else "blocks.0."
         found = Counter(node.op_type for node in model.graph.node if node.name.startswith(prefix))
@@ -128,7 +129,7 @@ def test_a_graph_that_the_exporter_did_not_write_is_refused(bundles):
         (DECODER_GRAPH, functools.partial(to_cached_attention, bfloat16=False)),
     ):
         for place in range(3):
-            model, _ = load(bundle, file)
+            model, _ = load_graph(bundle, file)
             attention = next(node for node in model.graph.node if node.op_type == "Attention")
             attention.input[place] = "something else"
             with pytest.raises(BundleError, match=f"attention {attention.name} is not as qwen2vl-export"):

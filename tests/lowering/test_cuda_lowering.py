@@ -13,8 +13,9 @@ from qwen2vl_rt.executors.device_session import Provider, PythonSession
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.widen import widen_to_float32
+from qwen2vl_rt.weights import load_graph
 from tests.lowering.test_cpu_lowering import portable
-from tests.support.graph_feeds import decoder_feed, load, vision_feed
+from tests.support.graph_feeds import decoder_feed, vision_feed
 
 CPU = Provider("CPUExecutionProvider", "cpu")
 CAPACITY = 40
@@ -45,7 +46,7 @@ def test_decoder(bundles, grouped, past, tokens, rows):
     bundle = bundles["fp32"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, grouped=grouped)
     names = {value.name for value in model.graph.input}
     assert (LAST in names) == grouped
@@ -65,10 +66,10 @@ def test_in_decode_the_longest_length_may_be_the_capacity(bundles):
     """The host doesn't know the lengths of a step that it runs ahead of: each row's own decides."""
     bundle = bundles["fp32"]
     feed = with_lengths(decoder_feed(bundle, [5, 17], 1, [0], CAPACITY))
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry)
     expected = run(model, weights, bundle, feed)[0]
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry)
     actual = run(model, weights, bundle, feed | {LONGEST: np.array(40, np.int32)})[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
@@ -78,7 +79,7 @@ def test_vision(bundles):
     bundle = bundles["fp32"]
     feed = vision_feed(bundle, pictures=2, patches=24)
     (expected,) = portable(bundle, "vision.onnx", feed)
-    model, weights = load(bundle, "vision.onnx")
+    model, weights = load_graph(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("QuickGelu") == kinds.count("MultiHeadAttention") == bundle.geometry.vision.depth
@@ -94,7 +95,7 @@ def test_16_bit_graphs_are_16_bit_throughout_and_widen_to_the_same(bundles, kind
     bundle = bundles[kind]
     lower = lower_decoder if graph == "decoder.onnx" else lower_vision
     narrow = None if kind == "bf16" else TensorProto.BFLOAT16
-    model, weights = load(bundle, graph)
+    model, weights = load_graph(bundle, graph)
     lower(model, weights, bundle.geometry, narrow=narrow)
     outputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     assert outputs.pop("logits", outputs.pop("visual_embeddings", None)) == TensorProto.FLOAT
@@ -125,7 +126,7 @@ def test_16_bit_graphs_are_16_bit_throughout_and_widen_to_the_same(bundles, kind
 def test_weight_only_int8_is_the_dequantized_product(bundles):
     """Against the exact product of the dequantized weights, biases included."""
     bundle = bundles["int8"]
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     before = dict(weights)
     products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
     name = products[0].input[1]

@@ -10,7 +10,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import load_graph
 
 
 def decoder_feed(bundle: Bundle, past: list[int], tokens: int, rows: list[int], capacity: int) -> dict:
@@ -45,12 +45,6 @@ def vision_feed(bundle: Bundle, pictures: int, patches: int) -> dict:
     }
 
 
-def load(bundle: Bundle, graph: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A graph of the bundle without its weights, and the weights."""
-    model = onnx.load(bundle.file(graph), load_external_data=False)
-    return model, map_weights(model, bundle.path)
-
-
 def with_weights(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """The model with its weights inside, in place."""
     for tensor in model.graph.initializer:
@@ -82,8 +76,8 @@ def run(model: onnx.ModelProto, weights: dict[str, np.ndarray], feed: dict) -> d
 def _multiply_exactly(model: onnx.ModelProto) -> None:
     """MatMulInteger as a product of float64, in place.
 
-    ONNX Runtime's own overflows on some CPUs where nothing is fused (see EXACT_INT8), and another engine would
-    round some activations to the next of 255 steps.
+    ONNX Runtime's own overflows on some CPUs where nothing is fused (see EXACT_INT8); another engine
+    would round some activations to the next of 255 steps.
     """
     nodes = list(model.graph.node)
     del model.graph.node[:]
@@ -119,4 +113,4 @@ def evaluate_bfloat16(
 
 def portable(bundle: Bundle, graph: str, feed: dict) -> dict[str, np.ndarray]:
     """Outputs of the unchanged graph by name."""
-    return run(*load(bundle, graph), feed)
+    return run(*load_graph(bundle, graph), feed)

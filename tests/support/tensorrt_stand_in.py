@@ -27,7 +27,7 @@ from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
 from qwen2vl_rt.tensorrt.runtime import ALIGNMENT
 from qwen2vl_rt.tensorrt.target import Target
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import load_graph
 from tests.support.graph_feeds import with_weights
 
 TYPES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.INT64: "int64"}
@@ -131,8 +131,7 @@ class StandInEngine:
         self.kept = 0
         self.executions: list[StandInExecution] = []
         graph, key = self.description["graph"], self.description["key"]
-        model = onnx.load(bundle.file(f"{graph}.onnx"), load_external_data=False)
-        weights = map_weights(model, bundle.path)
+        model, weights = load_graph(bundle, f"{graph}.onnx")
         form = Form(**key["form"])
         if graph == "vision":
             lower_vision(model, weights, bundle.geometry, form)

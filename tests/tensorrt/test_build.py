@@ -30,8 +30,7 @@ from qwen2vl_rt.tensorrt.network import Network, parse_from_files
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
 from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
-from qwen2vl_rt.weights import drop_cache
-from tests.support.graph_feeds import load
+from qwen2vl_rt.weights import drop_cache, load_graph
 from tests.support.shaped_graphs import shaped
 
 trt = pytest.importorskip(
@@ -76,7 +75,7 @@ def build(bundle: Bundle, target: str, output: Path, edition, **options):
 
 
 def weight_bytes(bundle: Bundle, graph: str) -> int:
-    return sum(array.nbytes for array in load(bundle, f"{graph}.onnx")[1].values())
+    return sum(array.nbytes for array in load_graph(bundle, f"{graph}.onnx")[1].values())
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -228,7 +227,7 @@ def test_attention_is_aligned_on_every_layer(edition):
 def test_weights_by_way_of_files(tiny, edition, precision, graph, form):
     """Older parsers take no weights from memory."""
     bundle = tiny[precision]
-    model, weights = load(bundle, f"{graph}.onnx")
+    model, weights = load_graph(bundle, f"{graph}.onnx")
     if graph == "vision":
         lower_vision(model, weights, bundle.geometry, form)
     else:
@@ -309,7 +308,7 @@ def test_what_the_parser_refuses(tiny, edition):
     with pytest.raises(
         BackendError, match=r"TensorRT for RTX [\d.]+ cannot take decoder: TensorScatter 'present_k.0'"
     ):
-        Network(edition, *load(tiny["bf16"], "decoder.onnx"))
+        Network(edition, *load_graph(tiny["bf16"], "decoder.onnx"))
 
 
 def test_what_the_builder_refuses(edition, tmp_path):

@@ -20,10 +20,10 @@ from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
 from qwen2vl_rt.lowering.tensorrt.nodes import store
 from qwen2vl_rt.lowering.widen import widen_to_float32
+from qwen2vl_rt.weights import load_graph
 from tests.support.graph_feeds import (
     decoder_feed,
     evaluate_bfloat16,
-    load,
     portable,
     run,
     vision_feed,
@@ -69,7 +69,7 @@ def test_decoder(bundles, step, attention):
     bundle, (past, tokens, rows) = bundles["fp32"], STEPS[step]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form("fp32", attention), CAPACITY)
     assert_same_step(run(model, weights, feed), expected, past, tokens, 1e-5)
 
@@ -79,7 +79,7 @@ def test_decoder(bundles, step, attention):
 def test_vision(bundles, pictures, patches, attention):
     bundle = bundles["fp32"]
     feed = vision_feed(bundle, pictures, patches)
-    model, weights = load(bundle, "vision.onnx")
+    model, weights = load_graph(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry, Form("fp32", attention))
     expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
     assert_close(run(model, weights, feed)["visual_embeddings"], expected, 1e-5)
@@ -92,7 +92,7 @@ def test_quantized_decoder(bundles, precision, attention):
     bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk over different lengths"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form("fp32", attention), CAPACITY)
     types = {tensor.data_type for tensor in model.graph.initializer}
     assert not types & {TensorProto.UINT4, TensorProto.UINT8}
@@ -105,7 +105,7 @@ def test_quantized_decoder(bundles, precision, attention):
 def test_8_bit_blocks_before_sm80(bundles, precision):
     bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form("fp32", split_codes=False), CAPACITY)
     (table,) = (tensor for tensor in model.graph.initializer if tensor.name == "lm_head.weight")
     assert table.data_type == TensorProto.INT8
@@ -119,7 +119,7 @@ def test_zero_points_become_a_correction(bundles, split):
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
 
     def asymmetric():
-        model, weights = load(bundle, "decoder.onnx")
+        model, weights = load_graph(bundle, "decoder.onnx")
         for name in weights:
             if name.endswith(".zero_point") and ("mlp" in name or "lm_head" in name):
                 rng = np.random.default_rng(len(name))
@@ -141,7 +141,7 @@ def test_zero_points_become_a_correction(bundles, split):
 
 def test_int8_vision(bundles):
     bundle, feed = bundles["int8"], vision_feed(bundles["int8"], 2, 16)
-    model, weights = load(bundle, "vision.onnx")
+    model, weights = load_graph(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry, Form("fp32"))
     assert not [node for node in model.graph.node if node.op_type == "MatMulInteger"]
     expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
@@ -162,7 +162,7 @@ def test_narrowed_decoder(bundles, precision, number_format, attention):
     bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk over different lengths"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundle, "decoder.onnx", feed)["logits"]
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form(number_format, attention), CAPACITY)
     evaluate = run if number_format == "fp16" else evaluate_bfloat16
     logits = evaluate(model, weights, feed)["logits"]
@@ -173,7 +173,7 @@ def test_narrowed_decoder(bundles, precision, number_format, attention):
 @pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.03), ("fp32", 3e-3)])
 def test_narrowed_vision(bundles, precision, tolerance):
     bundle, feed = bundles[precision], vision_feed(bundles[precision], 2, 16)
-    model, weights = load(bundle, "vision.onnx")
+    model, weights = load_graph(bundle, "vision.onnx")
     lower_vision(model, weights, bundle.geometry, Form("fp16", "primitives"))
     expected = portable(bundle, "vision.onnx", feed)["visual_embeddings"]
     actual = run(model, weights, feed)["visual_embeddings"]
@@ -188,7 +188,7 @@ def test_16_bit_bundle(bundles, precision, attention):
     bundle, (past, tokens, rows) = bundles[precision], STEPS["chunk"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
     expected = portable(bundles["fp32"], "decoder.onnx", feed)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form(precision, attention), CAPACITY)
     onnx.checker.check_model(with_weights(copy.deepcopy(model), weights), full_check=True)
     widen_to_float32(model, weights)
@@ -199,7 +199,7 @@ def test_16_bit_bundle(bundles, precision, attention):
 
 def test_float16_refuses_what_it_cannot_hold(bundles):
     bundle = bundles["int4"]
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     name = "layers.1.attention.norm.weight"
     weights[name] = np.full_like(weights[name], 1e5)
     with pytest.raises(BackendError, match=r"layers\.1\.attention\.norm\.weight.*float16"):
@@ -211,7 +211,7 @@ def test_partial_blocks_are_refused(tmp_path):
     checkpoint = save_checkpoint(random_model(hidden_size=64, mlp_size=192), tmp_path / "checkpoint")
     bundle = export_checkpoint(checkpoint, tmp_path / "bundle", "int4")
     with pytest.raises(BackendError, match="64 inputs"):
-        lower_decoder(*load(bundle, "decoder.onnx"), bundle.geometry, Form("bf16"), CAPACITY)
+        lower_decoder(*load_graph(bundle, "decoder.onnx"), bundle.geometry, Form("bf16"), CAPACITY)
 
 
 @pytest.mark.parametrize("attention", ["mask", "primitives"])
@@ -219,7 +219,7 @@ def test_fp8_decoder(bundles, attention):
     """Near the float graph: e4m3 has 4 bits of significand, in weights and activations."""
     bundle, (past, tokens, rows) = bundles["fp32"], STEPS["chunk over different lengths"]
     feed = decoder_feed(bundle, past, tokens, rows, CAPACITY)
-    model, weights = load(bundle, "decoder.onnx")
+    model, weights = load_graph(bundle, "decoder.onnx")
     lower_decoder(model, weights, bundle.geometry, Form("fp32", attention, fp8=True), CAPACITY)
     matrices = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT8E4M3FN]
     assert sum(len(tensor.dims) == 2 for tensor in matrices) == 7 * bundle.geometry.decoder.layers

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 from qwen2vl_rt import _core
@@ -13,7 +12,7 @@ from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession, bind
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.head import HIDDEN, LOGITS, split_head
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import load_graph
 
 # Shapes of steps kept bound: drafts of every length, some batches, some chunks of prompts.
 KEPT_BINDINGS = _core.LONGEST_DRAFT + 16
@@ -129,8 +128,7 @@ class CpuVision:
 
 
 def _lowered(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
-    model = onnx.load(bundle.file(file), load_external_data=False)
-    weights = map_weights(model, bundle.path)
+    model, weights = load_graph(bundle, file)
     if file == VISION_GRAPH:
         lower_vision(model, weights, bundle.geometry)
     else:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt import _core, cuda
@@ -27,7 +26,7 @@ from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
 from qwen2vl_rt.plan import SessionLimits
-from qwen2vl_rt.weights import map_weights
+from qwen2vl_rt.weights import load_graph
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
 MOST_SHAPES = 64  # of prompts, whose bindings are kept
@@ -149,8 +148,7 @@ class DeviceVision(DeviceVisionTower):
 
     def __init__(self, bundle: Bundle, device: _core.Device, dtype: str, provider: Provider) -> None:
         super().__init__(device, bundle.geometry, helper.tensor_dtype_to_np_dtype(FLOAT_TYPES[dtype]))
-        model = onnx.load(bundle.file(VISION_GRAPH), load_external_data=False)
-        weights = map_weights(model, bundle.path)
+        model, weights = load_graph(bundle, VISION_GRAPH)
         lower_vision(model, weights, bundle.geometry, narrow=_narrow(bundle, dtype))
         self._session = open_session(model, weights, bundle.path, provider)
         self._session.device = device  # whose stream the provider's handles name: it goes after them
@@ -199,8 +197,7 @@ def _narrow(bundle: Bundle, dtype: str) -> int | None:
 
 def _lowered(bundle: Bundle, file: str, **lowering: Any) -> tuple[ModelProto, dict[str, np.ndarray]]:
     """A decoder's graph, and its external weights by name."""
-    model = onnx.load(bundle.file(file), load_external_data=False)
-    weights = map_weights(model, bundle.path)
+    model, weights = load_graph(bundle, file)
     lower_decoder(model, weights, bundle.geometry, **lowering)
     return model, weights
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
+from onnx import ModelProto
 
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
@@ -23,7 +23,7 @@ from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
 from qwen2vl_rt.tensorrt.timing import timing_file
-from qwen2vl_rt.weights import drop_cache, map_weights
+from qwen2vl_rt.weights import drop_cache, load_graph
 
 GRAPHS = ("vision", "prefill", "decoder")
 
@@ -163,8 +163,7 @@ def _build_graph(
 ) -> Built:
     if graph == "vision" and form.attention == "lengths":
         form = replace(form, attention="mask")  # it has neither: one engine serves both
-    model = onnx.load(bundle.file(f"{graph}.onnx"), load_external_data=False)
-    weights = map_weights(model, bundle.path)
+    model, weights = load_graph(bundle, f"{graph}.onnx")
     profiles = _lower(bundle, graph, model, weights, limits, form)
     key = engine_key(bundle, graph, model, edition, target, form, profiles)
     file = engine_file(folder, graph, target, key)
@@ -202,7 +201,7 @@ def _build_graph(
 
 
 def _lower(
-    bundle: Bundle, graph: str, model: onnx.ModelProto, weights: dict, limits: SessionLimits, form: Form
+    bundle: Bundle, graph: str, model: ModelProto, weights: dict, limits: SessionLimits, form: Form
 ) -> list[Profile]:
     """Lower a graph in place; the profiles that it is built for."""
     geometry = bundle.geometry
