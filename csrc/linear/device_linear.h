@@ -119,39 +119,54 @@ QWEN2VL_HOST_DEVICE OutputPair output_pair(const LinearStep& step, int32_t m, in
   return {first, first + half};
 }
 
+// What is added to a pair's sums, and turns them; zeros where there is nothing.
+struct PairTerms {
+  float bias[2], added[2], cos, sin;
+};
+QWEN2VL_HOST_DEVICE PairTerms pair_terms(const LinearStep& step, int32_t m, int64_t row, OutputPair pair) {
+  const DeviceMatrix& matrix = step.matrix[m];
+  const DeviceMatrix& second = step.gated ? step.matrix[1] : matrix;
+  const bool both = pair.second < second.outputs;
+  PairTerms terms{};
+  if (matrix.bias != nullptr) terms.bias[0] = load_float(matrix.bias, step.type, pair.first);
+  if (second.bias != nullptr && both) terms.bias[1] = load_float(second.bias, step.type, pair.second);
+  if (step.added != nullptr) {
+    terms.added[0] = load_float(step.added, step.type, row * matrix.outputs + pair.first);
+    if (both) terms.added[1] = load_float(step.added, step.type, row * matrix.outputs + pair.second);
+  }
+  if (m < step.rotated) {
+    const int64_t column =
+        row * (step.head_dim / 2) + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
+    terms.cos = load_float(step.cos, step.type, column);
+    terms.sin = load_float(step.sin, step.type, column);
+  }
+  return terms;
+}
+
 // Bias, rotation, gate, residual, and the one rounding: sums of matrix m's outputs `pair` (of a gated step:
 // `first` is output pair.first of the first matrix, `second` that of the second) to results.
 QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t row, OutputPair pair,
-                                     float first, float second) {
+                                     const PairTerms& terms, float first, float second) {
   const DeviceMatrix& matrix = step.matrix[m];
-  const int64_t n = matrix.outputs, at = row * n + pair.first;
+  const int64_t at = row * matrix.outputs;
+  first += terms.bias[0];
+  second += terms.bias[1];
   if (step.gated) {
-    if (matrix.bias != nullptr) first += load_float(matrix.bias, step.type, pair.first);
-    const void* const bias = step.matrix[1].bias;
-    if (bias != nullptr) second += load_float(bias, step.type, pair.first);
-    store_float(matrix.result, step.result_type, at, first / (1.0f + expf(-first)) * second);
+    store_float(matrix.result, step.result_type, at + pair.first, first / (1.0f + expf(-first)) * second);
     return;
   }
-  const bool both = pair.second < n;
-  if (matrix.bias != nullptr) {
-    first += load_float(matrix.bias, step.type, pair.first);
-    if (both) second += load_float(matrix.bias, step.type, pair.second);
-  }
   if (m < step.rotated) {
-    const int64_t half = step.head_dim / 2;
-    const int64_t column =
-        row * half + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
-    const float cos = load_float(step.cos, step.type, column), sin = load_float(step.sin, step.type, column);
     const float left = first, right = second;
-    first = left * cos - right * sin;
-    second = right * cos + left * sin;
+    first = left * terms.cos - right * terms.sin;
+    second = right * terms.cos + left * terms.sin;
   }
-  if (step.added != nullptr) {
-    first += load_float(step.added, step.type, at);
-    if (both) second += load_float(step.added, step.type, row * n + pair.second);
-  }
-  store_float(matrix.result, step.result_type, at, first);
-  if (both) store_float(matrix.result, step.result_type, row * n + pair.second, second);
+  store_float(matrix.result, step.result_type, at + pair.first, first + terms.added[0]);
+  if (pair.second >= matrix.outputs) return;
+  store_float(matrix.result, step.result_type, at + pair.second, second + terms.added[1]);
+}
+QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t row, OutputPair pair,
+                                     float first, float second) {
+  finish_pair(step, m, row, pair, pair_terms(step, m, row, pair), first, second);
 }
 
 // Units of matrix m that finish_pair takes: pairs of outputs, or single ones of a gated step.

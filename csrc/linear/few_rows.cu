@@ -142,6 +142,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
         starts.zero[i] = n * zero_bytes<form>(tiling);
       }
     }
+    const OutputPair pair{tile.first + g, tile.second + g};
+    const bool finishes = is_tile && slice == 0;
+    PairTerms terms{};  // of the first column: nothing is waited for at the end
+    if (finishes && 2 * t < rows) terms = pair_terms(step, tile.m, first_row + 2 * t, pair);
     float sums[4] = {};
 #pragma unroll 1
     for (int stage = begin; is_tile && stage < end; ++stage) {
@@ -164,12 +168,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       }
       turn ^= 1;
     }
-    if (slice > 0 || !is_tile) continue;
-    const OutputPair pair{tile.first + g, tile.second + g};
-#pragma unroll 1
-    for (int i = 0; i < 2 && 2 * t + i < rows; ++i) {
-      finish_pair(step, tile.m, first_row + 2 * t + i, pair, i == 0 ? sums[0] : sums[1],
-                  i == 0 ? sums[2] : sums[3]);
+    if (finishes && 2 * t < rows) {
+      finish_pair(step, tile.m, first_row + 2 * t, pair, terms, sums[0], sums[2]);
+    }
+    if (finishes && 2 * t + 1 < rows) {
+      finish_pair(step, tile.m, first_row + 2 * t + 1, pair, sums[1], sums[3]);
     }
   }
 }

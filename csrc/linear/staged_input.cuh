@@ -46,44 +46,54 @@ __device__ void store_eighth(Vector eight, int eighth, uint32_t* row) {
 }
 
 // Rows [first_row, first_row + rows) of the input, each with zeros behind up to `padded` inputs; all threads
-// of the block come here, and go on when all is there. partial: [rows * warps].
+// of the block come here, and go on when all is there. squares: [rows * warps].
 template <FloatType type, MatrixForm form>
 __device__ void stage_input(const LinearStep& step, int64_t first_row, int rows, int padded, char* staged,
-                            int64_t row_bytes, float* partial) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
-  const int inputs = static_cast<int>(step.inputs);
+                            int64_t row_bytes, float* scratch) {
+  constexpr int kAtOnce = 5;  // that a thread has under way
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int warps = threads / kWarp, inputs = static_cast<int>(step.inputs);
   if (step.norm != nullptr) {
     for (int b = 0; b < rows; ++b) {
-      float squares = 0;
-      for (int k = static_cast<int>(threadIdx.x) * 8; k < inputs; k += threads * 8) {
+      float sum = 0;
+#pragma unroll 4
+      for (int k = thread * 8; k < inputs; k += threads * 8) {
         const auto x = Eight<type>::load(step.x, (first_row + b) * inputs + k);
-        for (int i = 0; i < 8; ++i) squares = fmaf(x[i], x[i], squares);
+        for (int i = 0; i < 8; ++i) sum = fmaf(x[i], x[i], sum);
       }
-      for (int distance = kWarp / 2; distance > 0; distance /= 2) squares += shuffled(squares, distance);
-      if (lane == 0) partial[b * warps + warp] = squares;
+      for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += shuffled(sum, distance);
+      if (thread % kWarp == 0) scratch[b * warps + thread / kWarp] = sum;
+    }
+    __syncthreads();
+    if (thread < rows) {  // each row's 1 / rms takes the place of its first sum
+      float* const sums = scratch + thread * warps;
+      for (int i = 1; i < warps; ++i) sums[0] += sums[i];
+      sums[0] = 1.0f / sqrtf(sums[0] / static_cast<float>(inputs) + step.epsilon);
     }
     __syncthreads();
   }
-  for (int b = 0; b < rows; ++b) {
-    float scale = 0;
-    if (step.norm != nullptr) {
-      for (int i = 0; i < warps; ++i) scale += partial[b * warps + i];
-      scale = 1.0f / sqrtf(scale / static_cast<float>(inputs) + step.epsilon);
+  const int eighths = padded / 8, all = rows * eighths;
+  const auto row_of = [&](int index) { return rows == 1 ? 0 : index / eighths; };
+  for (int first = thread; first < all; first += kAtOnce * threads) {
+    Eight<type> x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = first + i * threads, row = row_of(index), at = (index - row * eighths) * 8;
+      const bool is_input = index < all && at < inputs;
+      x[i] = is_input ? Eight<type>::load(step.x, (first_row + row) * inputs + at) : Eight<type>{};
     }
-    auto* const row = reinterpret_cast<uint32_t*>(staged + b * row_bytes);
-    for (int eighth = static_cast<int>(threadIdx.x); eighth < padded / 8; eighth += threads) {
-      Eight<type> x{};
-      if (eighth * 8 < inputs) {
-        x = Eight<type>::load(step.x, (first_row + b) * inputs + eighth * 8);
-        if (step.norm != nullptr) {
-          const auto norm = Eight<type>::load(step.norm, eighth * 8);
-          Eight<type> normalized;
-          for (int i = 0; i < 8; ++i) store_float(normalized.vector.words, type, i, x[i] * scale * norm[i]);
-          x = normalized;
-        }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = first + i * threads, row = row_of(index), eighth = index - row * eighths;
+      if (index >= all) break;
+      if (step.norm != nullptr && eighth * 8 < inputs) {
+        const float scale = scratch[row * warps];
+        const auto norm = Eight<type>::load(step.norm, eighth * 8);
+        Eight<type> normalized;
+        for (int k = 0; k < 8; ++k) store_float(normalized.vector.words, type, k, x[i][k] * scale * norm[k]);
+        x[i] = normalized;
       }
-      store_eighth<form>(x.vector, eighth, row);
+      store_eighth<form>(x[i].vector, eighth, reinterpret_cast<uint32_t*>(staged + row * row_bytes));
     }
   }
   __syncthreads();
