@@ -27,8 +27,9 @@ from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda import CudaSettings
 from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
-from qwen2vl_rt.executors.device_steps import ITEM_BYTES, device_steps
+from qwen2vl_rt.executors.device_steps import device_steps
 from qwen2vl_rt.geometry import DecoderGeometry
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import session_limits
 
 REPLAYS = 30
@@ -118,7 +119,7 @@ class Operations:
         self._weights = DeviceWeights(self._device, model, weights)
         self._memory = self._program()
         geometry, buffers = bundle.geometry.decoder, self._decoder.buffers
-        listed = LaunchList(self._memory, geometry, ITEM_BYTES[dtype], past)
+        listed = LaunchList(self._memory, geometry, format_named(dtype).item_bytes, past)
         ProgramWriter(listed, self._weights, buffers, geometry, dtype).write(model)
         self.launches = listed.launches
         self._device.upload(buffers["past_length"], np.array([past], np.int64))

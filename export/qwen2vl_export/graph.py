@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from qwen2vl_export.precisions import BLOCK, ELEMENT_TYPES, FORMS
+from qwen2vl_export.precisions import BLOCK, FORMS
+from qwen2vl_rt.number_formats import format_named
 
 OPSET = 24
 IR_VERSION = 12  # the one that opset 24 was released with; a newer one would shut out engines for nothing
@@ -80,7 +81,7 @@ class Graph:
         self.name = name
         self.weights_file = weights_file
         self.number_format = FORMS[precision].number
-        self.element_type = ELEMENT_TYPES[self.number_format]
+        self.element_type = format_named(self.number_format).element_type
         self.linear_form = linear_form
         self.eight_bits = eight_bits
         self.table_form = FORMS[precision].table

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import TensorProto
-
 from qwen2vl_rt import _core
-
-ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
 
 BLOCK = _core.BLOCK  # numbers along a matrix' inputs that share a scale, in int4 layers and 8-bit tables
 

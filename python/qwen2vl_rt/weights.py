@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.number_formats import format_named
 
 
 def load_graph(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
@@ -65,7 +66,7 @@ def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
 
 def embedding_dtype(bundle: Bundle) -> str:
     """How `_core.EmbeddingTable` reads the bundle's embedding.bin."""
-    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(bundle.precision, "uint8")
+    return "uint8" if bundle.quantized else format_named(bundle.precision).dtype
 
 
 def drop_pages(weights: Iterable[np.ndarray]) -> None:

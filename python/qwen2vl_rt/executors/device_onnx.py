@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
@@ -25,10 +25,10 @@ from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.weights import load_graph
 
-FLOAT_TYPES = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
 MOST_SHAPES = 64  # of prompts, whose bindings are kept
 
 
@@ -147,7 +147,8 @@ class DeviceVision(DeviceVisionTower):
     """
 
     def __init__(self, bundle: Bundle, device: _core.Device, dtype: str, provider: Provider) -> None:
-        super().__init__(device, bundle.geometry, helper.tensor_dtype_to_np_dtype(FLOAT_TYPES[dtype]))
+        numbers = helper.tensor_dtype_to_np_dtype(format_named(dtype).element_type)
+        super().__init__(device, bundle.geometry, numbers)
         model, weights = load_graph(bundle, VISION_GRAPH)
         lower_vision(model, weights, bundle.geometry, narrow=_narrow(bundle, dtype))
         self._session = open_session(model, weights, bundle.path, provider)
@@ -186,13 +187,13 @@ def device_decoder(
 
 def compute_dtype(bundle: Bundle) -> str:
     """What a GPU computes in: the bundle's own format; bfloat16 for quantized ones."""
-    return {"fp32": "float32", "fp16": "float16"}.get(bundle.precision, "bfloat16")
+    return "bfloat16" if bundle.quantized else format_named(bundle.precision).dtype
 
 
 def _narrow(bundle: Bundle, dtype: str) -> int | None:
     """The element type that a float32 graph is narrowed to, None where the graph has it already."""
     stored_float32 = bundle.precision == "fp32" or bundle.quantized
-    return FLOAT_TYPES[dtype] if stored_float32 and dtype != "float32" else None
+    return format_named(dtype).element_type if stored_float32 and dtype != "float32" else None
 
 
 def _lowered(bundle: Bundle, file: str, **lowering: Any) -> tuple[ModelProto, dict[str, np.ndarray]]:

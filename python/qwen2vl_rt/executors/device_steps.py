@@ -7,10 +7,9 @@ from typing import NamedTuple, Protocol
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.weights import embedding_dtype
-
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Tensor(NamedTuple):
@@ -46,7 +45,7 @@ class StepTensors:
         self._buffers = decoder.buffers
         self._cache = cache
         self._geometry = bundle.geometry.decoder
-        self._item = ITEM_BYTES[dtype]
+        self._item = format_named(dtype).item_bytes
         self.constant: list[Tensor] = []
         """Inputs that are the same in every step: weights that are not the graph's own."""
 

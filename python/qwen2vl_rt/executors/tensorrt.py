@@ -15,8 +15,9 @@ import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.device_steps import ITEM_BYTES, StepTensors, Tensor, device_steps
+from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
@@ -91,7 +92,8 @@ class TensorRTDecoder(_core.DeviceEngine):
         if not engines.answer.description["shared"]:
             geometry, limits = self._geometry, cache.rows
             tokens = max(limits, _largest_chunk(engines.prompt))
-            layer_bytes = tokens * geometry.kv_heads * geometry.head_dim * ITEM_BYTES[engines.dtype]
+            position_bytes = geometry.kv_heads * geometry.head_dim * format_named(engines.dtype).item_bytes
+            layer_bytes = tokens * position_bytes
             self._new_bytes = math.ceil(layer_bytes / ALIGNMENT) * ALIGNMENT
             self._new = engines.device.allocate(2 * geometry.layers * self._new_bytes)
         # Shapes vary from chunk to chunk. It is never recorded.

@@ -20,12 +20,7 @@ from qwen2vl_rt.lowering.graph import (
     use_own_operators,
 )
 from qwen2vl_rt.lowering.linear import DEVICE_KINDS, MATRIX, MOST_LAYERS, SHARED, fuse_linear, linear_node
-
-TYPES = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.FLOAT16: "float16",
-}
+from qwen2vl_rt.number_formats import format_named
 
 
 def to_device_linear(model: ModelProto, weights: dict[str, np.ndarray], element_type: int) -> None:
@@ -35,7 +30,7 @@ def to_device_linear(model: ModelProto, weights: dict[str, np.ndarray], element_
     of MatMul, which become [N, K] (a transposed view of the same memory), of Gemm over a table [N, K] and of
     MatMulNBits, which stay as they are.
     """
-    graph, name = model.graph, TYPES[element_type]
+    graph, name = model.graph, format_named(element_type).dtype
     readers, tensors = only_readers(graph), {tensor.name: tensor for tensor in graph.initializer}
     replacements: dict[str, list[NodeProto]] = {}
     turned: set[str] = set()

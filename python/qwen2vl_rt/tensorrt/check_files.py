@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.tensorrt import numpy_dtype
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
 from qwen2vl_rt.tensorrt.check_memory import require_memory
@@ -20,8 +21,6 @@ from qwen2vl_rt.tensorrt.find import EngineSet
 
 VERSION = 2
 """Of the check: its inputs, and what is compared how."""
-
-FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def keep_expected(
         names = json.loads(str(stored["names"]))
         return {name: [stored[f"{name}.{index}"] for index in range(count)] for name, count in names.items()}
     require_memory(bundle, limits)
-    expected = expected_values(bundle, limits, numpy_dtype(FORMATS[number_format]), threads)
+    expected = expected_values(bundle, limits, numpy_dtype(format_named(number_format).dtype), threads)
     arrays = {f"{name}.{i}": array for name, values in expected.items() for i, array in enumerate(values)}
     names = json.dumps({name: len(values) for name, values in expected.items()})
     with contextlib.suppress(OSError):  # a read-only folder: computed again next time

@@ -7,10 +7,9 @@ from typing import NoReturn
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts
 from qwen2vl_rt.errors import MemoryLimitError
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits, kv_bytes_per_token
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
-
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def plan_engines(
@@ -18,7 +17,7 @@ def plan_engines(
 ) -> MemoryPlan:
     """Plan a session on these engines; the token table is in pinned host memory: `cuda.plan.host_parts`."""
     decoder, vision = bundle.geometry.decoder, bundle.geometry.vision
-    item = ITEM_BYTES[engines.decoder["form"]["number_format"]]
+    item = format_named(engines.decoder["form"]["number_format"]).item_bytes
     names = {"decoder": "decoder engine", "prefill": "prompt engine", "vision": "vision engine"}
     figures = {graph: one["figures"] for graph, one in engines.descriptions.items()}
     parts = host_parts(bundle) | {"CUDA context": CONTEXT_BYTES}

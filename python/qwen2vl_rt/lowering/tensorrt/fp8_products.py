@@ -11,8 +11,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import ELEMENT_TYPES, Weights, initializers, store
+from qwen2vl_rt.lowering.tensorrt.nodes import Weights, initializers, store
 from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, product_of_codes, token_codes
+from qwen2vl_rt.number_formats import format_named
 
 KEPT = ("patch_embedding",)  # pictures enter here, and the layer is small
 
@@ -25,7 +26,7 @@ def to_fp8_products(model: ModelProto, weights: Weights, number_format: str) -> 
         weights: external data by name; the matrices become codes.
         number_format: "fp32", "bf16" or "fp16".
     """
-    graph, wanted = model.graph, ELEMENT_TYPES[number_format]
+    graph, wanted = model.graph, format_named(number_format).element_type
     stored = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     coded: set[str] = set()

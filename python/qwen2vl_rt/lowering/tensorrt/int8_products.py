@@ -8,8 +8,9 @@ from __future__ import annotations
 from onnx import ModelProto, NodeProto
 
 from qwen2vl_rt.lowering.graph import drop_unread, producers, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import ELEMENT_TYPES, readers
+from qwen2vl_rt.lowering.tensorrt.nodes import readers
 from qwen2vl_rt.lowering.tensorrt.token_codes import INT8, product_of_codes, token_codes
+from qwen2vl_rt.number_formats import format_named
 
 
 def to_int8_products(model: ModelProto, number_format: str) -> None:
@@ -19,7 +20,7 @@ def to_int8_products(model: ModelProto, number_format: str) -> None:
         model: a graph with the portable int8 layers, its floating-point type `number_format`.
         number_format: "fp32", "bf16" or "fp16".
     """
-    graph, wanted = model.graph, ELEMENT_TYPES[number_format]
+    graph, wanted = model.graph, format_named(number_format).element_type
     made_by, read_by = producers(graph), readers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for product in [node for node in graph.node if node.op_type == "MatMulInteger"]:

@@ -13,10 +13,11 @@ from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
 from qwen2vl_rt.lowering.tensorrt.flat_products import flatten_products
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
 from qwen2vl_rt.lowering.tensorrt.int8_products import to_int8_products
-from qwen2vl_rt.lowering.tensorrt.nodes import ELEMENT_TYPES, Weights
+from qwen2vl_rt.lowering.tensorrt.nodes import Weights
 from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
 from qwen2vl_rt.lowering.tensorrt.signed_codes import to_signed_codes
 from qwen2vl_rt.lowering.tensorrt.split_codes import split_codes
+from qwen2vl_rt.number_formats import format_named
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def lower_vision(model: ModelProto, weights: Weights, geometry: Geometry, form: 
 def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:
     drop_softmax_precision(model)
     if form.number_format != "fp32" and _is_float32(model):
-        narrow_floats(model, weights, ELEMENT_TYPES[form.number_format])
+        narrow_floats(model, weights, format_named(form.number_format).element_type)
     flatten_products(model)
     if form.split_codes:
         split_codes(model, weights)

@@ -9,8 +9,6 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 Weights = dict[str, np.ndarray]
 
-ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
-
 
 def op(kind: str, name: str, *inputs: str, **attributes: object) -> NodeProto:
     """A node whose one output has the node's name."""

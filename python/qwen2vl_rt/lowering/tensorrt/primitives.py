@@ -11,8 +11,9 @@ import math
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import ELEMENT_TYPES, attribute, constant, integers, op
+from qwen2vl_rt.lowering.tensorrt.nodes import attribute, constant, integers, op
 from qwen2vl_rt.lowering.tensorrt.primitive_attention import cached_attention, plain_attention
+from qwen2vl_rt.number_formats import format_named
 
 OPSET, OPSET_WITH_BLOCKS = (
     20,
@@ -35,7 +36,7 @@ def to_primitives(model: ModelProto, heads: int, kv_heads: int, head_dim: int, n
         head_dim: width of a head.
         number_format: "fp32", "bf16" or "fp16", the graph's floating-point type.
     """
-    graph, wanted = model.graph, ELEMENT_TYPES[number_format]
+    graph, wanted = model.graph, format_named(number_format).element_type
     decompose = {"RMSNormalization": _rms_norm, "RotaryEmbedding": _rotary, "Gelu": _gelu}
     replacements = {
         node.name: decompose[node.op_type](graph, node, wanted)
