@@ -9,6 +9,7 @@
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/sampled_token.h"
+#include "device/block_pool.h"
 #include "device/device_cache.h"
 #include "device/device_decoder.h"
 #include "device/frame_preparer.h"
@@ -89,6 +90,11 @@ void register_block(py::module_& m) {
             block.device()->download(host, block.as<char>() + offset, bytes);
           },
           py::arg("array"), py::arg("offset") = 0);
+  py::class_<BlockPool, std::shared_ptr<BlockPool>>(
+      m, "BlockPool", "Blocks for what comes and goes with a request: see csrc/device/block_pool.h.")
+      .def(py::init<std::shared_ptr<Device>>(), py::arg("device"))
+      .def("take", &BlockPool::take, py::arg("bytes"),
+           "A DeviceBlock of at least so many bytes, which hold anything; given out again when it is gone.");
   py::class_<SharedBlock, std::shared_ptr<SharedBlock>>(m, "SharedBlock", py::buffer_protocol(),
                                                         "Host memory that the device reads in place.")
       .def_property_readonly("pointer",
@@ -398,9 +404,8 @@ void register_decoder(py::module_& m) {
           py::arg("frame"), py::arg("size"), py::arg("strides"), py::arg("resized"), py::arg("slot"),
           py::arg("copies"), py::arg("patches"), py::arg("dtype"), py::arg("digest") = 0,
           "Queues one frame, uint8 [size, 3] at a device address with strides in bytes, into the temporal "
-          "patch "
-          "at `patches`: slots [slot, slot + copies). digest: null or uint64 [4], to which its hash is "
-          "added.");
+          "patch at `patches`: slots [slot, slot + copies). digest: null or uint64 [4], which become its "
+          "hash.");
 }
 
 }  // namespace

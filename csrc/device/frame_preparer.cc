@@ -85,6 +85,7 @@ void FramePreparer::prepare(const FrameView& frame, ImageSize resized, int64_t s
   job.type = type;
   job.patches = patches;
   job.digest = digest;
+  if (digest != nullptr) device_->zero(digest, 4 * sizeof(uint64_t));
   job.tile_height = weights.tile_height;
   device_->prepare_frame_job(job);
 }

@@ -17,8 +17,8 @@ class FramePreparer {
                 PassOrder order);
 
   // Queues one frame. patches [grid_h * grid_w, patch_values] of `type`, one temporal patch, of which the
-  // slots [slot_begin, slot_end) are written; digest is null, or [4] numbers to which the frame's hash is
-  // added. Throws InputError on sizes that don't fit, and for frames that shrink by more than some hundred
+  // slots [slot_begin, slot_end) are written; digest is null, or [4] numbers that become the frame's hash.
+  // Throws InputError on sizes that don't fit, and for frames that shrink by more than some hundred
   // times.
   void prepare(const FrameView& frame, ImageSize resized, int64_t slot_begin, int64_t slot_end,
                FloatType type, void* patches, uint64_t* digest);

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundle
+from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.plan import SessionLimits
@@ -134,10 +136,17 @@ class Engine:
             CancelledError: `cancel` was set before the last picture's turn in the vision tower.
         """
         started = time.perf_counter()
-        requests = self._requests(prompts, options, cancel)
-        vision_seconds = time.perf_counter() - started
         callback = on_text and (lambda row, piece, _token: on_text(row, piece))
-        return self._generator.generate(requests, callback, cancel), vision_seconds
+        try:
+            requests = self._requests(prompts, options, cancel)
+            vision_seconds = time.perf_counter() - started
+            return self._generator.generate(requests, callback, cancel), vision_seconds
+        except BaseException:
+            # The patches' memory is another frame's when the prompts are gone: see DeviceFrames. (An answer's
+            # tokens come when they have been read.)
+            with suppress(BackendError):
+                self.synchronize()
+            raise
 
     def encode(
         self, visuals: Sequence[Visual], cancel: _core.CancelToken | None = None

@@ -47,6 +47,7 @@ class DeviceVisionTower(ABC):
         self._dtype = np.dtype(dtype)
         self._merged_patches = geometry.vision.merge_size**2
         self._hidden_size = geometry.decoder.hidden_size
+        self._embeddings = _core.BlockPool(device)
         self._inputs: dict[str, _core.DeviceBlock] = {}  # kept from call to call, and grown
 
     def runs(self, n: int, count: int) -> list[tuple[int, int]]:
@@ -74,7 +75,7 @@ class DeviceVisionTower(ABC):
         ]
         tokens = count // self._merged_patches
         row = 4 * tokens * self._hidden_size
-        embeddings = self._device.allocate(n * row)
+        embeddings = self._embeddings.take(n * row)
         for begin, end in runs:
             size = end - begin
             if isinstance(patches, DevicePatches):  # of one picture

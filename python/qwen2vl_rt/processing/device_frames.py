@@ -62,6 +62,9 @@ def is_device_frame(source: Any) -> bool:
 class DeviceFrames:
     """Prepares frames on a device, on a stream of its own, from any thread.
 
+    Memory of patches that are gone holds the next frame's: what reads them on another stream must be done by
+    then.
+
     Args:
         device: whose memory frames and patches are in; nothing else may run on it.
         dtype: of the patches, what the vision tower computes in.
@@ -75,6 +78,8 @@ class DeviceFrames:
         self._stream = stream
         self._lock = threading.Lock()
         self._preparer: tuple[PixelSettings, _core.FramePreparer] | None = None
+        self._uploads, self._patches = _core.BlockPool(device), _core.BlockPool(device)
+        self._digest = device.allocate(_DIGEST_BYTES)
 
     def adopt(self, source: Any, name: str = "picture") -> DeviceFrame:
         """The frame behind `source`: [height, width, 3], [.., 4] (alpha ignored), [.., 1] or [height, width].
@@ -91,7 +96,7 @@ class DeviceFrames:
             return None
         height, width, _ = pixels.shape
         with self._lock:
-            block = self._device.allocate(pixels.nbytes)
+            block = self._uploads.take(pixels.nbytes)
             block.upload(np.ascontiguousarray(pixels).reshape(-1))
         return DeviceFrame(block.pointer, height, width, (3 * width, 3, 1), block)
 
@@ -114,8 +119,7 @@ class DeviceFrames:
                         pillow_starts_vertically(),
                     ),
                 )
-            block = self._device.allocate(patches * settings.patch_values * item)
-            digest = self._device.allocate(_DIGEST_BYTES)
+            block = self._patches.take(patches * settings.patch_values * item)
             self._preparer[1].prepare(
                 frame.pointer,
                 (frame.height, frame.width),
@@ -125,10 +129,10 @@ class DeviceFrames:
                 settings.temporal_patch_size,
                 block.pointer,
                 self._dtype,
-                digest.pointer,
+                self._digest.pointer,
             )
             words = np.empty(_DIGEST_BYTES, np.uint8)
-            digest.download(words)  # waits: frame and patches are free to be used elsewhere
+            self._digest.download(words)  # waits: frame and patches are free to be used elsewhere
         shape = (1, patches, settings.patch_values)
         return DevicePatches(block, shape, self._dtype), words.tobytes()
 

@@ -1,0 +1,95 @@
+"""Memory that is given out again: by the pool, and so by what prepares frames and what encodes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt import Session, _core
+from qwen2vl_rt.engine import Engine
+from qwen2vl_rt.executors.device_vision import DeviceVisionTower
+from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
+from qwen2vl_rt.processing.device_frames import DeviceFrames
+from qwen2vl_rt.processing.options import VisualOptions
+from qwen2vl_rt.processing.pixels import PixelSettings
+from qwen2vl_rt.processing.visuals import prepare_picture
+from tests.gpu.arrays import to_host
+from tests.support.preparation import noise
+
+SETTINGS = PixelSettings.from_config({})
+TINY = Path(__file__).parents[2] / "models" / "tiny"
+
+
+def test_a_block_that_nobody_holds_is_given_out_again(device):
+    pool = _core.BlockPool(device)
+    first, second = pool.take(1000), pool.take(2000)
+    third = pool.take(1000)  # more than are kept
+    assert len({first.pointer, second.pointer, third.pointer}) == 3
+    small, large = first.pointer, second.pointer
+    del first, second, third
+    again = pool.take(900)
+    assert again.pointer == small  # the smallest that is large enough
+    assert pool.take(900).pointer == large
+    assert pool.take(3000).bytes == 3000  # in the place of one that nobody holds
+    assert again.pointer == small
+    assert pool.take(3000).bytes == 3000
+
+
+def test_frames_are_prepared_in_the_memory_of_those_before(device):
+    frames = DeviceFrames(device, "float32", None)
+    options = VisualOptions(resized_height=56, resized_width=56)
+
+    def prepared(seed):
+        pixels = noise(seed, 64, 64)
+        return pixels, prepare_picture(pixels, options, SETTINGS, frames=frames)[0].patches
+
+    def assert_right(pixels, patches):
+        expected = prepare_picture(pixels, options, SETTINGS)[0].patches
+        np.testing.assert_array_equal(to_host(patches.block, patches.shape, np.float32), expected)
+
+    first, second = prepared(1), prepared(2)
+    assert_right(*first)
+    assert_right(*second)
+    places = {first[1].block.pointer, second[1].block.pointer}
+    assert len(places) == 2
+    del first, second
+    third = prepared(3)
+    assert third[1].block.pointer in places
+    assert_right(*third)
+
+
+class NoTower(DeviceVisionTower):
+    """Queues nothing."""
+
+    def enqueue(self, tensors):
+        """Nothing."""
+
+
+def test_embeddings_lie_in_the_memory_of_those_before(device):
+    decoder = DecoderGeometry(32, 1, 2, 1, 16, 64, 100, 1e6, (2, 3, 3), 1e-6, tied_embedding=True)
+    vision = VisionGeometry(1, 32, 2, 64, 14, 2, 2, 3)
+    tower = NoTower(device, Geometry(decoder, vision, SpecialIds(0, 1, 2, 3, (4,), 5)), np.float32)
+    patches, tables = np.zeros((1, 4, 1176), np.float32), np.zeros((4, 8), np.float32)
+    embeddings = tower.encode(patches, tables, tables)
+    visual, place = embeddings.visual(0, 1), embeddings.block.pointer  # what a request holds
+    del embeddings
+    other = tower.encode(patches, tables, tables)
+    assert other.block.pointer != place
+    del visual
+    assert tower.encode(patches, tables, tables).block.pointer == place
+
+
+def test_after_an_error_nothing_reads_patches_any_more(tmp_path, monkeypatch):
+    """Their memory is another frame's as soon as the prompts are gone."""
+    with Session(export_checkpoint(TINY, tmp_path / "tiny").path, backend="cpu", max_length=256) as session:
+        waits = []
+        monkeypatch.setattr(Engine, "synchronize", lambda _: waits.append("waited"))
+        session.generate("Hello.", max_new_tokens=2)
+        assert not waits
+        monkeypatch.setattr(Engine, "_requests", lambda *_: (_ for _ in ()).throw(ValueError("stopped")))
+        with pytest.raises(ValueError, match="stopped"):
+            session.generate("Hello.", max_new_tokens=2)
+        assert waits == ["waited"]
