@@ -36,6 +36,7 @@ threading.Thread(target=watch, daemon=True).start()
 time.sleep(0.5)
 """
 INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 for piece in session.stream(**LONG):
     signal.raise_signal(signal.SIGINT)
 """
