@@ -22,7 +22,7 @@ constexpr int kBlocksEach = 2;  // of a multiprocessor; as many of the next kern
 template <MatrixForm form, int ring_stages>
 struct Shared {
   Stage<form> ring[kWarps][ring_stages];
-  float partial[2][kWarps][kWarp][4];  // sums of warps that share a tile, by turns
+  float partial[kWarps][kWarp][4];  // sums of warps that share a tile
   // The staged input follows.
 };
 
@@ -104,15 +104,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 
   // What is copied, and further down what is multiplied, in the same order.
   int copied_tile = begin < end ? own_tile : tiling.all;
-  uint32_t copied_place = 0, place = 0;
+  int copied_place = 0, place = 0;
+  const auto next_place = [](int place) { return place + 1 == ring_stages ? 0 : place + 1; };
   StageSource<form> source(step, tiling, Tile(step, tiling, copied_tile), begin, lane);
   const auto copy_next = [&] {
     if (copied_tile < tiling.all) {
       source.copy(tiling, &shared.ring[warp][copied_place], lane);
-      copied_place = (copied_place + 1) % ring_stages;
+      copied_place = next_place(copied_place);
       if (source.stage == end) {
         copied_tile += stride;
-        source = StageSource<form>(step, tiling, Tile(step, tiling, copied_tile), begin, lane);
+        if (copied_tile < tiling.all) {
+          source = StageSource<form>(step, tiling, Tile(step, tiling, copied_tile), begin, lane);
+        }
       }
     }
     __pipeline_commit();
@@ -125,11 +128,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
   wait_for_kernels_before();
   stage_input<type, form>(step, first_row, rows, tiling.stages * kStageInputs<form>, staged, row_bytes,
-                          &shared.partial[0][0][0][0]);
+                          &shared.partial[0][0][0]);
   // Column g is row g; beyond the last the last, whose sums nobody looks at.
   const auto* const x = reinterpret_cast<const Vector*>(staged + min(g, rows - 1) * row_bytes) + t;
 
-  int turn = 0;
 #pragma unroll 1
   for (int round = 0; static_cast<int>(blockIdx.x) + round < tiling.all; round += stride) {
     const bool is_tile = own_tile + round < tiling.all;
@@ -155,18 +157,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
                                  x + stage * (kStageInputs<form> / 8), lane, starts, sums);
       __syncwarp();
       copy_next();
-      place = (place + 1) % ring_stages;
+      place = next_place(place);
     }
     if (slices > 0) {
       if (slice > 0) {
-        for (int i = 0; i < 4; ++i) shared.partial[turn][warp][lane][i] = sums[i];
+        for (int i = 0; i < 4; ++i) shared.partial[warp][lane][i] = sums[i];
       }
-      __syncthreads();  // one is enough: what is written next lies elsewhere
+      __syncthreads();
 #pragma unroll 1
       for (int other = 1; slice == 0 && other < 1 << slices; ++other) {
-        for (int i = 0; i < 4; ++i) sums[i] += shared.partial[turn][warp + other][lane][i];
+        for (int i = 0; i < 4; ++i) sums[i] += shared.partial[warp + other][lane][i];
       }
-      turn ^= 1;
+      const bool another = static_cast<int>(blockIdx.x) + round + stride < tiling.all;
+      if (another) __syncthreads();  // before they are written again
     }
     if (finishes && 2 * t < rows) {
       finish_pair(step, tile.m, first_row + 2 * t, pair, terms, sums[0], sums[2]);
@@ -238,15 +241,15 @@ void launch_rows(const LinearStep& step, const Tiling& tiling, int64_t row_bytes
   }
 }
 
-// Four stages a warp where the rows fit beside them, else two.
+// Three stages a warp where the rows fit beside them, else two.
 template <FloatType type, MatrixForm form>
 bool launch_form(const LinearStep& step, StreamHandle stream) {
   const Tiling tiling = tiling_of<form>(step);
   const int64_t row_bytes = staged_row_bytes(int64_t{tiling.stages} * kStageInputs<form>);
   const int64_t rows = std::min<int64_t>(step.rows, kTogether), all = capabilities().shared_bytes;
-  const int64_t room[2] = {all - int64_t{sizeof(Shared<form, 4>)}, all - int64_t{sizeof(Shared<form, 2>)}};
+  const int64_t room[2] = {all - int64_t{sizeof(Shared<form, 3>)}, all - int64_t{sizeof(Shared<form, 2>)}};
   if (room[0] >= rows * row_bytes) {
-    launch_rows<type, form, 4>(step, tiling, row_bytes, room[0], stream);
+    launch_rows<type, form, 3>(step, tiling, row_bytes, room[0], stream);
   } else if (room[1] >= row_bytes) {
     launch_rows<type, form, 2>(step, tiling, row_bytes, room[1], stream);
   } else {
