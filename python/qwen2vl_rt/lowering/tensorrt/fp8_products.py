@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.nodes import Weights, initializers, store
-from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, product_of_codes, token_codes
+from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, SMALLEST_PEAK, product_of_codes, token_codes
 from qwen2vl_rt.number_formats import format_named
 
 KEPT = ("patch_embedding",)  # pictures enter here, and the layer is small
@@ -53,6 +53,6 @@ def _codes(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, matrix.shape[1], 256):
         part = np.s_[start : start + 256]
         values = matrix[:, part].astype(np.float32)
-        scale[part] = np.maximum(np.abs(values).max(axis=0), 1e-10) / FP8.largest
+        scale[part] = np.maximum(np.abs(values).max(axis=0), SMALLEST_PEAK) / FP8.largest
         codes[:, part] = (values / scale[part]).astype(ml_dtypes.float8_e4m3fn)
     return codes, scale

@@ -43,14 +43,6 @@ def readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return found
 
 
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
-    """The value of a node's attribute, or `default` where it is left out."""
-    for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
-
-
 def store(
     graph: GraphProto,
     weights: Weights,

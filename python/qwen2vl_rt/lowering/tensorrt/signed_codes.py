@@ -16,10 +16,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
+from qwen2vl_rt.lowering.graph import attribute, drop_unread, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.nodes import (
     Weights,
-    attribute,
     initializers,
     integers,
     op,

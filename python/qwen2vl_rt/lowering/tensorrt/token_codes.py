@@ -14,7 +14,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
 
-SMALLEST_PEAK = 1e-10  # of a token, as in the portable int8 graph; float16 could not hold it
+SMALLEST_PEAK = 1e-10  # of what shares a scale, as in the portable int8 graph; float16 could not hold it
 
 
 @dataclass(frozen=True)
