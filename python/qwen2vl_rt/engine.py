@@ -137,16 +137,17 @@ class Engine:
         """
         started = time.perf_counter()
         callback = on_text and (lambda row, piece, _token: on_text(row, piece))
+        read = False  # what the vision tower reads: an answer's first token comes behind it
         try:
             requests = self._requests(prompts, options, cancel)
             vision_seconds = time.perf_counter() - started
-            return self._generator.generate(requests, callback, cancel), vision_seconds
-        except BaseException:
-            # The patches' memory is another frame's when the prompts are gone: see DeviceFrames. (An answer's
-            # tokens come when they have been read.)
-            with suppress(BackendError):
-                self.synchronize()
-            raise
+            results = self._generator.generate(requests, callback, cancel)
+            read = all(result.token_ids for result in results)
+            return results, vision_seconds
+        finally:
+            if not read:  # its memory is the next frame's as soon as the prompts are gone: see DeviceFrames
+                with suppress(BackendError):
+                    self.synchronize()
 
     def encode(
         self, visuals: Sequence[Visual], cancel: _core.CancelToken | None = None

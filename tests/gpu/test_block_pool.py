@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import Session, _core
+from qwen2vl_rt import CancelToken, Session, _core
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
@@ -82,14 +82,19 @@ def test_embeddings_lie_in_the_memory_of_those_before(device):
     assert tower.encode(patches, tables, tables).block.pointer == place
 
 
-def test_after_an_error_nothing_reads_patches_any_more(tmp_path, monkeypatch):
+def test_a_call_without_an_answer_waits_for_what_reads_its_patches(tmp_path, monkeypatch):
     """Their memory is another frame's as soon as the prompts are gone."""
-    with Session(export_checkpoint(TINY, tmp_path / "tiny").path, backend="cpu", max_length=256) as session:
-        waits = []
-        monkeypatch.setattr(Engine, "synchronize", lambda _: waits.append("waited"))
+    waits = []
+    monkeypatch.setattr(Engine, "synchronize", lambda _: waits.append("waited"))
+    bundle = export_checkpoint(TINY, tmp_path / "tiny").path
+    with Session(bundle, backend="cpu", max_length=256) as session:
         session.generate("Hello.", max_new_tokens=2)
         assert not waits
-        monkeypatch.setattr(Engine, "_requests", lambda *_: (_ for _ in ()).throw(ValueError("stopped")))
-        with pytest.raises(ValueError, match="stopped"):
+        with monkeypatch.context() as broken, pytest.raises(ValueError, match="stopped"):
+            broken.setattr(Engine, "_requests", lambda *_: (_ for _ in ()).throw(ValueError("stopped")))
             session.generate("Hello.", max_new_tokens=2)
-        assert waits == ["waited"]
+        assert len(waits) == 1
+        cancel = CancelToken()
+        monkeypatch.setattr(Engine, "encode", lambda *_: cancel.cancel() or [])  # in time for the loop
+        session.generate("Hello again.", max_new_tokens=2, cancel=cancel)
+        assert len(waits) == 2
