@@ -17,7 +17,7 @@ __device__ float number_of(const uint32_t* words, int i) {
 
 // The bits of a word that a mask has, and others: one instruction, which the compiler makes two of where both
 // are constants.
-__device__ inline uint32_t bits_and(uint32_t word, uint32_t mask, uint32_t others) {
+__device__ inline uint32_t and_or(uint32_t word, uint32_t mask, uint32_t others) {
 #ifdef __CUDACC__
   uint32_t result;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(word), "r"(mask), "r"(others));

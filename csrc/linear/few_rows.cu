@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
 constexpr int kTogether = 8;    // rows that share a pass over the weights: tensor cores' columns
-constexpr int kBlocksEach = 2;  // of a multiprocessor; as many of the next kernel's find room for their start
+constexpr int kBlocksEach = 2;  // of a multiprocessor, at most: where registers and memory are left, the
+                                // next kernel's start there, too
 
 // A block's shared memory. ring: stages of a warp, under way or being multiplied.
 template <MatrixForm form, int ring_stages>

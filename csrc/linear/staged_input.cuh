@@ -46,7 +46,7 @@ __device__ void store_eighth(Vector eight, int eighth, uint32_t* row) {
 }
 
 // Rows [first_row, first_row + rows) of the input, each with zeros behind up to `padded` inputs; all threads
-// of the block come here, and go on when all is there. squares: [rows * warps].
+// of the block come here, and go on when all is there. scratch: [rows * warps].
 template <FloatType type, MatrixForm form>
 __device__ void stage_input(const LinearStep& step, int64_t first_row, int rows, int padded, char* staged,
                             int64_t row_bytes, float* scratch) {

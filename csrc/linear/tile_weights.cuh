@@ -30,10 +30,10 @@ struct Codes<type, MatrixForm::kBlocks4> {
   // `zeros`: the zero point in the last bits.
   __device__ explicit Codes(uint32_t zeros) {
     const uint32_t zero = __byte_perm(zeros, 0, 0x4040);
-    less_zero = bits_and(zero, twice(0x000F), twice(kLarge<type> | kNegative));
+    less_zero = and_or(zero, twice(0x000F), twice(kLarge<type> | kNegative));
   }
   __device__ uint32_t pair(uint32_t word, int i) const {
-    return add_pairs<type>(bits_and(word >> 4 * i, twice(0x000F), twice(kLarge<type>)), less_zero);
+    return add_pairs<type>(and_or(word >> 4 * i, twice(0x000F), twice(kLarge<type>)), less_zero);
   }
 };
 
@@ -70,21 +70,21 @@ struct Codes<FloatType::kBFloat16, MatrixForm::kBlocks8> {
 
 // Scales and zero points of one row in a stage.
 template <FloatType type, MatrixForm form>
-struct RowBlocks {
-  const uint32_t* scales;
-  uint32_t zeros;  // a byte
-
+class RowBlocks {
+ public:
   // scale, zero: where they begin in the matrix.
   __device__ RowBlocks(const Stage<form>& stage, int row, uint32_t scale, uint32_t zero, bool zero_points)
-      : scales(stage.scales[row]), zeros(form == MatrixForm::kBlocks4 ? 0x88 : 0x80), first_(scale % 2) {
-    if (zero_points) zeros = stage.zeros[row] >> zero % 4 * 8;
+      : scales_(stage.scales[row]), zeros_(form == MatrixForm::kBlocks4 ? 0x88 : 0x80), first_(scale % 2) {
+    if (zero_points) zeros_ = stage.zeros[row] >> zero % 4 * 8;
   }
   // Of a block, counted from the first of the stage's.
-  __device__ float scale(int block) const { return load_float(scales, type, first_ + block); }
-  __device__ Codes<type, form> codes(int block) const { return Codes<type, form>(zeros >> 4 * block); }
+  __device__ float scale(int block) const { return load_float(scales_, type, first_ + block); }
+  __device__ Codes<type, form> codes(int block) const { return Codes<type, form>(zeros_ >> 4 * block); }
 
  private:
-  int first_;
+  const uint32_t* scales_;
+  uint32_t zeros_;  // a byte, two blocks' in 4 bit
+  int first_;       // of the stage's scales
 };
 
 }  // namespace qwen2vl::cuda

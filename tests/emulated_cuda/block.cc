@@ -39,7 +39,7 @@ enum class State { kReady, kAtBarrier, kAtShuffle, kAtKernelsBefore, kFinished }
 struct Copy {
   void* to;
   const void* from;
-  size_t bytes, zeros;
+  size_t bytes;
 };
 
 struct Thread {
@@ -147,10 +147,7 @@ class Block {
   void wait_for_copies(size_t prior) {
     auto& groups = current_->copies;
     for (; groups.size() > prior + 1; groups.pop_front()) {
-      for (const Copy& copy : groups.front()) {
-        std::memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
-        std::memset(static_cast<char*>(copy.to) + copy.bytes - copy.zeros, 0, copy.zeros);
-      }
+      for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
     }
   }
 
@@ -359,12 +356,12 @@ void __syncwarp() { emulated_cuda::exchange({}); }
 
 void cudaGridDependencySynchronize() { running->wait_for_kernels_before(); }
 
-void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros) {
+void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
   const auto places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
-  if ((bytes != 4 && bytes != 8 && bytes != 16) || zeros > bytes || places % bytes != 0) {
+  if ((bytes != 4 && bytes != 8 && bytes != 16) || places % bytes != 0) {
     throw std::logic_error("a copy into shared memory of so many bytes, or not from and to whole ones");
   }
-  running->begin_copy({to, from, bytes, zeros});
+  running->begin_copy({to, from, bytes});
 }
 void __pipeline_commit() { running->commit_copies(); }
 void __pipeline_wait_prior(size_t prior) { running->wait_for_copies(prior); }

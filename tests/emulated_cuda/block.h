@@ -34,10 +34,6 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
     result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
   return result;
 }
-// The last 32 of the 64 bits of high and low, shifted.
-inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
-  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift % 32);
-}
 // Only one thread runs at a time, and is exchanged for another at the calls above only.
 inline unsigned long long atomicAdd(unsigned long long* target, unsigned long long value) {
   const unsigned long long before = *target;
