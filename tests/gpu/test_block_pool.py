@@ -59,6 +59,8 @@ def test_frames_are_prepared_in_the_memory_of_those_before(device):
     third = prepared(3)
     assert third[1].block.pointer in places
     assert_right(*third)
+    uploaded = frames.upload(noise(4, 64, 64)).pointer
+    assert frames.upload(noise(5, 64, 64)).pointer == uploaded
 
 
 class NoTower(DeviceVisionTower):
