@@ -41,10 +41,18 @@ QWEN2VL_HOST_DEVICE uint16_t float_to_float16(float value) {
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// A number's bits as they lie in memory, and the number.
+QWEN2VL_HOST_DEVICE uint32_t load_bits(const void* data, FloatType type, int64_t index) {
+  if (type == FloatType::kFloat32) return bits_of_float(static_cast<const float*>(data)[index]);
+  return static_cast<const uint16_t*>(data)[index];
+}
+QWEN2VL_HOST_DEVICE float float_of_bits(uint32_t bits, FloatType type) {
+  if (type == FloatType::kFloat32) return float_from_bits(bits);
+  const auto half = static_cast<uint16_t>(bits);
+  return type == FloatType::kBFloat16 ? bfloat16_to_float(half) : float16_to_float(half);
+}
 QWEN2VL_HOST_DEVICE float load_float(const void* data, FloatType type, int64_t index) {
-  if (type == FloatType::kFloat32) return static_cast<const float*>(data)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  return type == FloatType::kBFloat16 ? bfloat16_to_float(bits) : float16_to_float(bits);
+  return float_of_bits(load_bits(data, type, index), type);
 }
 
 QWEN2VL_HOST_DEVICE void store_float(void* data, FloatType type, int64_t index, float value) {

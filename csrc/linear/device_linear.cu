@@ -80,23 +80,58 @@ struct Dequantize {
   }
 };
 
-// What products of matrices left, finished: of a gated step the second matrix' in `gate`.
-struct FinishUnit {
-  LinearStep step;
-  int32_t m;
-  const void *source, *gate;
-  __device__ void operator()(int64_t index) const {
-    const int64_t units = output_units(step, m), row = index / units, unit = index % units;
-    const DeviceMatrix& matrix = step.matrix[m];
-    const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
-    const float first = load_float(source, step.result_type, row * matrix.outputs + pair.first);
-    float second = 0;
-    if (pair.second < matrix.outputs) {
-      second = load_float(step.gated ? gate : source, step.result_type, row * matrix.outputs + pair.second);
+constexpr int kFinishThreads = 256, kFinishedUnits = 2;  // of a thread, loaded side by side
+
+// What products of matrices left, finished: of a gated step the second matrix' in `gate`. Block (x, y): units
+// of one row after the other.
+template <FloatType type>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(LinearStep step, int32_t m, const void* source, const void* gate) {
+  const auto units = static_cast<int>(output_units(step, m));
+  const int first_unit =
+      static_cast<int>(blockIdx.x) * kFinishThreads * kFinishedUnits + static_cast<int>(threadIdx.x);
+  const DeviceMatrix& matrix = step.matrix[m];
+  const FloatType product_type = step.result_type == FloatType::kFloat32 ? FloatType::kFloat32 : type;
+  for (int64_t row = blockIdx.y; row < step.rows; row += gridDim.y) {
+    OutputPair pairs[kFinishedUnits];
+    PairTerms terms[kFinishedUnits];
+    uint32_t products[kFinishedUnits][2];
+#pragma unroll
+    for (int i = 0; i < kFinishedUnits; ++i) {
+      const int unit = min(first_unit + i * kFinishThreads, units - 1);
+      pairs[i] = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
+      const int64_t second = min(pairs[i].second, matrix.outputs - 1);  // beyond the last nobody looks
+      products[i][0] = load_bits(source, product_type, row * matrix.outputs + pairs[i].first);
+      products[i][1] = load_bits(step.gated ? gate : source, product_type, row * matrix.outputs + second);
+      terms[i] = pair_terms(step, type, m, row, pairs[i]);
     }
-    finish_pair(step, m, row, pair, first, second);
+#pragma unroll
+    for (int i = 0; i < kFinishedUnits; ++i) {
+      if (first_unit + i * kFinishThreads >= units) break;
+      finish_pair(step, type, m, row, pairs[i], terms[i], float_of_bits(products[i][0], product_type),
+                  float_of_bits(products[i][1], product_type));
+    }
   }
-};
+}
+
+template <FloatType type>
+void finish(const LinearStep& step, int32_t m, const void* source, const void* gate, StreamHandle stream) {
+  constexpr int64_t kMostRows = 65535, kEach = kFinishThreads * kFinishedUnits;
+  const dim3 blocks(static_cast<unsigned>((output_units(step, m) + kEach - 1) / kEach),
+                    static_cast<unsigned>(std::min(step.rows, kMostRows)));
+  launch(finish_kernel<type>, blocks, kFinishThreads, stream, "finishing a layer", step, m, source, gate);
+}
+
+void finish(const LinearStep& step, int32_t m, const void* source, const void* gate, StreamHandle stream) {
+  switch (step.type) {
+    case FloatType::kFloat32:
+      return finish<FloatType::kFloat32>(step, m, source, gate, stream);
+    case FloatType::kBFloat16:
+      return finish<FloatType::kBFloat16>(step, m, source, gate, stream);
+    case FloatType::kFloat16:
+      return finish<FloatType::kFloat16>(step, m, source, gate, stream);
+  }
+}
 
 constexpr int kProductThreads = 256;
 
@@ -122,7 +157,7 @@ __global__ void __launch_bounds__(kProductThreads) product_kernel(LinearStep ste
     for (int distance = 16; distance > 0; distance /= 2) {
       for (float& sum : sums) sum += shuffled(sum, distance);
     }
-    if (lane == 0) finish_pair(step, m, row, pair, sums[0], sums[1]);
+    if (lane == 0) finish_pair(step, step.type, m, row, pair, sums[0], sums[1]);
   }
 }
 
@@ -171,7 +206,6 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
     step.norm = nullptr;
   }
   for (int32_t m = 0; m < (step.gated ? 1 : step.matrices); ++m) {
-    const int64_t units = step.rows * output_units(step, m);
     if (step.rows <= kFewRows) {
       few_products(step, m, stream);
       continue;
@@ -180,7 +214,7 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
     multiply(step, step.matrix[m], memory + layout.unpacked, product, stream);
     if (step.gated) multiply(step, step.matrix[1], memory + layout.unpacked, gate, stream);
     if (step.gated || step.added != nullptr || m < step.rotated || step.matrix[m].bias != nullptr) {
-      for_each(units, FinishUnit{step, m, product, gate}, stream, "finishing a layer");
+      finish(step, m, product, gate, stream);
     }
   }
 }

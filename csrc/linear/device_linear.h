@@ -119,54 +119,60 @@ QWEN2VL_HOST_DEVICE OutputPair output_pair(const LinearStep& step, int32_t m, in
   return {first, first + half};
 }
 
-// What is added to a pair's sums, and turns them; zeros where there is nothing.
+// What is added to a pair's sums, and turns them, as it lies in memory: who loads it need not wait for it.
+// Zeros where there is nothing. (`type` is the step's, which a kernel's compiler knows.)
 struct PairTerms {
-  float bias[2], added[2], cos, sin;
+  uint32_t bias[2], added[2], cos, sin;
 };
-QWEN2VL_HOST_DEVICE PairTerms pair_terms(const LinearStep& step, int32_t m, int64_t row, OutputPair pair) {
+QWEN2VL_HOST_DEVICE PairTerms pair_terms(const LinearStep& step, FloatType type, int32_t m, int64_t row,
+                                         OutputPair pair) {
   const DeviceMatrix& matrix = step.matrix[m];
-  const DeviceMatrix& second = step.gated ? step.matrix[1] : matrix;
-  const bool both = pair.second < second.outputs;
+  const DeviceMatrix& other = step.gated ? step.matrix[1] : matrix;
+  const int64_t second =
+      pair.second < other.outputs ? pair.second : pair.first;  // beyond the last nobody looks
   PairTerms terms{};
-  if (matrix.bias != nullptr) terms.bias[0] = load_float(matrix.bias, step.type, pair.first);
-  if (second.bias != nullptr && both) terms.bias[1] = load_float(second.bias, step.type, pair.second);
+  if (matrix.bias != nullptr) terms.bias[0] = load_bits(matrix.bias, type, pair.first);
+  if (other.bias != nullptr) terms.bias[1] = load_bits(other.bias, type, second);
   if (step.added != nullptr) {
-    terms.added[0] = load_float(step.added, step.type, row * matrix.outputs + pair.first);
-    if (both) terms.added[1] = load_float(step.added, step.type, row * matrix.outputs + pair.second);
+    terms.added[0] = load_bits(step.added, type, row * matrix.outputs + pair.first);
+    terms.added[1] = load_bits(step.added, type, row * matrix.outputs + second);
   }
   if (m < step.rotated) {
     const int64_t column =
         row * (step.head_dim / 2) + static_cast<uint32_t>(pair.first) % static_cast<uint32_t>(step.head_dim);
-    terms.cos = load_float(step.cos, step.type, column);
-    terms.sin = load_float(step.sin, step.type, column);
+    terms.cos = load_bits(step.cos, type, column);
+    terms.sin = load_bits(step.sin, type, column);
   }
   return terms;
 }
 
 // Bias, rotation, gate, residual, and the one rounding: sums of matrix m's outputs `pair` (of a gated step:
 // `first` is output pair.first of the first matrix, `second` that of the second) to results.
-QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t row, OutputPair pair,
-                                     const PairTerms& terms, float first, float second) {
+QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, FloatType type, int32_t m, int64_t row,
+                                     OutputPair pair, const PairTerms& terms, float first, float second) {
   const DeviceMatrix& matrix = step.matrix[m];
+  const FloatType result_type = step.result_type == FloatType::kFloat32 ? FloatType::kFloat32 : type;
   const int64_t at = row * matrix.outputs;
-  first += terms.bias[0];
-  second += terms.bias[1];
+  first += float_of_bits(terms.bias[0], type);
+  second += float_of_bits(terms.bias[1], type);
   if (step.gated) {
-    store_float(matrix.result, step.result_type, at + pair.first, first / (1.0f + expf(-first)) * second);
+    store_float(matrix.result, result_type, at + pair.first, first / (1.0f + expf(-first)) * second);
     return;
   }
   if (m < step.rotated) {
     const float left = first, right = second;
-    first = left * terms.cos - right * terms.sin;
-    second = right * terms.cos + left * terms.sin;
+    const float cos = float_of_bits(terms.cos, type), sin = float_of_bits(terms.sin, type);
+    first = left * cos - right * sin;
+    second = right * cos + left * sin;
   }
-  store_float(matrix.result, step.result_type, at + pair.first, first + terms.added[0]);
-  if (pair.second >= matrix.outputs) return;
-  store_float(matrix.result, step.result_type, at + pair.second, second + terms.added[1]);
+  first += float_of_bits(terms.added[0], type);
+  second += float_of_bits(terms.added[1], type);
+  store_float(matrix.result, result_type, at + pair.first, first);
+  if (pair.second < matrix.outputs) store_float(matrix.result, result_type, at + pair.second, second);
 }
-QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, int32_t m, int64_t row, OutputPair pair,
-                                     float first, float second) {
-  finish_pair(step, m, row, pair, pair_terms(step, m, row, pair), first, second);
+QWEN2VL_HOST_DEVICE void finish_pair(const LinearStep& step, FloatType type, int32_t m, int64_t row,
+                                     OutputPair pair, float first, float second) {
+  finish_pair(step, type, m, row, pair, pair_terms(step, type, m, row, pair), first, second);
 }
 
 // Units of matrix m that finish_pair takes: pairs of outputs, or single ones of a gated step.

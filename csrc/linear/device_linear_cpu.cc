@@ -43,7 +43,7 @@ void linear(const LinearStep& step) {
         const OutputPair pair = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
         const float second =
             step.gated ? product(step, step.matrix[1], x, unit) : product(step, matrix, x, pair.second);
-        finish_pair(step, m, row, pair, product(step, matrix, x, pair.first), second);
+        finish_pair(step, step.type, m, row, pair, product(step, matrix, x, pair.first), second);
       }
     }
   }

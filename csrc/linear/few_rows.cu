@@ -88,34 +88,45 @@ __device__ void multiply_stage(const Stage<form>& stage, const Tiling& tiling, i
   }
 }
 
-// rows: from first_row on. 1 << slices: warps that share a tile's stages.
+// A pair's biases are weights: asked for before the input is there.
+template <FloatType type>
+__device__ void prefetch_biases(const LinearStep& step, int32_t m, OutputPair pair) {
+  const DeviceMatrix& matrix = step.matrix[m];
+  const DeviceMatrix& other = step.gated ? step.matrix[1] : matrix;
+  if (matrix.bias != nullptr) prefetch(static_cast<const uint16_t*>(matrix.bias) + pair.first);
+  if (other.bias != nullptr && pair.second < other.outputs) {
+    prefetch(static_cast<const uint16_t*>(other.bias) + pair.second);
+  }
+}
+
+// rows: from first_row on. 1 << slices: warps that share a tile's stages, by turns: what they read at one
+// time lies together.
 template <FloatType type, MatrixForm form, int ring_stages>
-__global__ void __launch_bounds__(kThreads, kBlocksEach)
+__global__ void __launch_bounds__(kThreads, form == MatrixForm::kPlain ? kBlocksEach + 1 : kBlocksEach)
     few_rows_kernel(LinearStep step, Tiling tiling, int64_t first_row, int rows, int64_t row_bytes,
                     int slices) {
   auto& shared = *static_cast<Shared<form, ring_stages>*>(dynamic_shared_memory());
   char* const staged = reinterpret_cast<char*>(&shared + 1);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int slice = warp & ((1 << slices) - 1), blocks = static_cast<int>(gridDim.x);
+  const int sharers = 1 << slices, slice = warp & (sharers - 1), blocks = static_cast<int>(gridDim.x);
   // Tiles go round the blocks, so that all have as many, or one more.
   const int own_tile = static_cast<int>(blockIdx.x) + (warp >> slices) * blocks;
   const int stride = blocks * (kWarps >> slices);
-  const int begin = tiling.stages * slice >> slices, end = tiling.stages * (slice + 1) >> slices;
 
   // What is copied, and further down what is multiplied, in the same order.
-  int copied_tile = begin < end ? own_tile : tiling.all;
+  int copied_tile = slice < tiling.stages ? own_tile : tiling.all;
   int copied_place = 0, place = 0;
   const auto next_place = [](int place) { return place + 1 == ring_stages ? 0 : place + 1; };
-  StageSource<form> source(step, tiling, Tile(step, tiling, copied_tile), begin, lane);
+  StageSource<form> source(step, tiling, Tile(step, tiling, copied_tile), slice, lane);
   const auto copy_next = [&] {
     if (copied_tile < tiling.all) {
-      source.copy(tiling, &shared.ring[warp][copied_place], lane);
+      source.copy(tiling, &shared.ring[warp][copied_place], lane, sharers);
       copied_place = next_place(copied_place);
-      if (source.stage == end) {
+      if (source.stage >= tiling.stages) {
         copied_tile += stride;
         if (copied_tile < tiling.all) {
-          source = StageSource<form>(step, tiling, Tile(step, tiling, copied_tile), begin, lane);
+          source = StageSource<form>(step, tiling, Tile(step, tiling, copied_tile), slice, lane);
         }
       }
     }
@@ -124,12 +135,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 #pragma unroll 1
   for (int i = 0; i < ring_stages; ++i) copy_next();
   let_the_next_start();
-  if (step.norm != nullptr && threadIdx.x * 128 < step.inputs * 2) {
-    prefetch(static_cast<const char*>(step.norm) + threadIdx.x * 128);
+  const auto pair_of = [&](const Tile& tile) { return OutputPair{tile.first + g, tile.second + g}; };
+  if (own_tile < tiling.all) {
+    const Tile tile(step, tiling, own_tile);
+    prefetch_biases<type>(step, tile.m, pair_of(tile));
   }
+  InputStage<type, form> input(step, rows, tiling.stages * kStageInputs<form>);
   wait_for_kernels_before();
-  stage_input<type, form>(step, first_row, rows, tiling.stages * kStageInputs<form>, staged, row_bytes,
-                          &shared.partial[0][0][0]);
+  input.store(step, first_row, staged, row_bytes, &shared.partial[0][0][0]);
   // Column g is row g; beyond the last the last, whose sums nobody looks at.
   const auto* const x = reinterpret_cast<const Vector*>(staged + min(g, rows - 1) * row_bytes) + t;
 
@@ -145,13 +158,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
         starts.zero[i] = n * zero_bytes<form>(tiling);
       }
     }
-    const OutputPair pair{tile.first + g, tile.second + g};
+    const OutputPair pair = pair_of(tile);
     const bool finishes = is_tile && slice == 0;
     PairTerms terms{};  // of the first column: nothing is waited for at the end
-    if (finishes && 2 * t < rows) terms = pair_terms(step, tile.m, first_row + 2 * t, pair);
+    if (finishes && 2 * t < rows) terms = pair_terms(step, type, tile.m, first_row + 2 * t, pair);
     float sums[4] = {};
 #pragma unroll 1
-    for (int stage = begin; is_tile && stage < end; ++stage) {
+    for (int stage = slice; is_tile && stage < tiling.stages; stage += sharers) {
       __pipeline_wait_prior(ring_stages - 1);
       __syncwarp();
       multiply_stage<type, form>(shared.ring[warp][place], tiling, stage,
@@ -166,17 +179,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       }
       __syncthreads();
 #pragma unroll 1
-      for (int other = 1; slice == 0 && other < 1 << slices; ++other) {
+      for (int other = 1; slice == 0 && other < sharers; ++other) {
         for (int i = 0; i < 4; ++i) sums[i] += shared.partial[warp + other][lane][i];
       }
       const bool another = static_cast<int>(blockIdx.x) + round + stride < tiling.all;
       if (another) __syncthreads();  // before they are written again
     }
     if (finishes && 2 * t < rows) {
-      finish_pair(step, tile.m, first_row + 2 * t, pair, terms, sums[0], sums[2]);
+      finish_pair(step, type, tile.m, first_row + 2 * t, pair, terms, sums[0], sums[2]);
     }
     if (finishes && 2 * t + 1 < rows) {
-      finish_pair(step, tile.m, first_row + 2 * t + 1, pair, sums[1], sums[3]);
+      finish_pair(step, type, tile.m, first_row + 2 * t + 1, pair, sums[1], sums[3]);
     }
   }
 }

@@ -45,58 +45,138 @@ __device__ void store_eighth(Vector eight, int eighth, uint32_t* row) {
   }
 }
 
-// Rows [first_row, first_row + rows) of the input, each with zeros behind up to `padded` inputs; all threads
-// of the block come here, and go on when all is there. scratch: [rows * warps].
+// A step's input on its way there: rows [first_row, first_row + rows), each with zeros behind up to `padded`
+// inputs. All threads of the block make one, and all of them store it.
 template <FloatType type, MatrixForm form>
-__device__ void stage_input(const LinearStep& step, int64_t first_row, int rows, int padded, char* staged,
-                            int64_t row_bytes, float* scratch) {
-  constexpr int kAtOnce = 5;  // that a thread has under way
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int warps = threads / kWarp, inputs = static_cast<int>(step.inputs);
-  if (step.norm != nullptr) {
-    for (int b = 0; b < rows; ++b) {
-      float sum = 0;
-#pragma unroll 4
-      for (int k = thread * 8; k < inputs; k += threads * 8) {
-        const auto x = Eight<type>::load(step.x, (first_row + b) * inputs + k);
-        for (int i = 0; i < 8; ++i) sum = fmaf(x[i], x[i], sum);
-      }
-      for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += shuffled(sum, distance);
-      if (thread % kWarp == 0) scratch[b * warps + thread / kWarp] = sum;
-    }
-    __syncthreads();
-    if (thread < rows) {  // each row's 1 / rms takes the place of its first sum
-      float* const sums = scratch + thread * warps;
-      for (int i = 1; i < warps; ++i) sums[0] += sums[i];
-      sums[0] = 1.0f / sqrtf(sums[0] / static_cast<float>(inputs) + step.epsilon);
+class InputStage {
+ public:
+  // The norm's first weights are loaded, which are there before the input is.
+  __device__ InputStage(const LinearStep& step, int rows, int padded)
+      : rows_(rows), eighths_(padded / 8), all_(rows * eighths_), inputs_(static_cast<int>(step.inputs)) {
+    load_norm(step, 0, norm_);
+  }
+
+  // Returns when the block's threads have stored it. scratch: [rows * warps].
+  __device__ void store(const LinearStep& step, int64_t first_row, char* staged, int64_t row_bytes,
+                        float* scratch) {
+    if (step.norm != nullptr) {
+      scale_rows(step, first_row, scratch);
+      store_rows<kNormalized>(step, first_row, staged, row_bytes, scratch);
+    } else {
+      store_rows<kPlain>(step, first_row, staged, row_bytes, scratch);
     }
     __syncthreads();
   }
-  const int eighths = padded / 8, all = rows * eighths;
-  const auto row_of = [&](int index) { return rows == 1 ? 0 : index / eighths; };
-  for (int first = thread; first < all; first += kAtOnce * threads) {
-    Eight<type> x[kAtOnce];
+
+ private:
+  // Eights of inputs that a thread has under way, with weights of the norm and without: more would take
+  // registers that let the next kernel's blocks start.
+  static constexpr int kNormalized = 3, kPlain = 5;
+
+  struct Place {
+    int row, eighth;
+    bool is_there, is_input;  // not zeros behind the inputs
+  };
+
+  __device__ static int threads() { return static_cast<int>(blockDim.x); }
+  __device__ static int warps() { return threads() / kWarp; }
+
+  __device__ Place place_of(int first, int i) const {
+    const int index = first + static_cast<int>(threadIdx.x) + i * threads();
+    const int row = rows_ == 1 ? 0 : index / eighths_, eighth = index - row * eighths_;
+    return {row, eighth, index < all_, index < all_ && eighth * 8 < inputs_};
+  }
+
+  __device__ void load_norm(const LinearStep& step, int first, Eight<type> (&norm)[kNormalized]) const {
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int index = first + i * threads, row = row_of(index), at = (index - row * eighths) * 8;
-      const bool is_input = index < all && at < inputs;
-      x[i] = is_input ? Eight<type>::load(step.x, (first_row + row) * inputs + at) : Eight<type>{};
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int index = first + i * threads, row = row_of(index), eighth = index - row * eighths;
-      if (index >= all) break;
-      if (step.norm != nullptr && eighth * 8 < inputs) {
-        const float scale = scratch[row * warps];
-        const auto norm = Eight<type>::load(step.norm, eighth * 8);
-        Eight<type> normalized;
-        for (int k = 0; k < 8; ++k) store_float(normalized.vector.words, type, k, x[i][k] * scale * norm[k]);
-        x[i] = normalized;
-      }
-      store_eighth<form>(x[i].vector, eighth, reinterpret_cast<uint32_t*>(staged + row * row_bytes));
+    for (int i = 0; i < kNormalized; ++i) {
+      const Place place = place_of(first, i);
+      norm[i] = step.norm != nullptr && place.is_input ? Eight<type>::load(step.norm, place.eighth * 8)
+                                                       : Eight<type>{};
     }
   }
-  __syncthreads();
-}
+
+  template <int at_once>
+  __device__ void store_rows(const LinearStep& step, int64_t first_row, char* staged, int64_t row_bytes,
+                             const float* scratch) {
+#pragma unroll 1
+    for (int first = 0; first < all_; first += at_once * threads()) {
+      Eight<type> x[at_once];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const Place place = place_of(first, i);
+        x[i] = place.is_input
+                   ? Eight<type>::load(step.x, (first_row + place.row) * inputs_ + place.eighth * 8)
+                   : Eight<type>{};
+      }
+      if constexpr (at_once == kNormalized) {
+        if (first > 0) load_norm(step, first, norm_);
+      }
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const Place place = place_of(first, i);
+        if (!place.is_there) break;
+        if constexpr (at_once == kNormalized) {
+          const float scale = scratch[place.row * warps()];
+          for (int k = 0; k < 8; k += 2) {
+            x[i].vector.words[k / 2] =
+                rounded_pair<type>(x[i][k] * scale * norm_[i][k], x[i][k + 1] * scale * norm_[i][k + 1]);
+          }
+        }
+        store_eighth<form>(x[i].vector, place.eighth,
+                           reinterpret_cast<uint32_t*>(staged + place.row * row_bytes));
+      }
+    }
+  }
+
+  // Leaves each row's 1 / rms in scratch[row * warps].
+  __device__ void scale_rows(const LinearStep& step, int64_t first_row, float* scratch) const {
+    constexpr int kRows = 2, kVectors = 2;  // loaded side by side
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+    for (int first = 0; first < rows_; first += kRows) {
+      float sums[kRows] = {};
+#pragma unroll 1
+      for (int k = thread * 8; k < inputs_; k += kVectors * threads() * 8) {
+        Eight<type> x[kVectors][kRows];
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          const int at = k + v * threads() * 8;
+#pragma unroll
+          for (int b = 0; b < kRows; ++b) {
+            x[v][b] = at < inputs_ && first + b < rows_
+                          ? Eight<type>::load(step.x, (first_row + first + b) * inputs_ + at)
+                          : Eight<type>{};
+          }
+        }
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+          for (int b = 0; b < kRows; ++b) {
+            for (int i = 0; i < 8; ++i) sums[b] = fmaf(x[v][b][i], x[v][b][i], sums[b]);
+          }
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < kRows; ++b) {
+        for (int distance = kWarp / 2; distance > 0; distance /= 2) sums[b] += shuffled(sums[b], distance);
+        if (thread % kWarp == 0 && first + b < rows_)
+          scratch[(first + b) * warps() + thread / kWarp] = sums[b];
+      }
+    }
+    __syncthreads();
+    if (thread < rows_) {
+      float* const sums = scratch + thread * warps();
+      float sum = sums[0];
+#pragma unroll 8
+      for (int i = 1; i < warps(); ++i) sum += sums[i];
+      sums[0] = 1.0f / sqrtf(sum / static_cast<float>(inputs_) + step.epsilon);
+    }
+    __syncthreads();
+  }
+
+  int rows_, eighths_, all_, inputs_;
+  Eight<type> norm_[kNormalized];
+};
 
 }  // namespace qwen2vl::cuda

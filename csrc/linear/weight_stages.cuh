@@ -4,16 +4,12 @@
 #include <cuda_runtime.h>
 
 #include "common/scale_block.h"
+#include "cuda/vector.cuh"
 #include "linear/device_linear.h"
 
 // A matrix' weights on their way to tensor cores: stage by stage into shared memory, each warp its own.
 namespace qwen2vl::cuda {
 
-struct alignas(16) Vector {
-  uint32_t words[4];
-};
-
-constexpr int kWarp = 32;
 constexpr int kTileRows = 16;  // a tile, what tensor cores take at once: so many outputs' weights
 constexpr int kTileUnits = kTileRows / 2;
 constexpr int kStageChunks = 8;  // a stage: so many chunks of 16 bytes of each row
@@ -93,8 +89,8 @@ struct alignas(64) Stage<MatrixForm::kPlain> {
   Vector weights[kTileRows][kStageChunks];
 };
 
-// What a lane copies of a tile, from one stage to the next: a chunk of four rows, and words of one row's
-// scales and zero points.
+// What a lane copies of a tile, from one of the warp's stages to the next: a chunk of four rows, and words of
+// one row's scales and zero points.
 template <MatrixForm form>
 struct StageSource {
   static constexpr int kRowsAtOnce = kWarp / kStageChunks;
@@ -122,8 +118,9 @@ struct StageSource {
     }
   }
 
-  // Begins the copy of the next stage, which __pipeline_wait_prior() waits for.
-  __device__ void copy(const Tiling& tiling, Stage<form>* to, int lane) {
+  // Begins the copy of the stage, which __pipeline_wait_prior() waits for, and goes on to the one `step`
+  // behind.
+  __device__ void copy(const Tiling& tiling, Stage<form>* to, int lane, int step) {
     const int chunk = lane % kStageChunks;
     const bool is_chunk = stage * kStageChunks + chunk < tiling.chunks;
 #pragma unroll
@@ -137,7 +134,7 @@ struct StageSource {
         *place = {};
       }
     }
-    for (const char*& rows : weights) rows += kStageChunks * sizeof(Vector);
+    for (const char*& rows : weights) rows += step * (kStageChunks * sizeof(Vector));
     if constexpr (form != MatrixForm::kPlain) {
       const int row = lane % kTileRows, word = lane / kTileRows;
       if (word < kStageBlocks<form>) {
@@ -149,10 +146,10 @@ struct StageSource {
       if (tiling.zero_points != 0 && word == 0) {
         __pipeline_memcpy_async(&to->zeros[row], whole_word(zeros), sizeof(uint32_t));
       }
-      scales += kStageBlocks<form> * 2;
-      ++zeros;
+      scales += step * (kStageBlocks<form> * 2);
+      zeros += step;
     }
-    ++stage;
+    stage += step;
   }
 
  private:
