@@ -25,7 +25,16 @@ uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask);
 float __shfl_sync(uint32_t mask, float value, int lane);
 void __syncwarp();
 using std::min;
-inline float __ldcg(const float* address) { return *address; }
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+template <typename Value>
+Value __ldcg(const Value* address) {
+  return *address;
+}
 // Bytes of x (0 to 3) and y (4 to 7), chosen by the four last digits of `choice`.
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
   const uint64_t bytes = uint64_t{y} << 32 | x;
@@ -50,9 +59,6 @@ inline int atomicAdd(int* target, int value) {
   *target += value;
   return before;
 }
-
-// Blocks run one after the other, and see all that was written before.
-inline void __threadfence() {}
 
 // Of a kernel that may start early: what is in front of it is done, and its writes are seen, once this
 // returns.

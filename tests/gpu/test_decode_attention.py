@@ -12,7 +12,7 @@ from tests.gpu.arrays import to_device, to_host
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
-LAYERS, CAPACITY = 2, 300
+LAYERS = 2
 
 
 class Rows:
@@ -22,7 +22,7 @@ class Rows:
         rng = np.random.default_rng(sum(lengths))
         rows = len(lengths)
         self.device, self.dtype, self.lengths, self.heads = device, dtype, lengths, heads
-        self.cache = _core.DeviceCache(device, LAYERS, rows, kv_heads, CAPACITY, dim, dtype)
+        self.cache = _core.DeviceCache(device, LAYERS, rows, kv_heads, max(lengths) + 2, dim, dtype)
         shape = (LAYERS, 2, rows, kv_heads, max(*lengths, 1), dim)
         self.content = rng.normal(size=shape).astype(DTYPES[dtype])
         start = to_device(device, np.zeros(rows, np.int64))
@@ -61,7 +61,14 @@ class Rows:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("lengths", "heads", "kv_heads", "dim"),
-    [([0], 4, 2, 32), ([7, 256, 31, 299], 12, 2, 128), ([90, 1], 7, 1, 64), ([33], 8, 8, 32)],
+    [
+        ([0], 4, 2, 32),
+        ([7, 256, 31, 299], 12, 2, 128),
+        ([90, 1], 7, 1, 64),
+        ([33], 8, 8, 32),
+        ([70, 511], 10, 1, 64),  # more query heads over one key/value head than a block takes
+        ([4800], 3, 1, 64),  # several tiles of positions for each warp
+    ],
 )
 def test_attention_over_past_and_new_token(device, dtype, lengths, heads, kv_heads, dim):
     rows = Rows(device, dtype, lengths, heads, kv_heads, dim)
@@ -72,9 +79,22 @@ def test_attention_over_past_and_new_token(device, dtype, lengths, heads, kv_hea
     rows.content = np.pad(rows.content, [(0, 0)] * 4 + [(0, 1), (0, 0)])
     for row, length in enumerate(lengths):
         rows.content[1, 0, row, :, length], rows.content[1, 1, row, :, length] = rows.k[row], rows.v[row]
-    if max(lengths) + 2 <= CAPACITY:
-        rows.lengths = [length + 1 for length in lengths]
-        np.testing.assert_allclose(rows.attend(), rows.expected(), rtol=0, atol=TOLERANCE[dtype] * 3)
+    rows.lengths = [length + 1 for length in lengths]
+    np.testing.assert_allclose(rows.attend(), rows.expected(), rtol=0, atol=TOLERANCE[dtype] * 3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_not_rounded_to_16_bits(device, dtype):
+    """Values whose weighted sum is nearly nothing show what the weights lost."""
+    rows = Rows(device, dtype, [200], 1, 1, 128)
+    keys = np.concatenate([rows.content[1, 0, 0, 0], rows.k[0]]).astype(np.float64)
+    scores = keys @ rows.q[0, 0].astype(np.float64) / np.sqrt(128)
+    weights = np.exp(scores - scores.max())
+    others = weights[:-1] @ rows.content[1, 1, 0, 0].astype(np.float64)
+    rows.v[0, 0] = (-others / weights[-1]).astype(DTYPES[dtype])
+    sizes = weights @ np.abs(np.concatenate([rows.content[1, 1, 0, 0], rows.v[0]]).astype(np.float64))
+    wrong = np.abs(rows.attend()[0, 0] - rows.expected()[0, 0]) * weights.sum() / sizes
+    assert wrong.max() < ml_dtypes.finfo(DTYPES[dtype]).eps / 64
 
 
 def test_a_row_does_not_depend_on_the_others(device):
