@@ -226,10 +226,10 @@ int64_t blocks_of(const Tiling& tiling, int of_a_multiprocessor) {
 }
 
 // Warps for a tile, as a power of two: as many as let the GPU be done soonest, counted in a warp's stages; a
-// tile itself takes about as long as two. The same for any number of rows, whose results then are, too.
-int slices_of(const Tiling& tiling) {
+// tile itself takes about as long as two.
+int slices_of(const Tiling& tiling, int of_a_multiprocessor) {
   const auto cost = [&](int slices) {
-    const int64_t at_once = blocks_of(tiling, kBlocksEach) * (kWarps >> slices);
+    const int64_t at_once = blocks_of(tiling, of_a_multiprocessor) * (kWarps >> slices);
     return rounded_up(tiling.all, at_once) * (rounded_up(tiling.stages, 1 << slices) + 2);
   };
   int best = 0;
@@ -239,12 +239,26 @@ int slices_of(const Tiling& tiling) {
   return best;
 }
 
+// What shared memory allows with a ring of so many stages: bytes for rows, and blocks of a multiprocessor
+// that have one row, 0 where there is no room for that.
+struct Fit {
+  int64_t room;
+  int blocks;
+};
+template <FloatType type, MatrixForm form, int ring_stages>
+Fit fit_of(int64_t row_bytes) {
+  constexpr int64_t kOthers = sizeof(Shared<form, ring_stages>);
+  const int64_t room = capabilities().shared_bytes - kOthers;
+  if (room < row_bytes) return {room, 0};
+  const Threads threads{kThreads, static_cast<size_t>(kOthers + row_bytes)};
+  return {room, std::min(blocks_each(few_rows_kernel<type, form, ring_stages>, threads), kBlocksEach)};
+}
+
 // Rows from `first` on, as many at once as `room` for them has.
 template <FloatType type, MatrixForm form, int ring_stages>
-void launch_rows(const LinearStep& step, const Tiling& tiling, int64_t row_bytes, int64_t room,
+void launch_rows(const LinearStep& step, const Tiling& tiling, int64_t row_bytes, int64_t room, int slices,
                  StreamHandle stream) {
   const auto kernel = few_rows_kernel<type, form, ring_stages>;
-  const int slices = slices_of(tiling);
   const int64_t most = std::min<int64_t>(room / row_bytes, kTogether);
   for (int64_t row = 0; row < step.rows; row += most) {
     const auto rows = static_cast<int>(std::min(most, step.rows - row));
@@ -255,19 +269,20 @@ void launch_rows(const LinearStep& step, const Tiling& tiling, int64_t row_bytes
   }
 }
 
-// Three stages a warp where the rows fit beside them, else two.
+// Three stages a warp where the rows fit beside them and a multiprocessor takes as many blocks as with two.
 template <FloatType type, MatrixForm form>
 bool launch_form(const LinearStep& step, StreamHandle stream) {
   const Tiling tiling = tiling_of<form>(step);
   const int64_t row_bytes = staged_row_bytes(int64_t{tiling.stages} * kStageInputs<form>);
-  const int64_t rows = std::min<int64_t>(step.rows, kTogether), all = capabilities().shared_bytes;
-  const int64_t room[2] = {all - int64_t{sizeof(Shared<form, 3>)}, all - int64_t{sizeof(Shared<form, 2>)}};
-  if (room[0] >= rows * row_bytes) {
-    launch_rows<type, form, 3>(step, tiling, row_bytes, room[0], stream);
-  } else if (room[1] >= row_bytes) {
-    launch_rows<type, form, 2>(step, tiling, row_bytes, room[1], stream);
+  const int64_t rows = std::min<int64_t>(step.rows, kTogether);
+  const Fit two = fit_of<type, form, 2>(row_bytes), three = fit_of<type, form, 3>(row_bytes);
+  if (two.blocks == 0) return false;
+  // The same for any number of rows, whose results then are, too.
+  const int slices = slices_of(tiling, two.blocks);
+  if (three.room >= rows * row_bytes && three.blocks >= two.blocks) {
+    launch_rows<type, form, 3>(step, tiling, row_bytes, three.room, slices, stream);
   } else {
-    return false;
+    launch_rows<type, form, 2>(step, tiling, row_bytes, two.room, slices, stream);
   }
   return true;
 }
