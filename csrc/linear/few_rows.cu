@@ -19,6 +19,11 @@ constexpr int kTogether = 8;    // rows that share a pass over the weights: tens
 constexpr int kBlocksEach = 2;  // of a multiprocessor, at most: where registers and memory are left, the
                                 // next kernel's start there, too
 
+// Blocks that registers are left for: the next kernel's one beside two, but for codes, whose unpacking would
+// spill them.
+template <MatrixForm form>
+constexpr int kRegisterBlocks = form == MatrixForm::kPlain ? kBlocksEach + 1 : kBlocksEach;
+
 // A block's shared memory. ring: stages of a warp, under way or being multiplied.
 template <MatrixForm form, int ring_stages>
 struct Shared {
@@ -102,7 +107,7 @@ __device__ void prefetch_biases(const LinearStep& step, int32_t m, OutputPair pa
 // rows: from first_row on. 1 << slices: warps that share a tile's stages, by turns: what they read at one
 // time lies together.
 template <FloatType type, MatrixForm form, int ring_stages>
-__global__ void __launch_bounds__(kThreads, form == MatrixForm::kPlain ? kBlocksEach + 1 : kBlocksEach)
+__global__ void __launch_bounds__(kThreads, kRegisterBlocks<form>)
     few_rows_kernel(LinearStep step, Tiling tiling, int64_t first_row, int rows, int64_t row_bytes,
                     int slices) {
   auto& shared = *static_cast<Shared<form, ring_stages>*>(dynamic_shared_memory());
@@ -114,15 +119,13 @@ __global__ void __launch_bounds__(kThreads, form == MatrixForm::kPlain ? kBlocks
   const int own_tile = static_cast<int>(blockIdx.x) + (warp >> slices) * blocks;
   const int stride = blocks * (kWarps >> slices);
 
-  // What is copied, and further down what is multiplied, in the same order.
+  // What is copied, and a ring behind it what is multiplied, in the same order.
   int copied_tile = slice < tiling.stages ? own_tile : tiling.all;
-  int copied_place = 0, place = 0;
-  const auto next_place = [](int place) { return place + 1 == ring_stages ? 0 : place + 1; };
+  int place = 0;
   StageSource<form> source(step, tiling, Tile(step, tiling, copied_tile), slice, lane);
   const auto copy_next = [&] {
     if (copied_tile < tiling.all) {
-      source.copy(tiling, &shared.ring[warp][copied_place], lane, sharers);
-      copied_place = next_place(copied_place);
+      source.copy(tiling, &shared.ring[warp][place], lane, sharers);
       if (source.stage >= tiling.stages) {
         copied_tile += stride;
         if (copied_tile < tiling.all) {
@@ -131,6 +134,7 @@ __global__ void __launch_bounds__(kThreads, form == MatrixForm::kPlain ? kBlocks
       }
     }
     __pipeline_commit();
+    place = place + 1 == ring_stages ? 0 : place + 1;
   };
 #pragma unroll 1
   for (int i = 0; i < ring_stages; ++i) copy_next();
@@ -170,8 +174,7 @@ __global__ void __launch_bounds__(kThreads, form == MatrixForm::kPlain ? kBlocks
       multiply_stage<type, form>(shared.ring[warp][place], tiling, stage,
                                  x + stage * (kStageInputs<form> / 8), lane, starts, sums);
       __syncwarp();
-      copy_next();
-      place = next_place(place);
+      copy_next();  // to where this stage was
     }
     if (slices > 0) {
       if (slice > 0) {

@@ -95,9 +95,8 @@ template <MatrixForm form>
 struct StageSource {
   static constexpr int kRowsAtOnce = kWarp / kStageChunks;
 
-  const char* weights[2];            // the next stage's chunk of a row of each eight
-  const char *scales, *last_scales;  // those of the next stage, and a word's begin: the last of the matrix
-  const char* zeros;
+  const char* weights[2];  // the next stage's chunk of a row of each eight
+  const char *scales, *zeros;
   int stage;
 
   __device__ StageSource(const LinearStep& step, const Tiling& tiling, const Tile& tile, int stage, int lane)
@@ -111,9 +110,8 @@ struct StageSource {
     if constexpr (form != MatrixForm::kPlain) {
       const TileRows rows(step, tile, lane / kTileUnits % 2 > 0);
       const int64_t n = rows.begin + lane % kTileUnits;
-      const auto* const first = static_cast<const char*>(rows.matrix.scales);
-      scales = first + (n * tiling.blocks + stage * kStageBlocks<form>)*2;
-      last_scales = first + rows.matrix.outputs * tiling.blocks * 2 - sizeof(uint32_t);
+      scales =
+          static_cast<const char*>(rows.matrix.scales) + (n * tiling.blocks + stage * kStageBlocks<form>)*2;
       zeros = reinterpret_cast<const char*>(rows.matrix.zero_points) + n * zero_bytes<form>(tiling) + stage;
     }
   }
@@ -138,9 +136,10 @@ struct StageSource {
     if constexpr (form != MatrixForm::kPlain) {
       const int row = lane % kTileRows, word = lane / kTileRows;
       if (word < kStageBlocks<form>) {
-        // Beyond the last the last: of a block that is not there, whose weights are zeros.
-        const char* const from = whole_word(scales) + word * sizeof(uint32_t);
-        __pipeline_memcpy_async(&to->scales[row][word], from < last_scales ? from : last_scales,
+        // The words that the first and the second block's scale are in: the same, or the next. Of a block
+        // that is not there, whose weights are zeros, the one before it.
+        const bool is_block = stage * kStageBlocks<form> + word < tiling.blocks;
+        __pipeline_memcpy_async(&to->scales[row][word], whole_word(is_block ? scales + word * 2 : scales),
                                 sizeof(uint32_t));
       }
       if (tiling.zero_points != 0 && word == 0) {
