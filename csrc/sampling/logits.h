@@ -11,7 +11,10 @@
 namespace qwen2vl {
 
 constexpr int64_t kLogitBlock = 256;
-inline int64_t logit_blocks(int64_t vocab) { return (vocab + kLogitBlock - 1) / kLogitBlock; }
+// Loops go through a block in so many lanes side by side; a sum adds up the lanes' own in the end.
+constexpr int64_t kLogitLanes = 16;
+static_assert(kLogitBlock % kLogitLanes == 0);
+QWEN2VL_HOST_DEVICE int64_t logit_blocks(int64_t vocab) { return (vocab + kLogitBlock - 1) / kLogitBlock; }
 
 struct TokenLogit {
   float logit;

@@ -9,17 +9,14 @@ namespace qwen2vl {
 
 namespace {
 
-constexpr int64_t kLanes = 16;
-static_assert(kLogitBlock % kLanes == 0);
-
 // The largest of `count` logits, NaN ignored; clears *usable on NaN or +infinity.
 QWEN2VL_AVX2_CLONE float block_maximum(const float* logits, int64_t count, bool* usable) {
-  float lane_maximum[kLanes];
-  int32_t lane_bad[kLanes] = {};
-  std::fill_n(lane_maximum, kLanes, -INFINITY);
+  float lane_maximum[kLogitLanes];
+  int32_t lane_bad[kLogitLanes] = {};
+  std::fill_n(lane_maximum, kLogitLanes, -INFINITY);
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+  for (; i + kLogitLanes <= count; i += kLogitLanes) {
+    for (int64_t lane = 0; lane < kLogitLanes; ++lane) {
       const float value = logits[i + lane];
       lane_maximum[lane] = value > lane_maximum[lane] ? value : lane_maximum[lane];
       lane_bad[lane] |= value <= FLT_MAX ? 0 : 1;  // false for NaN, too
@@ -27,7 +24,7 @@ QWEN2VL_AVX2_CLONE float block_maximum(const float* logits, int64_t count, bool*
   }
   float maximum = -INFINITY;
   int32_t bad = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
+  for (int64_t lane = 0; lane < kLogitLanes; ++lane) {
     maximum = std::max(maximum, lane_maximum[lane]);
     bad |= lane_bad[lane];
   }

@@ -21,12 +21,8 @@ void Penalties::count(int32_t id) {
 void Penalties::apply(float* logits) const {
   const auto repetition = static_cast<float>(options_.repetition_penalty);
   for (const int32_t id : seen_) {
-    float logit = logits[id];
-    logit = logit < 0 ? logit * repetition : logit / repetition;
-    if (const int32_t times = answer_counts_[id]; times > 0) {
-      logit -= static_cast<float>(options_.presence_penalty + options_.frequency_penalty * times);
-    }
-    logits[id] = logit;
+    logits[id] = penalized_logit(logits[id], answer_counts_[id], repetition, options_.presence_penalty,
+                                 options_.frequency_penalty);
   }
 }
 

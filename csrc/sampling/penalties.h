@@ -3,9 +3,19 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/host_device.h"
 #include "sampling/sampling_options.h"
 
 namespace qwen2vl {
+
+// The logit of a token that the prompt or the answer already has, `times` of them in the answer. The
+// penalties are those of SamplingOptions.
+QWEN2VL_HOST_DEVICE float penalized_logit(float logit, int32_t times, float repetition_penalty,
+                                          double presence_penalty, double frequency_penalty) {
+  logit = logit < 0 ? logit * repetition_penalty : logit / repetition_penalty;
+  if (times > 0) logit -= static_cast<float>(presence_penalty + frequency_penalty * times);
+  return logit;
+}
 
 // The tokens of one request so far, and what its penalties do to the logits.
 class Penalties {

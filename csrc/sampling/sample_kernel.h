@@ -62,8 +62,8 @@ struct SampleStep {
   int32_t* answer_counts;  // [rows, vocab], see Penalties; used where a row penalizes
   float* penalized;        // [rows, vocab], scratch
   PeakPart* parts;         // [rows, 2, kPeakParts], scratch: of the logits, of the penalized ones
-  float* lane_sums;        // [rows, ceil(vocab / 256) * 16], scratch
-  double* block_sums;      // [rows, ceil(vocab / 256)], scratch
+  float* lane_sums;        // [rows, logit_blocks(vocab), kLogitLanes], scratch
+  double* block_sums;      // [rows, logit_blocks(vocab)], scratch
   SampledRow* sampled;     // [rows]
 };
 

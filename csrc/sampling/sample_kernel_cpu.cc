@@ -41,10 +41,10 @@ int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 struct ScratchSizes {
   int64_t penalized, parts, lane_sums, block_sums;
   ScratchSizes(int64_t rows, int64_t vocab) {
-    const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
+    const int64_t blocks = logit_blocks(vocab);
     penalized = aligned(rows * vocab * sizeof(float));
     parts = aligned(rows * 2 * kPeakParts * sizeof(PeakPart));
-    lane_sums = aligned(rows * blocks * 16 * sizeof(float));
+    lane_sums = aligned(rows * blocks * kLogitLanes * sizeof(float));
     block_sums = aligned(rows * blocks * sizeof(double));
   }
 };

@@ -8,6 +8,7 @@
 #include "common/float_type.h"
 #include "common/host_device.h"
 #include "sampling/logits.h"
+#include "sampling/penalties.h"
 #include "sampling/philox.h"
 #include "sampling/sample_kernel.h"
 #include "sampling/softmax.h"
@@ -25,7 +26,7 @@ constexpr int32_t kEveryId = 0x7FFFFFFF;
 struct SampleShared {
   uint64_t histogram[kDigits];
   uint64_t groups[kDigitGroups];
-  float weights[kSoftmaxBlock];
+  float weights[kLogitBlock];
   TokenLogit best[kMostAlternatives];
   int32_t best_count;
   // Results that one member broadcasts to the others.
@@ -83,13 +84,6 @@ QWEN2VL_TEAM_CALL PeakPart scan_part(Team team, int64_t begin, int64_t end, cons
   return team.reduce(part, [](PeakPart a, PeakPart b) { return better_part(a, b); });
 }
 
-QWEN2VL_TEAM float penalize(float logit, int32_t count, const SamplerState& state) {
-  if (count < 0) return logit;
-  logit = logit < 0 ? logit * state.repetition_penalty : logit / state.repetition_penalty;
-  if (count > 0) logit -= static_cast<float>(state.presence_penalty + state.frequency_penalty * count);
-  return logit;
-}
-
 // Pass 1, one piece of the vocabulary: its best token, and with penalties the penalized logits and their
 // best.
 template <typename Team>
@@ -106,7 +100,9 @@ QWEN2VL_TEAM void sample_peaks(const Team& team, const SampleStep& step, int64_t
   float* const penalized = step.penalized + row * step.vocab;
   const int32_t* const counts = step.answer_counts + row * step.vocab;
   for (int64_t id = begin + team.rank(); id < end; id += team.size()) {
-    penalized[id] = penalize(logits[id], counts[id], state);
+    penalized[id] = counts[id] < 0 ? logits[id]
+                                   : penalized_logit(logits[id], counts[id], state.repetition_penalty,
+                                                     state.presence_penalty, state.frequency_penalty);
   }
   const PeakPart after = scan_part(team, begin, end, penalized);  // each member reads what it wrote
   if (team.rank() == 0) parts[kPeakParts + part] = after;
@@ -243,10 +239,6 @@ QWEN2VL_TEAM Cutoff nucleus_cutoff(const Team& team, SampleShared& shared, const
                        [&](float logit) -> uint64_t { return logit >= floor ? weight.of(logit) : 0; });
 }
 
-QWEN2VL_TEAM bool above_cutoff(float logit, int64_t id, Cutoff cutoff) {
-  return logit > cutoff.logit || (logit == cutoff.logit && id <= cutoff.last_id);
-}
-
 // One member's use(block, sum) for all blocks in order. They come by way of shared memory, since additions in
 // order can't wait for each sum alone.
 template <typename Team, typename Use>
@@ -262,28 +254,28 @@ QWEN2VL_TEAM void each_block_sum(const Team& team, SampleShared& shared, const d
   }
 }
 
-// softmax_sum with its order of additions: lanes of 16 within a block of 256, then blocks.
+// softmax_sum with its order of additions: lanes within a block, then blocks.
 template <typename Team>
 QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const float* logits, int64_t vocab,
                                           float peak, float inverse_temperature, Cutoff cutoff,
                                           float* lane_sums, double* block_sums) {
-  constexpr int64_t kLanes = 16;
-  const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
+  const int64_t blocks = logit_blocks(vocab);
   const auto block_end = [&](int64_t block) {
-    const int64_t end = (block + 1) * kSoftmaxBlock;
+    const int64_t end = (block + 1) * kLogitBlock;
     return end < vocab ? end : vocab;
   };
-  for (int64_t item = team.rank(); item < blocks * kLanes; item += team.size()) {
-    const int64_t block = item / kLanes, lane = item % kLanes;
-    const int64_t begin = block * kSoftmaxBlock, end = begin + (block_end(block) - begin) / kLanes * kLanes;
-    float sum = 0, values[kSoftmaxBlock / kLanes];  // loaded before the first is needed
-    for (int64_t i = 0; i < kSoftmaxBlock / kLanes; ++i) {
-      const int64_t id = begin + lane + i * kLanes;
+  for (int64_t item = team.rank(); item < blocks * kLogitLanes; item += team.size()) {
+    const int64_t block = item / kLogitLanes, lane = item % kLogitLanes;
+    const int64_t begin = block * kLogitBlock,
+                  end = begin + (block_end(block) - begin) / kLogitLanes * kLogitLanes;
+    float sum = 0, values[kLogitBlock / kLogitLanes];  // loaded before the first is needed
+    for (int64_t i = 0; i < kLogitBlock / kLogitLanes; ++i) {
+      const int64_t id = begin + lane + i * kLogitLanes;
       values[i] = id < end ? logits[id] : -INFINITY;
     }
-    for (int64_t i = 0; i < kSoftmaxBlock / kLanes; ++i) {
-      const int64_t id = begin + lane + i * kLanes;
-      const bool counts = id < end && above_cutoff(values[i], id, cutoff);
+    for (int64_t i = 0; i < kLogitBlock / kLogitLanes; ++i) {
+      const int64_t id = begin + lane + i * kLogitLanes;
+      const bool counts = id < end && above_cutoff(values[i], static_cast<int32_t>(id), cutoff);
       sum += counts ? exp_nonpositive((values[i] - peak) * inverse_temperature) : 0.0f;
     }
     lane_sums[item] = sum;
@@ -291,10 +283,11 @@ QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const
   team.sync();
   for (int64_t block = team.rank(); block < blocks; block += team.size()) {
     double sum = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) sum += lane_sums[block * kLanes + lane];
-    const int64_t begin = block * kSoftmaxBlock;
-    for (int64_t id = begin + (block_end(block) - begin) / kLanes * kLanes; id < block_end(block); ++id) {
-      if (above_cutoff(logits[id], id, cutoff)) {
+    for (int64_t lane = 0; lane < kLogitLanes; ++lane) sum += lane_sums[block * kLogitLanes + lane];
+    const int64_t begin = block * kLogitBlock;
+    for (int64_t id = begin + (block_end(block) - begin) / kLogitLanes * kLogitLanes; id < block_end(block);
+         ++id) {
+      if (above_cutoff(logits[id], static_cast<int32_t>(id), cutoff)) {
         sum += exp_nonpositive((logits[id] - peak) * inverse_temperature);
       }
     }
@@ -313,7 +306,7 @@ template <typename Team>
 QWEN2VL_TEAM int32_t team_softmax_find(const Team& team, SampleShared& shared, const float* logits,
                                        int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
                                        const double* block_sums, double target) {
-  const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
+  const int64_t blocks = logit_blocks(vocab);
   double sum_before = 0;
   int32_t chosen_block = 0;
   bool found = false;
@@ -328,10 +321,10 @@ QWEN2VL_TEAM int32_t team_softmax_find(const Team& team, SampleShared& shared, c
     shared.total = sum_before;
   }
   team.sync();
-  const int64_t begin = shared.chosen * kSoftmaxBlock;
-  const int64_t end = begin + kSoftmaxBlock < vocab ? begin + kSoftmaxBlock : vocab;
+  const int64_t begin = shared.chosen * kLogitBlock;
+  const int64_t end = begin + kLogitBlock < vocab ? begin + kLogitBlock : vocab;
   for (int64_t id = begin + team.rank(); id < end; id += team.size()) {
-    shared.weights[id - begin] = above_cutoff(logits[id], id, cutoff)
+    shared.weights[id - begin] = above_cutoff(logits[id], static_cast<int32_t>(id), cutoff)
                                      ? exp_nonpositive((logits[id] - peak) * inverse_temperature)
                                      : 0.0f;
   }
@@ -375,7 +368,7 @@ QWEN2VL_TEAM void team_logprobs(const Team& team, SampleShared& shared, const Sa
   if (count == 0) return;
   const Cutoff cutoff = best_cutoff(team, shared, logits, step.vocab, peak, count);
   each_logit(team, logits, 0, step.vocab, [&](int64_t id, float logit) {
-    if (!above_cutoff(logit, id, cutoff)) return;
+    if (!above_cutoff(logit, static_cast<int32_t>(id), cutoff)) return;
     shared.best[team.take(&shared.best_count)] = {logit, static_cast<int32_t>(id)};
   });
   team.sync();
@@ -393,8 +386,8 @@ template <typename Team>
 QWEN2VL_TEAM void sample_row(const Team& team, SampleShared& shared, const SampleStep& step, int64_t row) {
   const SamplerState state = step.states[row];
   SampledRow& result = step.sampled[row];
-  const int64_t blocks = (step.vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
-  float* const lane_sums = step.lane_sums + row * blocks * 16;
+  const int64_t blocks = logit_blocks(step.vocab);
+  float* const lane_sums = step.lane_sums + row * blocks * kLogitLanes;
   double* const block_sums = step.block_sums + row * blocks;
   const PeakPart* const parts = step.parts + row * 2 * kPeakParts;
   PeakPart peak = join_parts(parts);

@@ -35,9 +35,13 @@ struct Cutoff {
   int32_t last_id;
 };
 
+// Whether the token takes part. Without branches, either.
+QWEN2VL_HOST_DEVICE bool above_cutoff(float logit, int32_t id, Cutoff cutoff) {
+  return (logit > cutoff.logit) | ((logit == cutoff.logit) & (id <= cutoff.last_id));
+}
+
 // The weight exp((logit - peak) * inverse_temperature) of every token above the cutoff summed, in order of
-// ids. block_maxima as find_peak wrote them; block_sums gets the partial sums of kSoftmaxBlock tokens each.
-constexpr int64_t kSoftmaxBlock = kLogitBlock;
+// ids. block_maxima as find_peak wrote them; block_sums [logit_blocks(vocab)] gets the partial sums.
 double softmax_sum(const float* logits, const float* block_maxima, int64_t vocab, float peak,
                    float inverse_temperature, Cutoff cutoff, double* block_sums);
 

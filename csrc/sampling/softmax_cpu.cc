@@ -5,39 +5,30 @@
 
 namespace qwen2vl {
 
-namespace {
-
-bool kept(float logit, int64_t id, Cutoff cutoff) {
-  return logit > cutoff.logit || (logit == cutoff.logit && id <= cutoff.last_id);
-}
-
-}  // namespace
-
 QWEN2VL_AVX2_CLONE double softmax_sum(const float* logits, const float* block_maxima, int64_t vocab,
                                       float peak, float inverse_temperature, Cutoff cutoff,
                                       double* block_sums) {
-  constexpr int64_t kLanes = 16;
   double total = 0;
-  for (int64_t begin = 0, block = 0; begin < vocab; begin += kSoftmaxBlock, ++block) {
-    const int64_t end = std::min(begin + kSoftmaxBlock, vocab);
+  for (int64_t begin = 0, block = 0; begin < vocab; begin += kLogitBlock, ++block) {
+    const int64_t end = std::min(begin + kLogitBlock, vocab);
     if (!(block_maxima[block] >= cutoff.logit)) {  // most blocks when a filter is on
       block_sums[block] = 0;
       continue;
     }
-    float lanes[kLanes] = {};
+    float lanes[kLogitLanes] = {};
     int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
+    for (; i + kLogitLanes <= end; i += kLogitLanes) {
+      for (int64_t lane = 0; lane < kLogitLanes; ++lane) {
         const float logit = logits[i + lane];
-        const auto id = static_cast<int32_t>(i + lane);
-        const bool keep = (logit > cutoff.logit) | ((logit == cutoff.logit) & (id <= cutoff.last_id));
+        const bool keep = above_cutoff(logit, static_cast<int32_t>(i + lane), cutoff);
         lanes[lane] += keep ? exp_nonpositive((logit - peak) * inverse_temperature) : 0.0f;
       }
     }
     double sum = 0;
     for (const float lane : lanes) sum += lane;
     for (; i < end; ++i) {
-      if (kept(logits[i], i, cutoff)) sum += exp_nonpositive((logits[i] - peak) * inverse_temperature);
+      if (above_cutoff(logits[i], static_cast<int32_t>(i), cutoff))
+        sum += exp_nonpositive((logits[i] - peak) * inverse_temperature);
     }
     block_sums[block] = sum;
     total += sum;
@@ -47,7 +38,7 @@ QWEN2VL_AVX2_CLONE double softmax_sum(const float* logits, const float* block_ma
 
 int32_t softmax_find(const float* logits, int64_t vocab, float peak, float inverse_temperature, Cutoff cutoff,
                      const double* block_sums, double target) {
-  const int64_t blocks = (vocab + kSoftmaxBlock - 1) / kSoftmaxBlock;
+  const int64_t blocks = logit_blocks(vocab);
   double running = 0;
   int64_t chosen = 0;
   for (int64_t block = 0; block < blocks; ++block) {
@@ -57,8 +48,8 @@ int32_t softmax_find(const float* logits, int64_t vocab, float peak, float inver
     running += block_sums[block];
   }
   int32_t last = 0;
-  for (int64_t i = chosen * kSoftmaxBlock; i < std::min((chosen + 1) * kSoftmaxBlock, vocab); ++i) {
-    if (!kept(logits[i], i, cutoff)) continue;
+  for (int64_t i = chosen * kLogitBlock; i < std::min((chosen + 1) * kLogitBlock, vocab); ++i) {
+    if (!above_cutoff(logits[i], static_cast<int32_t>(i), cutoff)) continue;
     const float weight = exp_nonpositive((logits[i] - peak) * inverse_temperature);
     if (weight == 0) continue;
     last = static_cast<int32_t>(i);
