@@ -67,7 +67,7 @@ struct SampleStep {
   SampledRow* sampled;     // [rows]
 };
 
-// Scratch memory of one row in bytes, and where each part of SampleStep lies in it for `rows` rows.
+// Bytes of scratch memory for a step of `rows` rows, and where each part of SampleStep lies in it.
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void place_sample_scratch(SampleStep* step, char* scratch);
 
