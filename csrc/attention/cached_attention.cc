@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "common/aligned_buffer.h"
+#include "common/ceil_divide.h"
 #include "common/scratch.h"
 
 namespace qwen2vl {
@@ -18,8 +19,6 @@ constexpr int64_t kMostDim = kMostAttentionDim;
 // Keys of one part of a cache that a few tokens attend to. Fixed, so that the number of threads changes no
 // result.
 constexpr int64_t kPartKeys = 1024;
-
-int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 class Step {
  public:
@@ -55,7 +54,7 @@ class Step {
   // Appends the new keys, rotated, and values to the cache.
   void append(const Parallel& parallel) const {
     constexpr int64_t kTokens = 64;
-    const int64_t blocks = parts(call_.tokens, kTokens);
+    const int64_t blocks = ceil_divide(call_.tokens, kTokens);
     const auto body = [&](size_t i) {
       const int64_t row = i / blocks, first = i % blocks * kTokens;
       for (int64_t token = first; token < std::min(first + kTokens, call_.tokens); ++token) {
@@ -77,7 +76,7 @@ class Step {
   // parts of each query are put together.
   void few(const Parallel& parallel) const {
     const int64_t dim = call_.dim, queries = group_ * call_.tokens;
-    const int64_t slices = parts(longest_, kPartKeys), groups = parts(queries, kFewRows);
+    const int64_t slices = ceil_divide(longest_, kPartKeys), groups = ceil_divide(queries, kFewRows);
     const int64_t tasks = call_.rows * call_.kv_heads * groups * slices;
     const int64_t result = kFewRows * (dim + 2);  // sums, weights, peaks
     auto* results = static_cast<float*>(shared_scratch(tasks * result * sizeof(float)));
@@ -132,13 +131,13 @@ class Step {
 
   // Row by row: what the cache holds is packed, then blocks of queries attend to it.
   void many(const Parallel& parallel) const {
-    const int64_t dim = call_.dim, packs = parts(longest_, kPackRows), queries = group_ * call_.tokens;
-    const int64_t blocks = parts(queries, kRows);
+    const int64_t dim = call_.dim, packs = ceil_divide(longest_, kPackRows), queries = group_ * call_.tokens;
+    const int64_t blocks = ceil_divide(queries, kRows);
     const size_t key_bytes = kernels_.key_offset(packs * kPackRows, dim);
     const size_t value_bytes = kernels_.value_offset(packs * kPackRows, dim);
     const AlignedBuffer<char> keys(key_bytes * call_.kv_heads), values(value_bytes * call_.kv_heads);
     for (int64_t row = 0; row < call_.rows; ++row) {
-      const int64_t length = call_.past[row] + call_.tokens, row_packs = parts(length, kPackRows);
+      const int64_t length = call_.past[row] + call_.tokens, row_packs = ceil_divide(length, kPackRows);
       parallel(call_.kv_heads * row_packs, [&](size_t i) {
         const int64_t head = i / row_packs, first = i % row_packs * kPackRows;
         const int64_t count = std::min(kPackRows, length - first), from = cached(row, head) + first * dim;

@@ -3,6 +3,7 @@
 
 #include "attention/attention.h"
 #include "attention/score_numbers.h"
+#include "common/ceil_divide.h"
 #include "common/scratch.h"
 
 namespace qwen2vl {
@@ -12,8 +13,6 @@ namespace {
 constexpr int64_t kRows = AttentionKernels::kQueryRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr int64_t kMostDim = kMostAttentionDim;
-
-int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 void subtract(const float* __restrict what, int64_t dim, float* __restrict from) {
   for (int64_t d = 0; d < dim; ++d) from[d] -= what[d];
@@ -99,7 +98,7 @@ class Picture {
 }  // namespace
 
 void attend(const PictureAttention& call, const AttentionKernels& kernels, const Parallel& parallel) {
-  const int64_t packs = parts(call.patches, kPackRows), blocks = parts(call.patches, kRows);
+  const int64_t packs = ceil_divide(call.patches, kPackRows), blocks = ceil_divide(call.patches, kRows);
   const AttentionKernels& finest = kernels.in_codes() ? *kernels.finer : kernels;
   const size_t key_bytes = finest.key_offset(packs * kPackRows, call.dim);
   const size_t value_bytes = kernels.value_offset(packs * kPackRows, call.dim);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/ceil_divide.h"
 #include "common/error.h"
 #include "common/half.h"
 #include "common/parallel.h"
@@ -14,8 +15,7 @@ namespace {
 
 constexpr int64_t kPage = 4096;  // each part of a table starts at a multiple of this
 
-int64_t blocks_of(int64_t width) { return (width + kScaleBlock - 1) / kScaleBlock; }
-int64_t next_page(int64_t offset) { return (offset + kPage - 1) / kPage * kPage; }
+int64_t next_page(int64_t offset) { return ceil_divide(offset, kPage) * kPage; }
 
 template <float (*widen)(uint16_t)>
 void widen_row(const uint16_t* row, int64_t width, float* output) {
@@ -44,7 +44,7 @@ int64_t element_size(ElementType type) {
 }
 
 EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type)
-    : file_(path), rows_(rows), width_(width), row_blocks_(blocks_of(width)), type_(type) {
+    : file_(path), rows_(rows), width_(width), row_blocks_(ceil_divide(width, kScaleBlock)), type_(type) {
   if (rows < 1 || width < 1) {
     throw InputError("an embedding table of " + std::to_string(rows) + " rows of " + std::to_string(width) +
                      " makes no sense");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/ceil_divide.h"
 #include "cuda/launch.cuh"
 #include "linear/few_rows.h"
 #include "linear/staged_input.cuh"
@@ -199,24 +200,22 @@ __global__ void __launch_bounds__(kThreads, kRegisterBlocks<form>)
 
 // --- launches --------------------------------------------------------------------------------------------
 
-int64_t rounded_up(int64_t count, int64_t whole) { return (count + whole - 1) / whole; }  // in wholes
-
 template <MatrixForm form>
 Tiling tiling_of(const LinearStep& step) {
   // Of a gated step the first matrix' tiles stand for both.
   const int32_t matrices = step.gated ? 1 : step.matrices;
   const auto tiles = [&](int32_t m) {
-    return m < matrices ? static_cast<int32_t>(rounded_up(output_units(step, m), kTileUnits)) : 0;
+    return m < matrices ? static_cast<int32_t>(ceil_divide(output_units(step, m), kTileUnits)) : 0;
   };
   Tiling tiling{};
   tiling.first = tiles(0);
   tiling.second = tiling.first + tiles(1);
   tiling.all = tiling.second + tiles(2);
-  tiling.chunks = static_cast<int32_t>(rounded_up(step.inputs, kChunkInputs<form>));
-  tiling.stages = static_cast<int32_t>(rounded_up(tiling.chunks, kStageChunks));
+  tiling.chunks = static_cast<int32_t>(ceil_divide(step.inputs, kChunkInputs<form>));
+  tiling.stages = static_cast<int32_t>(ceil_divide(tiling.chunks, kStageChunks));
   tiling.row_bytes = step.inputs * 2;
   if (form != MatrixForm::kPlain) {
-    tiling.blocks = static_cast<int32_t>(rounded_up(step.inputs, kScaleBlock));
+    tiling.blocks = static_cast<int32_t>(ceil_divide(step.inputs, kScaleBlock));
     tiling.row_bytes = tiling.blocks * kScaleBlock / (form == MatrixForm::kBlocks4 ? 2 : 1);
     tiling.zero_points = step.matrix[0].zero_points != nullptr ? 1 : 0;
   }
@@ -233,7 +232,7 @@ int64_t blocks_of(const Tiling& tiling, int of_a_multiprocessor) {
 int slices_of(const Tiling& tiling, int of_a_multiprocessor) {
   const auto cost = [&](int slices) {
     const int64_t at_once = blocks_of(tiling, of_a_multiprocessor) * (kWarps >> slices);
-    return rounded_up(tiling.all, at_once) * (rounded_up(tiling.stages, 1 << slices) + 2);
+    return ceil_divide(tiling.all, at_once) * (ceil_divide(tiling.stages, 1 << slices) + 2);
   };
   int best = 0;
   for (int slices = 1; 1 << slices <= kWarps; ++slices) {
