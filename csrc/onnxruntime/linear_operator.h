@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "common/ceil_divide.h"
 #include "common/mapped_memory.h"
 #include "common/scratch.h"
 #include "integer/linear.h"
@@ -68,13 +69,9 @@ class LinearOperator : public F {
     const Input input{call.data<float>(0),
                       call.data<float>(1),
                       {call.data<float>(2), call.data<float>(3), epsilon_, norm_ == 2}};
-    const int64_t rows_a_task = std::max<int64_t>(1, kNumbersATask / k);
-    call.parallel((rows + rows_a_task - 1) / rows_a_task, [&](size_t task) {
-      const int64_t first = task * rows_a_task;
-      for (int64_t r = first; r < std::min(first + rows_a_task, rows); ++r) {
-        quantize(input, r, codes + r * padded, steps + r * blocks);
-        any.add_up(codes + r * padded, 1, sums + r * blocks);
-      }
+    parallel_rows(call, rows, k, [&](int64_t r) {
+      quantize(input, r, codes + r * padded, steps + r * blocks);
+      any.add_up(codes + r * padded, 1, sums + r * blocks);
     });
 
     const int64_t panels = ends.back(), tasks = tasks_of(panels, panels * any.panel_bytes() * rows, rows);
@@ -106,7 +103,7 @@ class LinearOperator : public F {
     constexpr int64_t kManyRows = 12, kMostPanels = 4, kEnoughTasks = 24;
     const int64_t together =
         rows < kManyRows ? 1 : std::clamp<int64_t>(panels / kEnoughTasks, 1, kMostPanels);
-    return std::clamp<int64_t>(bytes / kBytesATask, 1, (panels + together - 1) / together);
+    return std::clamp<int64_t>(bytes / kBytesATask, 1, ceil_divide(panels, together));
   }
 
   // One token's codes and steps.

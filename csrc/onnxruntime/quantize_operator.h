@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include "common/scratch.h"
 #include "integer/quantize.h"
 #include "onnxruntime/operator.h"
@@ -31,7 +29,7 @@ class QuantizeTokensOperator {
     shape.back() = 1;
     auto* steps = call.output<float>(1, shape);
     const bool plain = scale == nullptr && bias == nullptr && other == nullptr && slope_ == 0;
-    const auto row = [&](int64_t r) {
+    parallel_rows(call, rows, k, [&](int64_t r) {
       const float* y = x + r * k;
       if (!plain) {
         auto* activated = static_cast<float*>(thread_scratch(k * sizeof(float)));
@@ -42,11 +40,6 @@ class QuantizeTokensOperator {
         y = activated;
       }
       kernels_.quantize(y, k, k, 128, codes + r * k, steps + r);
-    };
-    const int64_t rows_a_task = std::max<int64_t>(1, kNumbersATask / k);
-    call.parallel((rows + rows_a_task - 1) / rows_a_task, [&](size_t task) {
-      const int64_t first = task * rows_a_task;
-      for (int64_t r = first; r < std::min(first + rows_a_task, rows); ++r) row(r);
     });
   }
 

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include "integer/quantize.h"
 #include "onnxruntime/operator.h"
 #include "onnxruntime/shapes.h"
@@ -24,14 +22,10 @@ class ScaleTokensOperator {
     const auto *x = call.data<float>(0), *scale = call.data<float>(1), *bias = call.data<float>(2),
                *added = call.data<float>(3);
     auto* y = call.output<float>(0, shape);
-    const int64_t rows_a_task = std::max<int64_t>(1, kNumbersATask / n);
-    call.parallel((rows + rows_a_task - 1) / rows_a_task, [&](size_t task) {
-      const int64_t first = task * rows_a_task;
-      for (int64_t r = first; r < std::min(first + rows_a_task, rows); ++r) {
-        Activation activation{x + r * n, scale[r], bias};
-        if (added != nullptr) activation.added = added + r * n;
-        kernels_.activate(activation, n, y + r * n);
-      }
+    parallel_rows(call, rows, n, [&](int64_t r) {
+      Activation activation{x + r * n, scale[r], bias};
+      if (added != nullptr) activation.added = added + r * n;
+      kernels_.activate(activation, n, y + r * n);
     });
   }
 
