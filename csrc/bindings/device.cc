@@ -203,15 +203,14 @@ void register_device_class(py::module_& m) {
           [](Device& device, uintptr_t table, uintptr_t scale, uintptr_t zero_point, int64_t rows,
              int64_t width, int64_t block, const std::string& table_dtype, uintptr_t ids,
              uintptr_t visual_rows, int64_t count, const std::string& dtype, uintptr_t output) {
-            const TableType type = table_dtype == "uint8" ? TableType::kUInt8Blocks
-                                                          : static_cast<TableType>(float_type(table_dtype));
-            device.gather_embeddings({{pointer<const void>(table), pointer<const float>(scale),
-                                       pointer<const uint8_t>(zero_point), rows, width, block, type},
-                                      pointer<const int32_t>(ids),
-                                      pointer<const float* const>(visual_rows),
-                                      count,
-                                      float_type(dtype),
-                                      pointer<void>(output)});
+            device.gather_embeddings(
+                {{pointer<const void>(table), pointer<const float>(scale), pointer<const uint8_t>(zero_point),
+                  rows, width, block, table_type_from_name(table_dtype)},
+                 pointer<const int32_t>(ids),
+                 pointer<const float* const>(visual_rows),
+                 count,
+                 float_type(dtype),
+                 pointer<void>(output)});
           },
           py::arg("table"), py::arg("scale"), py::arg("zero_point"), py::arg("rows"), py::arg("width"),
           py::arg("block"), py::arg("table_dtype"), py::arg("ids"), py::arg("visual_rows"), py::arg("count"),

@@ -13,7 +13,7 @@ void register_embedding(py::module_& m) {
       m, "EmbeddingTable",
       "The token embedding table [rows, width], read from its file row by row, as float32.")
       .def(py::init([](const std::string& path, int64_t rows, int64_t width, const std::string& dtype) {
-             return std::make_shared<EmbeddingTable>(path, rows, width, element_type_from_name(dtype));
+             return std::make_shared<EmbeddingTable>(path, rows, width, table_type_from_name(dtype));
            }),
            py::arg("path"), py::arg("rows"), py::arg("width"), py::arg("dtype"),
            "dtype: float32, bfloat16, float16, or uint8 (codes with a scale and a zero point a block of "

@@ -25,20 +25,6 @@ class Carver {
   int64_t used_ = 0;
 };
 
-TableType table_type(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return TableType::kFloat32;
-    case ElementType::kBFloat16:
-      return TableType::kBFloat16;
-    case ElementType::kFloat16:
-      return TableType::kFloat16;
-    case ElementType::kUInt8:
-      return TableType::kUInt8Blocks;
-  }
-  throw InputError("an embedding table of unknown type");
-}
-
 }  // namespace
 
 DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
@@ -56,13 +42,8 @@ DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<Dev
   if (prefill_chunk < 1) {
     throw InputError("prefill_chunk must be at least 1, got " + std::to_string(prefill_chunk));
   }
-  table_ = {nullptr,
-            nullptr,
-            nullptr,
-            table.rows(),
-            table.width(),
-            EmbeddingTable::block_width(),
-            table_type(table.type())};
+  table_ = {nullptr,     nullptr, nullptr, table.rows(), table.width(), EmbeddingTable::block_width(),
+            table.type()};
   const int64_t element_bytes = table.rows() * table.width() * element_size(table.type());
   const int64_t blocks = table.blocks();
   char *elements, *scales, *zero_points;

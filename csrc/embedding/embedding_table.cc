@@ -24,26 +24,7 @@ void widen_row(const uint16_t* row, int64_t width, float* output) {
 
 }  // namespace
 
-ElementType element_type_from_name(const std::string& name) {
-  if (name == "float32") return ElementType::kFloat32;
-  if (name == "bfloat16") return ElementType::kBFloat16;
-  if (name == "float16") return ElementType::kFloat16;
-  if (name == "uint8") return ElementType::kUInt8;
-  throw InputError("unknown element type '" + name + "', expected float32, bfloat16, float16 or uint8");
-}
-
-int64_t element_size(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return 4;
-    case ElementType::kUInt8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
-EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, ElementType type)
+EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t width, TableType type)
     : file_(path), rows_(rows), width_(width), row_blocks_(ceil_divide(width, kScaleBlock)), type_(type) {
   if (rows < 1 || width < 1) {
     throw InputError("an embedding table of " + std::to_string(rows) + " rows of " + std::to_string(width) +
@@ -56,7 +37,7 @@ EmbeddingTable::EmbeddingTable(const std::string& path, int64_t rows, int64_t wi
                       std::to_string(rows) + " rows of " + std::to_string(width) + " values of " +
                       std::to_string(element_size(type)) + " bytes");
   }
-  if (type != ElementType::kUInt8) return;
+  if (type != TableType::kUInt8Blocks) return;
   scales_ = next_page(rows * width);  // counts no larger than the table's, whose size is checked
   zero_points_ = next_page(scales_ + blocks() * static_cast<int64_t>(sizeof(float)));
   if (available < zero_points_ + blocks()) {
@@ -97,18 +78,18 @@ void EmbeddingTable::gather_blocks(int64_t row, std::byte* stored, float* output
 void EmbeddingTable::gather_row(int64_t row, std::byte* stored, float* output) const {
   const int64_t bytes = width_ * element_size(type_), at = row * bytes;
   switch (type_) {
-    case ElementType::kFloat32:
+    case TableType::kFloat32:
       file_.read(at, bytes, output);
       break;
-    case ElementType::kBFloat16:
+    case TableType::kBFloat16:
       file_.read(at, bytes, stored);
       widen_row<bfloat16_to_float>(reinterpret_cast<const uint16_t*>(stored), width_, output);
       break;
-    case ElementType::kFloat16:
+    case TableType::kFloat16:
       file_.read(at, bytes, stored);
       widen_row<float16_to_float>(reinterpret_cast<const uint16_t*>(stored), width_, output);
       break;
-    case ElementType::kUInt8:
+    case TableType::kUInt8Blocks:
       gather_blocks(row, stored, output);
       break;
   }

@@ -4,14 +4,11 @@
 
 #include "common/float_type.h"
 #include "common/host_device.h"
+#include "embedding/table_type.h"
 
 struct CUstream_st;
 
 namespace qwen2vl {
-
-// How a token embedding table is stored: 16- or 32-bit floats, or 8-bit codes in blocks along a row,
-// value = (code - zero_point[block]) * scale[block].
-enum class TableType : int32_t { kFloat32, kBFloat16, kFloat16, kUInt8Blocks };
 
 // A table [rows, width] somewhere in memory: on the host, in host memory that the GPU reads, or on the GPU.
 struct TableView {
