@@ -189,16 +189,7 @@ SampledToken DeviceDecoder::first_token(int64_t row) {
 }
 
 SampledToken DeviceDecoder::take(const SampledRow& sampled, int64_t row) {
-  require_usable(sampled, chosen_[row]++);
-  SampledToken token;
-  token.id = sampled.id;
-  if (logprobs_[row] >= 0) {
-    token.logprob = sampled.logprob;
-    for (int32_t i = 0; i < sampled.alternatives; ++i) {
-      token.alternatives.push_back({sampled.alternative_ids[i], sampled.alternative_logprobs[i]});
-    }
-  }
-  return token;
+  return sampled_token(sampled, chosen_[row]++, logprobs_[row]);
 }
 
 void DeviceDecoder::move(int64_t from, int64_t to) {

@@ -49,16 +49,7 @@ SampledToken RowSampler::sample(const float* logits, int64_t count) {
   device_->sample_rows(step);
   SampledRow sampled;
   device_->download(&sampled, step.sampled, sizeof(sampled));
-  require_usable(sampled, chosen_++);
-  SampledToken token;
-  token.id = sampled.id;
-  if (logprobs_ >= 0) {
-    token.logprob = sampled.logprob;
-    for (int32_t i = 0; i < sampled.alternatives; ++i) {
-      token.alternatives.push_back({sampled.alternative_ids[i], sampled.alternative_logprobs[i]});
-    }
-  }
-  return token;
+  return sampled_token(sampled, chosen_++, logprobs_);
 }
 
 }  // namespace qwen2vl

@@ -65,10 +65,19 @@ void place_sample_scratch(SampleStep* step, char* scratch) {
   step->block_sums = reinterpret_cast<double*>(scratch);
 }
 
-void require_usable(const SampledRow& row, uint64_t at) {
-  if (row.status == 0) return;
-  throw UnusableLogitsError(unusable_logits_message(at, row.status & kAfterPenalties, row.status & kHasNan,
-                                                    row.status & kHasInfinity));
+SampledToken sampled_token(const SampledRow& row, uint64_t at, int64_t logprobs) {
+  if (row.status != 0) {
+    throw UnusableLogitsError(unusable_logits_message(at, row.status & kAfterPenalties, row.status & kHasNan,
+                                                      row.status & kHasInfinity));
+  }
+  SampledToken token;
+  token.id = row.id;
+  if (logprobs < 0) return token;
+  token.logprob = row.logprob;
+  for (int32_t i = 0; i < row.alternatives; ++i) {
+    token.alternatives.push_back({row.alternative_ids[i], row.alternative_logprobs[i]});
+  }
+  return token;
 }
 
 }  // namespace qwen2vl

@@ -9,6 +9,8 @@ struct CUstream_st;
 
 namespace qwen2vl {
 
+struct SampledToken;
+
 // The sampler as a GPU runs it: the rules, random numbers and roundings of Sampler, so that both choose the
 // same tokens. What Sampler finds by sorting candidates is found here by radix selection over the bits of the
 // logits, by a team of threads (sampling/sample_team.h).
@@ -71,8 +73,9 @@ struct SampleStep {
 int64_t sample_scratch_bytes(int64_t rows, int64_t vocab);
 void place_sample_scratch(SampleStep* step, char* scratch);
 
-// Throws UnusableLogitsError, in Sampler's words, when the row's status says so. `at` is the token's number.
-void require_usable(const SampledRow& row, uint64_t at);
+// The row's token as Sampler gives it; `at` is its number in the answer, `logprobs` as in SamplingOptions.
+// Throws UnusableLogitsError, in Sampler's words, when the row's status says so.
+SampledToken sampled_token(const SampledRow& row, uint64_t at, int64_t logprobs);
 
 namespace cpu {
 void sample_rows(const SampleStep& step);
