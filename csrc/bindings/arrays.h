@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -78,6 +79,18 @@ inline std::vector<int64_t> grid_vector(const pybind11::handle& object) {
   if (array.size() == 0) return {};
   if (array.ndim() != 2 || array.shape(1) != 3) throw InputError("grids must have the shape [n, 3]");
   return integer_vector<int64_t>(array, "grids", 2);
+}
+
+// The bytes of a C-contiguous array that lies at byte `offset` of a block of `bytes`, or is copied there.
+// Throws InputError unless it fits.
+inline size_t checked_bytes(const pybind11::array& array, size_t offset, size_t bytes) {
+  if (!(array.flags() & pybind11::array::c_style)) throw InputError("the array must be C-contiguous");
+  const auto size = static_cast<size_t>(array.nbytes());
+  if (offset > bytes || size > bytes - offset) {
+    throw InputError("an array of " + std::to_string(size) + " bytes at byte " + std::to_string(offset) +
+                     " does not fit a block of " + std::to_string(bytes));
+  }
+  return size;
 }
 
 // A view of memory that `owner` keeps alive.

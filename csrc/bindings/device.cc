@@ -59,16 +59,6 @@ class PythonEngine : public DeviceEngine {
   }
 };
 
-size_t checked_bytes(const py::array& array, size_t offset, size_t bytes) {
-  if (!(array.flags() & py::array::c_style)) throw InputError("the array must be C-contiguous");
-  const auto size = static_cast<size_t>(array.nbytes());
-  if (offset > bytes || size > bytes - offset) {
-    throw InputError("an array of " + std::to_string(size) + " bytes at byte " + std::to_string(offset) +
-                     " does not fit a block of " + std::to_string(bytes));
-  }
-  return size;
-}
-
 void register_block(py::module_& m) {
   py::class_<DeviceBlock, std::shared_ptr<DeviceBlock>>(m, "DeviceBlock",
                                                         "A block of a device's memory at a fixed address.")
@@ -342,9 +332,7 @@ void register_decoder(py::module_& m) {
             addresses["logits"] = address(buffers.logits);
             return addresses;
           },
-          "Device addresses of the engine's inputs and output by name: see csrc/device/device_decoder.h.")
-      .def_property_readonly("device_bytes", &DeviceDecoder::device_bytes)
-      .def_property_readonly("pinned_bytes", &DeviceDecoder::pinned_bytes);
+          "Device addresses of the engine's inputs and output by name: see csrc/device/device_decoder.h.");
 
   py::class_<VisualEmbeddings>(m, "DeviceVisual", "Visual embeddings that lie in a device's memory.")
       .def(py::init(

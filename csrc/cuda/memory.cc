@@ -32,7 +32,7 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   return *this;
 }
 
-PinnedBuffer::PinnedBuffer(size_t bytes) : size_(bytes) {
+PinnedBuffer::PinnedBuffer(size_t bytes) {
   if (bytes == 0) return;
   const IgnoreOtherRecordings guard;
   check(cudaHostAlloc(&data_, bytes, cudaHostAllocMapped),
@@ -56,7 +56,6 @@ PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(ot
 PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(device_data_, other.device_data_);
-  std::swap(size_, other.size_);
   return *this;
 }
 

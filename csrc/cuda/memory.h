@@ -40,16 +40,10 @@ class PinnedBuffer {
 
   void* data() const { return data_; }
   void* device_data() const { return device_data_; }
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  size_t size() const { return size_; }  // bytes
 
  private:
   void* data_ = nullptr;
   void* device_data_ = nullptr;
-  size_t size_ = 0;
 };
 
 // Queued copies, in bytes. Host memory that is not pinned is read before copy_to_device returns, and written

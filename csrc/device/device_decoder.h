@@ -46,14 +46,6 @@ class DeviceDecoder : public Decoder {
     recordings_.clear();
   }
   const Buffers& buffers() const { return buffers_; }
-  const std::shared_ptr<DeviceCache>& cache() const { return cache_; }
-  FloatType type() const { return type_; }
-  int64_t hidden() const { return table_.width; }
-  int64_t vocab() const { return table_.rows; }
-  int64_t rope_width() const { return rope_width_; }
-  // Bytes of device memory, and of pinned host memory, without the cache.
-  int64_t device_bytes() const { return static_cast<int64_t>(memory_.size()); }
-  int64_t pinned_bytes() const { return static_cast<int64_t>(table_memory_.size() + results_.size()); }
 
   void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const override;
   int64_t depth() const override { return 2; }

@@ -93,7 +93,8 @@ def test_other_threads_work_on_while_one_records():
     values, copied = np.arange(1024, dtype=np.float32), np.zeros(1024, np.float32)
 
     def work():
-        own, pinned = module.Stream(), module.PinnedBuffer(64)
+        own = module.Stream()
+        pinned = module.CudaDevice(own).allocate_shared(64)
         buffer, event = module.DeviceBuffer(values.nbytes), module.Event()
         buffer.upload(values, own)
         event.record(own)
@@ -117,7 +118,7 @@ def test_other_threads_work_on_while_one_records():
 def test_pinned_memory_is_shared():
     module = cuda.load()
     stream = module.Stream()
-    pinned, target = module.PinnedBuffer(12), module.DeviceBuffer(12)
+    pinned, target = module.CudaDevice(stream).allocate_shared(12), module.DeviceBuffer(12)
     view = np.asarray(memoryview(pinned)).view(np.int32)
     assert not view.any()
     view[:] = [1, 2, 3]
