@@ -8,6 +8,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/frames.h"
 #include "bindings/sampled_token.h"
 #include "device/block_pool.h"
 #include "device/device_cache.h"
@@ -368,13 +369,9 @@ void register_decoder(py::module_& m) {
       m, "FramePreparer", "Frames in a device's memory to patches there: see csrc/device/frame_preparer.h.")
       .def(py::init([](std::shared_ptr<Device> device, const py::object& table, int64_t patch_size,
                        int64_t temporal_patch_size, int64_t merge_size, bool vertical_first) {
-             const FloatArray values = float_array(table, 2, "table");
-             if (values.shape(0) != kChannels || values.shape(1) != 256) {
-               throw InputError("the value table must be float32 [3, 256]");
-             }
-             return std::make_shared<FramePreparer>(
-                 std::move(device), values.data(), PatchLayout{patch_size, temporal_patch_size, merge_size},
-                 vertical_first ? PassOrder::kVerticalFirstWhereShorter : PassOrder::kHorizontalFirst);
+             return std::make_shared<FramePreparer>(std::move(device), value_table(table).data(),
+                                                    PatchLayout{patch_size, temporal_patch_size, merge_size},
+                                                    pass_order(vertical_first));
            }),
            py::arg("device"), py::arg("table"), py::arg("patch_size"), py::arg("temporal_patch_size"),
            py::arg("merge_size"), py::arg("vertical_first"))

@@ -141,19 +141,15 @@ const char* name_of(FinishReason reason) {
 void register_request(py::module_& m) {
   py::class_<Request, std::shared_ptr<Request>>(m, "Request",
                                                 "A prompt, ready for the decoder, and how to continue.")
-      .def(
-          py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
-          py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
-          py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
-          py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
-          py::arg("keep_special") = false, py::arg("prompt_lookup") = 0,
-          "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
-          "those "
-          "in the "
-          "cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a hash of content "
-          "and "
-          "index for pads. max_new_tokens=0 only fills the cache. prompt_lookup: the most tokens that a step "
-          "may draft.")
+      .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
+           py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
+           py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
+           py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
+           py::arg("keep_special") = false, py::arg("prompt_lookup") = 0,
+           "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
+           "those in the cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a "
+           "hash of content and index for pads. max_new_tokens=0 only fills the cache. prompt_lookup: the "
+           "most tokens that a step may draft.")
       .def_readonly("max_new_tokens", &Request::max_new_tokens)
       .def_property_readonly("prompt_tokens",
                              [](const Request& request) { return request.token_ids.size(); });
@@ -271,8 +267,7 @@ void register_generate(py::module_& m) {
           },
           py::arg("token_ids"), py::arg("grids") = py::none(), py::arg("keys") = py::none(),
           "How many leading tokens need not be computed when this prompt is the first of the next call: "
-          "visuals "
-          "wholly before that may be None in its request.");
+          "visuals wholly before that may be None in its request.");
 }
 
 }  // namespace qwen2vl

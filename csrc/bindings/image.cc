@@ -1,4 +1,3 @@
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -6,7 +5,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "common/error.h"
+#include "bindings/frames.h"
 #include "image/prepare_frame.h"
 #include "image/smart_resize.h"
 
@@ -15,8 +14,6 @@ namespace py = pybind11;
 namespace qwen2vl {
 
 namespace {
-
-using FloatArray = py::array_t<float, py::array::c_style>;
 
 // The frame is read where it lies; the caller's array stays referenced for the length of the call.
 FrameView frame_view(const py::array& frame) {
@@ -32,22 +29,12 @@ FrameView frame_view(const py::array& frame) {
           frame.strides(2)};
 }
 
-void check_table(const FloatArray& table) {
-  if (table.ndim() != 2 || table.shape(0) != kChannels || table.shape(1) != 256) {
-    throw InputError("the value table must be float32 [3, 256]");
-  }
-}
-
-PassOrder pass_order(bool vertical_first) {
-  return vertical_first ? PassOrder::kVerticalFirstWhereShorter : PassOrder::kHorizontalFirst;
-}
-
 void write_frame(const py::array& frame, py::array_t<float>& patches, int64_t frame_index, int64_t copies,
-                 int64_t resized_height, int64_t resized_width, const FloatArray& table, int64_t patch_size,
+                 int64_t resized_height, int64_t resized_width, const py::object& table, int64_t patch_size,
                  int64_t temporal_patch_size, int64_t merge_size, bool vertical_first,
                  std::optional<py::array_t<uint8_t>> pixels) {
   const FrameView view = frame_view(frame);
-  check_table(table);
+  const FloatArray values = value_table(table);
   const PatchLayout layout{patch_size, temporal_patch_size, merge_size};
   check_layout(layout);
   const int64_t grid = (resized_height / patch_size) * (resized_width / patch_size);
@@ -70,8 +57,8 @@ void write_frame(const py::array& frame, py::array_t<float>& patches, int64_t fr
   const int64_t slot = frame_index % temporal_patch_size;
   float* out = patches.mutable_data() + frame_index / temporal_patch_size * grid * layout.patch_values();
   const py::gil_scoped_release release;
-  prepare_frame(view, {resized_height, resized_width}, pass_order(vertical_first), layout, table.data(), slot,
-                slot + copies, out, pixel_data);
+  prepare_frame(view, {resized_height, resized_width}, pass_order(vertical_first), layout, values.data(),
+                slot, slot + copies, out, pixel_data);
 }
 
 py::array_t<uint8_t> resize_bicubic(const py::array& frame, int64_t height, int64_t width,
@@ -100,17 +87,16 @@ void register_image(py::module_& m) {
         py::arg("vertical_first"),
         "uint8 [h, w, 3] of any strides -> uint8 [height, width, 3], equal to Pillow's BICUBIC resize. "
         "vertical_first: where Pillow starts with the vertical pass; see csrc/image/resize.h.");
-  m.def("write_frame", &write_frame, py::arg("frame"), py::arg("patches").noconvert(), py::arg("frame_index"),
-        py::arg("copies"), py::arg("resized_height"), py::arg("resized_width"), py::arg("table"),
-        py::arg("patch_size"), py::arg("temporal_patch_size"), py::arg("merge_size"),
-        py::arg("vertical_first"), py::arg("pixels").noconvert() = py::none(),
-        "Resizes one frame (uint8 [h, w, 3], any strides) and writes it `copies` times, from frame "
-        "frame_index on, "
-        "into patches, float32 [t, grid_h * grid_w, 3 * temporal_patch_size * patch_size^2] in merge order. "
-        "The "
-        "copies stay inside one temporal patch. table: float32 [3, 256], what each byte of each channel "
-        "becomes. "
-        "pixels, if given, receives the resized frame, uint8 [resized_height, resized_width, 3].");
+  m.def(
+      "write_frame", &write_frame, py::arg("frame"), py::arg("patches").noconvert(), py::arg("frame_index"),
+      py::arg("copies"), py::arg("resized_height"), py::arg("resized_width"), py::arg("table"),
+      py::arg("patch_size"), py::arg("temporal_patch_size"), py::arg("merge_size"), py::arg("vertical_first"),
+      py::arg("pixels").noconvert() = py::none(),
+      "Resizes one frame (uint8 [h, w, 3], any strides) and writes it `copies` times, from frame frame_index "
+      "on, into patches, float32 [t, grid_h * grid_w, 3 * temporal_patch_size * patch_size^2] in merge "
+      "order. The copies stay inside one temporal patch. table: float32 [3, 256], what each byte of each "
+      "channel becomes. pixels, if given, receives the resized frame, uint8 [resized_height, resized_width, "
+      "3].");
 }
 
 }  // namespace qwen2vl

@@ -58,11 +58,11 @@ void register_rope(py::module_& m) {
       .def_property_readonly("axes", [](const RopeTable& table) {
         return std::vector<int>(table.axes().begin(), table.axes().end());
       });
-  m.def("mrope_positions", &bind_mrope_positions, py::arg("token_ids"), py::arg("grids"),
-        py::arg("image_pad"), py::arg("video_pad"), py::arg("merge_size") = 2,
-        "M-RoPE positions of a prompt: (positions int64 [3, T], rope delta). grids [n, 3]: t, h, w in "
-        "patches of "
-        "pictures and videos in order of appearance.");
+  m.def(
+      "mrope_positions", &bind_mrope_positions, py::arg("token_ids"), py::arg("grids"), py::arg("image_pad"),
+      py::arg("video_pad"), py::arg("merge_size") = 2,
+      "M-RoPE positions of a prompt: (positions int64 [3, T], rope delta). grids [n, 3]: t, h, w in patches "
+      "of pictures and videos in order of appearance.");
   m.def("rope_table", &bind_rope_table, py::arg("positions"), py::arg("head_dim"), py::arg("theta"),
         py::arg("sections"),
         "cos, sin float32 [T, head_dim / 2] of positions int64 [3, T]; section j of the frequencies uses "
