@@ -143,7 +143,7 @@ void register_request(py::module_& m) {
                                                 "A prompt, ready for the decoder, and how to continue.")
       .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
            py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
-           py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens") = 256,
+           py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens"),
            py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
            py::arg("keep_special") = false, py::arg("prompt_lookup") = 0,
            "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "

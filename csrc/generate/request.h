@@ -26,7 +26,7 @@ struct Request {
   std::vector<uint64_t> keys;
   SamplingOptions sampling;
   // 0 only fills the cache: the next prompt that begins like this one answers sooner.
-  int64_t max_new_tokens = 256;
+  int64_t max_new_tokens = 0;
   std::vector<int32_t> stop_ids;  // tokens that end the answer; kept in token_ids, never part of the text
   std::vector<std::string> stop_strings;  // texts that end the answer; cut from the text
   bool keep_special = false;              // whether special tokens' text is part of the text

@@ -280,11 +280,13 @@ def test_logprobs_are_reported_for_every_token(toy):
         (lambda: PICTURE.request(embeddings=[np.zeros((6, 3))]), InputError, r"\[6, 3\]"),
         (lambda: PICTURE.request(embeddings=[np.zeros(6)]), InputError, "2 dimensions"),
         (
-            lambda: _core.Request([IMAGE_PAD], grids=[(1, 2, 2)], embeddings=[np.zeros((1, HIDDEN))]),
+            lambda: _core.Request(
+                [IMAGE_PAD], grids=[(1, 2, 2)], embeddings=[np.zeros((1, HIDDEN))], max_new_tokens=1
+            ),
             InputError,
             "key",
         ),
-        (lambda: _core.Request([1, 2], keys=[1]), InputError, "key for every token"),
+        (lambda: _core.Request([1, 2], keys=[1], max_new_tokens=1), InputError, "key for every token"),
         (lambda: TEXT.request(stop_strings=[""]), InputError, "empty"),
     ],
 )
