@@ -91,20 +91,15 @@ def main() -> None:
     table = _core.EmbeddingTable(
         str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
     )
+    rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
     generator = _core.Generator(
-        executor,
-        cache,
-        table,
+        _core.HostDecoder(executor, cache, table, rope, prefill_chunk=512),
         _core.TokenText([b" "] * decoder.vocab_size, []),
         hidden_size=decoder.hidden_size,
         vocab_size=decoder.vocab_size,
-        head_dim=decoder.head_dim,
-        rope_theta=decoder.rope_theta,
-        mrope_section=decoder.mrope_section,
         merge_size=bundle.geometry.vision.merge_size,
         image_pad=ids.image_pad,
         video_pad=ids.video_pad,
-        prefill_chunk=512,
     )
     measured = []
     print(f"{'case':<16}{'limit':>6}{'tokens/s':>10}{'of plain':>10}{'tokens/step':>13}{'true':>7}")

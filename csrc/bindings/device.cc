@@ -315,8 +315,8 @@ void register_decoder(py::module_& m) {
              return std::make_shared<DeviceDecoder>(std::move(device), std::move(cache), table, rope,
                                                     prefill_chunk, float_type(dtype));
            }),
-           py::arg("device"), py::arg("cache"), py::arg("table"), py::arg("rope"), py::arg("prefill_chunk"),
-           py::arg("dtype"))
+           py::arg("device").none(false), py::arg("cache").none(false), py::arg("table"), py::arg("rope"),
+           py::arg("prefill_chunk"), py::arg("dtype"))
       .def("set_engine", &DeviceDecoder::set_engine, py::arg("engine"), py::keep_alive<1, 2>())
       .def_property_readonly(
           "buffers",

@@ -1,8 +1,6 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <array>
 #include <memory>
 #include <utility>
 
@@ -210,49 +208,29 @@ void register_generate(py::module_& m) {
   m.attr("LONGEST_DRAFT") = PromptLookup::kLongest;
   register_step(m);
   py::class_<Decoder, std::shared_ptr<Decoder>>(
-      m, "Decoder", "The decoder as the generation loop sees it, when its steps are not an Executor's.");
+      m, "Decoder", "The decoder as the generation loop sees it, with its cache.");
+  py::class_<HostDecoder, Decoder, std::shared_ptr<HostDecoder>>(
+      m, "HostDecoder", "The decoder with everything between two tokens on the CPU, over an executor.")
+      .def(py::init<std::shared_ptr<Executor>, std::shared_ptr<CacheRows>, std::shared_ptr<EmbeddingTable>,
+                    const RopeTable&, int64_t>(),
+           py::arg("executor").none(false), py::arg("cache").none(false), py::arg("table").none(false),
+           py::arg("rope"), py::arg("prefill_chunk"),
+           py::keep_alive<1, 2>());  // the executor's Python half, which the shared pointer doesn't hold
   register_request(m);
-  py::class_<Generator>(m, "Generator", "The generation loop over an executor and a KV cache.")
-      .def(py::init([](std::shared_ptr<Executor> executor, std::shared_ptr<CacheRows> cache,
-                       std::shared_ptr<EmbeddingTable> embedding, std::shared_ptr<TokenText> token_text,
-                       int64_t hidden_size, int64_t vocab_size, int64_t head_dim, double rope_theta,
-                       const std::array<int64_t, 3>& mrope_section, int32_t merge_size, int32_t image_pad,
-                       int32_t video_pad, int64_t prefill_chunk, bool answers_apart, int64_t least_chunk) {
-             if (!executor || !cache || !embedding || !token_text) {
-               throw InputError("executor, cache, embedding and token_text must not be None");
-             }
-             const RopeTable rope(head_dim, rope_theta, mrope_section);
-             const int64_t chunk = std::max<int64_t>(1, std::min(prefill_chunk, cache->capacity()));
-             auto decoder = std::make_shared<HostDecoder>(std::move(executor), std::move(embedding), rope,
-                                                          cache->rows(), chunk);
-             const DecoderSettings settings{
-                 hidden_size,   vocab_size,    head_dim,   {image_pad, video_pad, merge_size},
-                 prefill_chunk, answers_apart, least_chunk};
-             return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
-                                                settings);
-           }),
-           py::arg("executor"), py::arg("cache"), py::arg("embedding"), py::arg("token_text"), py::kw_only(),
-           py::arg("hidden_size"), py::arg("vocab_size"), py::arg("head_dim"), py::arg("rope_theta"),
-           py::arg("mrope_section"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
-           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::arg("least_chunk") = 1,
-           py::keep_alive<1, 2>())  // the executor's Python half, which the shared pointer doesn't hold
-      .def(py::init([](std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
-                       std::shared_ptr<TokenText> token_text, int64_t hidden_size, int64_t vocab_size,
-                       int32_t merge_size, int32_t image_pad, int32_t video_pad, int64_t prefill_chunk,
-                       bool answers_apart, int64_t least_chunk) {
-             if (!decoder || !cache || !token_text) {
-               throw InputError("decoder, cache and token_text must not be None");
-             }
-             const DecoderSettings settings{
-                 hidden_size,   vocab_size,    cache->head_dim(), {image_pad, video_pad, merge_size},
-                 prefill_chunk, answers_apart, least_chunk};
-             return std::make_unique<Generator>(std::move(decoder), std::move(cache), std::move(token_text),
-                                                settings);
-           }),
-           py::arg("decoder"), py::arg("cache"), py::arg("token_text"), py::kw_only(), py::arg("hidden_size"),
-           py::arg("vocab_size"), py::arg("merge_size"), py::arg("image_pad"), py::arg("video_pad"),
-           py::arg("prefill_chunk"), py::arg("answers_apart") = false, py::arg("least_chunk") = 1,
-           py::keep_alive<1, 2>())
+  py::class_<Generator>(m, "Generator", "The generation loop over a decoder.")
+      .def(
+          py::init([](std::shared_ptr<Decoder> decoder, std::shared_ptr<TokenText> token_text,
+                      int64_t hidden_size, int64_t vocab_size, int32_t merge_size, int32_t image_pad,
+                      int32_t video_pad, bool answers_apart, int64_t least_chunk) {
+            return std::make_unique<Generator>(
+                std::move(decoder), std::move(token_text),
+                DecoderSettings{
+                    hidden_size, vocab_size, {image_pad, video_pad, merge_size}, answers_apart, least_chunk});
+          }),
+          py::arg("decoder").none(false), py::arg("token_text").none(false), py::kw_only(),
+          py::arg("hidden_size"), py::arg("vocab_size"), py::arg("merge_size"), py::arg("image_pad"),
+          py::arg("video_pad"), py::arg("answers_apart") = false, py::arg("least_chunk") = 1,
+          py::keep_alive<1, 2>())
       .def("generate", &generate, py::arg("requests"), py::arg("on_text") = py::none(),
            py::arg("cancel") = py::none(),
            "One Result a request. on_text(index, piece, token_id) after each token, truthy ends that answer. "

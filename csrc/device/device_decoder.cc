@@ -30,18 +30,14 @@ class Carver {
 DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<DeviceCache> cache,
                              const EmbeddingTable& table, const RopeTable& rope, int64_t prefill_chunk,
                              FloatType type)
-    : device_(std::move(device)),
-      cache_(std::move(cache)),
+    : Decoder(std::move(cache), prefill_chunk),
+      device_(std::move(device)),
       type_(type),
-      rows_(cache_->rows()),
+      rows_(this->cache()->rows()),
       row_stride_((rows_ + 63) / 64 * 64),
-      prefill_chunk_(std::min(prefill_chunk, cache_->capacity())),
       rope_width_(rope.width()),
       chosen_(rows_),
       logprobs_(rows_, -1) {
-  if (prefill_chunk < 1) {
-    throw InputError("prefill_chunk must be at least 1, got " + std::to_string(prefill_chunk));
-  }
   table_ = {nullptr,     nullptr, nullptr, table.rows(), table.width(), EmbeddingTable::block_width(),
             table.type()};
   const int64_t element_bytes = table.rows() * table.width() * element_size(table.type());
@@ -72,7 +68,7 @@ DeviceDecoder::DeviceDecoder(std::shared_ptr<Device> device, std::shared_ptr<Dev
 
 size_t DeviceDecoder::place(char* memory) {
   Carver carver(memory);
-  const int64_t tokens = std::max(rows_, prefill_chunk_), size = float_size(type_);
+  const int64_t tokens = std::max(rows_, prefill_chunk()), size = float_size(type_);
   carver.take(&buffers_.inputs_embeds, tokens * table_.width, size);
   carver.take(&buffers_.cos, tokens * rope_width_, size);
   carver.take(&buffers_.sin, tokens * rope_width_, size);
@@ -81,9 +77,9 @@ size_t DeviceDecoder::place(char* memory) {
   carver.take(&row_words_, 2 * row_stride_);
   carver.take(&inv_freq_, rope_width_);
   carver.take(&axis_, rope_width_);
-  carver.take(&chunk_ids_, prefill_chunk_);
-  carver.take(&chunk_positions_, 3 * prefill_chunk_);
-  carver.take(&chunk_visuals_, prefill_chunk_);
+  carver.take(&chunk_ids_, prefill_chunk());
+  carver.take(&chunk_positions_, 3 * prefill_chunk());
+  carver.take(&chunk_visuals_, prefill_chunk());
   carver.take(&states_, rows_);
   carver.take(&answer_counts_, rows_ * table_.rows);
   carver.take(&sampled_, rows_);
@@ -95,7 +91,7 @@ size_t DeviceDecoder::place(char* memory) {
   return carver.used();
 }
 
-void DeviceDecoder::check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const {
+void DeviceDecoder::check(int64_t hidden, int64_t vocab) const {
   const auto require = [](int64_t actual, int64_t expected, const char* what) {
     if (actual != expected) {
       throw InputError("the device's decoder is made for " + std::string(what) + " " +
@@ -104,8 +100,6 @@ void DeviceDecoder::check(int64_t hidden, int64_t vocab, int64_t rows, int64_t p
   };
   require(table_.width, hidden, "hidden size");
   require(table_.rows, vocab, "vocabulary size");
-  require(rows_, rows, "cache rows");
-  require(prefill_chunk_, prefill_chunk, "prefill_chunk");
   if (!engine_) throw InputError("the device's decoder has no engine");
 }
 
@@ -224,7 +218,7 @@ void DeviceDecoder::embed_rows() {
                       buffers_.cos, buffers_.sin});
 }
 
-void DeviceDecoder::run_engine() { engine_->enqueue({0, decode_rows_, 1, cache_->capacity(), false}); }
+void DeviceDecoder::run_engine() { engine_->enqueue({0, decode_rows_, 1, cache()->capacity(), false}); }
 
 void DeviceDecoder::finish_step(int64_t slot) {
   sample(0, decode_rows_);

@@ -47,7 +47,7 @@ class DeviceDecoder : public Decoder {
   }
   const Buffers& buffers() const { return buffers_; }
 
-  void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const override;
+  void check(int64_t hidden, int64_t vocab) const override;
   int64_t depth() const override { return 2; }
   void start(int64_t row, const Request& request) override;
   void prefill(int64_t row, const Request& request, const Prompt& prompt, int64_t begin,
@@ -75,13 +75,12 @@ class DeviceDecoder : public Decoder {
   SampledToken take(const SampledRow& sampled, int64_t row);
 
   std::shared_ptr<Device> device_;
-  std::shared_ptr<DeviceCache> cache_;
   std::shared_ptr<DeviceEngine> engine_;
   bool recordable_ = false;
   FloatType type_;
   int64_t rows_;
   int64_t row_stride_;  // between numbers of all rows: 256 bytes, or a multiple, for either width
-  int64_t prefill_chunk_, rope_width_;
+  int64_t rope_width_;
 
   SharedBlock table_memory_;
   TableView table_;

@@ -96,9 +96,9 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
 }
 
 int64_t Generator::Batch::chunk_end(int64_t begin, int64_t tokens) const {
-  const DecoderSettings& settings = generator_.settings_;
-  if (tokens - begin <= settings.prefill_chunk) return tokens;
-  const int64_t end = begin + settings.prefill_chunk, leaves_enough = tokens - settings.least_chunk;
+  const int64_t most = decoder_.prefill_chunk();
+  if (tokens - begin <= most) return tokens;
+  const int64_t end = begin + most, leaves_enough = tokens - generator_.settings_.least_chunk;
   return leaves_enough > begin ? std::min(end, leaves_enough) : end;
 }
 

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "cache/cache_rows.h"
 #include "common/error.h"
 #include "generate/prompt.h"
 #include "generate/request.h"
@@ -20,13 +22,17 @@ struct DecodeRow {
 
 // The decoder as the generation loop sees it: it fills a step's inputs, runs the engine and chooses tokens,
 // on the CPU (HostDecoder) or with everything between two tokens on a device (DeviceDecoder). Rows are those
-// of the KV cache. Called from one thread at a time.
+// of its KV cache. Called from one thread at a time.
 class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // Throws InputError unless it is made for this model and this cache.
-  virtual void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const = 0;
+  const std::shared_ptr<CacheRows>& cache() const { return cache_; }
+  // The most tokens of a prompt that one run takes: as asked for, but no more than the cache has room for.
+  int64_t prefill_chunk() const { return prefill_chunk_; }
+
+  // Throws InputError unless it is made for this model.
+  virtual void check(int64_t hidden, int64_t vocab) const = 0;
   // Decode steps that may be under way at once. With 2, the next step runs while the loop looks at the last
   // one's tokens; what it computes for a row that turns out to be finished is thrown away.
   virtual int64_t depth() const = 0;
@@ -61,6 +67,14 @@ class Decoder {
   virtual void run_draft(int64_t /*row*/, const std::vector<int32_t>& /*draft*/) {
     throw Error("this decoder checks no drafts");
   }
+
+ protected:
+  // Throws InputError for chunks of less than one token.
+  Decoder(std::shared_ptr<CacheRows> cache, int64_t prefill_chunk);
+
+ private:
+  std::shared_ptr<CacheRows> cache_;
+  int64_t prefill_chunk_;
 };
 
 }  // namespace qwen2vl

@@ -10,25 +10,16 @@
 
 namespace qwen2vl {
 
-Generator::Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
-                     std::shared_ptr<const TokenText> token_text, const DecoderSettings& settings)
+Generator::Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<const TokenText> token_text,
+                     const DecoderSettings& settings)
     : decoder_(std::move(decoder)),
-      cache_(std::move(cache)),
+      cache_(decoder_->cache()),
       token_text_(std::move(token_text)),
       settings_(settings) {
-  if (cache_->head_dim() != settings.head_dim) {
-    throw InputError("the KV cache's head_dim is " + std::to_string(cache_->head_dim()) +
-                     ", the decoder's is " + std::to_string(settings.head_dim));
-  }
-  if (settings.prefill_chunk < 1) {
-    throw InputError("prefill_chunk must be at least 1, got " + std::to_string(settings.prefill_chunk));
-  }
   if (settings.least_chunk < 1) {
     throw InputError("least_chunk must be at least 1, got " + std::to_string(settings.least_chunk));
   }
-  // A prompt is never longer than the cache, so neither is a chunk.
-  settings_.prefill_chunk = std::min(settings.prefill_chunk, cache_->capacity());
-  decoder_->check(settings.hidden, settings.vocab, cache_->rows(), settings_.prefill_chunk);
+  decoder_->check(settings.hidden, settings.vocab);
 }
 
 std::vector<Result> Generator::generate(const std::vector<const Request*>& requests,

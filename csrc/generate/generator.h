@@ -18,16 +18,14 @@ namespace qwen2vl {
 struct DecoderSettings {
   int64_t hidden;
   int64_t vocab;
-  int64_t head_dim;
   VisualTokens visual_tokens;
-  int64_t prefill_chunk;  // the most tokens of a prompt that one engine run takes
   // Whether the engine computes an answer's own tokens in another way than a prompt's (DecoderStep::prompt).
   // What the cache holds of an answer is then not what a later prompt that repeats it would have computed, so
   // such a prompt reuses the cache up to the answer and computes the rest.
   bool answers_apart = false;
   // The fewest tokens of a prompt that the engine computes as it computes many. Fewer come alone only where a
-  // prompt has no more, or prefill_chunk is below 2 * least_chunk - 1: so what the cache holds and how a
-  // prompt is cut change no bit of the answer.
+  // prompt has no more, or the decoder's prefill_chunk is below 2 * least_chunk - 1: so what the cache holds
+  // and how a prompt is cut change no bit of the answer.
   int64_t least_chunk = 1;
 };
 
@@ -46,15 +44,14 @@ using TextCallback = std::function<bool(int64_t index, const std::string& piece,
 // sampler would have chosen anyway.
 class Generator {
  public:
-  // `decoder` is made for the rows of `cache` and for settings.prefill_chunk (or the cache's capacity, if
-  // less).
-  Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<CacheRows> cache,
-            std::shared_ptr<const TokenText> token_text, const DecoderSettings& settings);
+  // Throws InputError for a decoder of another model.
+  Generator(std::shared_ptr<Decoder> decoder, std::shared_ptr<const TokenText> token_text,
+            const DecoderSettings& settings);
 
-  // Answers the requests, cache.rows() at a time: when an answer ends, the next request takes its row, or the
-  // last row moves there. Results come in the order of the requests. All requests are checked before anything
-  // runs: InputError, PromptTooLongError. What the decoder or the callback throws passes through; the cache
-  // then holds what had been computed, and the generator can be used again.
+  // Answers the requests, as many at a time as the cache has rows: when an answer ends, the next request
+  // takes its row, or the last row moves there. Results come in the order of the requests. All requests are
+  // checked before anything runs: InputError, PromptTooLongError. What the decoder or the callback throws
+  // passes through; the cache then holds what had been computed, and the generator can be used again.
   std::vector<Result> generate(const std::vector<const Request*>& requests, const TextCallback& on_text,
                                const CancelToken* cancel);
 

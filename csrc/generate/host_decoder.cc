@@ -8,20 +8,26 @@
 
 namespace qwen2vl {
 
-HostDecoder::HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<const EmbeddingTable> embedding,
-                         const RopeTable& rope, int64_t rows, int64_t prefill_chunk)
-    : executor_(std::move(executor)),
+HostDecoder::HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<CacheRows> cache,
+                         std::shared_ptr<const EmbeddingTable> embedding, const RopeTable& rope,
+                         int64_t prefill_chunk)
+    : Decoder(std::move(cache), prefill_chunk),
+      executor_(std::move(executor)),
       embedding_(std::move(embedding)),
       rope_(rope),
-      step_(std::make_shared<DecoderStep>(DecoderStep::Sizes{rows, prefill_chunk, PromptLookup::kLongest + 1,
-                                                             embedding_->width(), rope.width(),
-                                                             embedding_->rows()})),
-      samplers_(rows),
-      ids_(std::max(rows, PromptLookup::kLongest + 1)) {
-  rows_.reserve(rows);
+      step_(std::make_shared<DecoderStep>(DecoderStep::Sizes{this->cache()->rows(), this->prefill_chunk(),
+                                                             PromptLookup::kLongest + 1, embedding_->width(),
+                                                             rope.width(), embedding_->rows()})),
+      samplers_(this->cache()->rows()),
+      ids_(std::max(this->cache()->rows(), PromptLookup::kLongest + 1)) {
+  rows_.reserve(this->cache()->rows());
+  if (this->cache()->head_dim() != 2 * rope.width()) {
+    throw InputError("the KV cache's head_dim is " + std::to_string(this->cache()->head_dim()) +
+                     ", the decoder's is " + std::to_string(2 * rope.width()));
+  }
 }
 
-void HostDecoder::check(int64_t hidden, int64_t vocab, int64_t, int64_t) const {
+void HostDecoder::check(int64_t hidden, int64_t vocab) const {
   if (embedding_->width() != hidden) {
     throw InputError("the embedding table's width is " + std::to_string(embedding_->width()) +
                      ", the decoder's is " + std::to_string(hidden));

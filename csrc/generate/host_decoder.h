@@ -16,11 +16,11 @@ namespace qwen2vl {
 // Between two tokens it allocates nothing of its own: a step writes the inputs into the step's fixed buffers.
 class HostDecoder : public Decoder {
  public:
-  // rows: of the KV cache.
-  HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<const EmbeddingTable> embedding,
-              const RopeTable& rope, int64_t rows, int64_t prefill_chunk);
+  // cache: the one that the executor reads and writes. Throws InputError where its heads are not rope's.
+  HostDecoder(std::shared_ptr<Executor> executor, std::shared_ptr<CacheRows> cache,
+              std::shared_ptr<const EmbeddingTable> embedding, const RopeTable& rope, int64_t prefill_chunk);
 
-  void check(int64_t hidden, int64_t vocab, int64_t rows, int64_t prefill_chunk) const override;
+  void check(int64_t hidden, int64_t vocab) const override;
   int64_t depth() const override { return 1; }
   void start(int64_t row, const Request& request) override;
   void prefill(int64_t row, const Request& request, const Prompt& prompt, int64_t begin,

@@ -61,7 +61,6 @@ class Engine:
             "merge_size": geometry.vision.merge_size,
             "image_pad": special_ids.image_pad,
             "video_pad": special_ids.video_pad,
-            "prefill_chunk": limits.prefill_chunk,
             "answers_apart": PREFILL_GRAPH in bundle.files,
         }
         # What prepares pictures that are in the GPU's memory; None on the CPU.
@@ -75,9 +74,8 @@ class Engine:
             from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
 
             self._device, provider = cuda_device()
-            steps, device_cache = device_decoder(bundle, limits, self._device, provider)
+            steps: _core.Decoder = device_decoder(bundle, limits, self._device, provider)[0]
             vision: VisionExecutor = DeviceVision(bundle, self._device, compute_dtype(bundle), provider)
-            self._generator = _core.Generator(steps, device_cache, text, **settings)
             self.device_frames = cuda_frames(compute_dtype(bundle))
         elif backend == "tensorrt":
             from qwen2vl_rt.executors.cuda_frames import cuda_frames
@@ -86,9 +84,8 @@ class Engine:
 
             opened = load_engines(bundle, engines, threads)
             self._device = opened.device
-            steps, device_cache, _ = tensorrt_decoder(bundle, limits, opened)
+            steps = tensorrt_decoder(bundle, limits, opened)[0]
             vision = TensorRTVision(bundle, opened)
-            self._generator = _core.Generator(steps, device_cache, text, **settings)
             self.device_frames = cuda_frames(opened.dtype)
             self._opened = opened
         else:
@@ -102,17 +99,10 @@ class Engine:
             table = _core.EmbeddingTable(
                 str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
             )
-            self._generator = _core.Generator(
-                executor,
-                cache,
-                table,
-                text,
-                head_dim=decoder.head_dim,
-                rope_theta=decoder.rope_theta,
-                mrope_section=decoder.mrope_section,
-                least_chunk=LEAST_CHUNK,
-                **settings,
-            )
+            rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+            steps = _core.HostDecoder(executor, cache, table, rope, limits.prefill_chunk)
+            settings["least_chunk"] = LEAST_CHUNK
+        self._generator = _core.Generator(steps, text, **settings)
         self._vision = VisionTower(vision, geometry.vision)
 
     def close(self) -> None:

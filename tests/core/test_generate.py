@@ -157,13 +157,10 @@ def test_choosing_the_first_token_counts_as_prefill(tmp_path):
 
     path = tmp_path / "embedding.bin"
     path.write_bytes(bytes(2 * 8 * vocab))
-    generator = _core.Generator(
-        Noise(),
-        _core.KVCache(1, 1, 1, 8, 8),
-        _core.EmbeddingTable(str(path), vocab, 8, "float16"),
-        _core.TokenText([b"a"]),
-        **Toy(tmp_path).settings | {"hidden_size": 8, "vocab_size": vocab},
-    )
+    toy, table = Toy(tmp_path), _core.EmbeddingTable(str(path), vocab, 8, "float16")
+    decoder = _core.HostDecoder(Noise(), _core.KVCache(1, 1, 1, 8, 8), table, toy.rope, 7)
+    settings = toy.settings | {"hidden_size": 8, "vocab_size": vocab}
+    generator = _core.Generator(decoder, _core.TokenText([b"a"]), **settings)
     sampling = _core.SamplingOptions(temperature=100.0, top_p=0.999, seed=1)
     (result,) = generator.generate([_core.Request([1, 2], sampling=sampling, max_new_tokens=1)])
     assert len(result.token_ids) == 1
@@ -303,17 +300,17 @@ def test_prompt_and_answer_may_fill_the_cache_exactly(tmp_path):
 
 
 def test_a_generator_refuses_parts_that_do_not_fit(toy):
-    def build(**changes):
-        settings = {**toy.settings, **changes}
-        return _core.Generator(toy.executor, toy.cache, toy.embedding, toy.token_text, **settings)
+    def build(rope=toy.rope, prefill_chunk=7, **changes):
+        decoder = _core.HostDecoder(toy.executor, toy.cache, toy.embedding, rope, prefill_chunk)
+        return _core.Generator(decoder, toy.token_text, **toy.settings | changes)
 
     build()
-    for change in (
-        {"hidden_size": 8},
-        {"vocab_size": 5},
-        {"head_dim": 16},
-        {"mrope_section": (1, 1, 1)},
-        {"prefill_chunk": 0},
+    for change, named in (
+        ({"hidden_size": 8}, "embedding table's width is 24"),
+        ({"vocab_size": 5}, "number of rows is 96"),
+        ({"rope": _core.RopeTable(16, 100.0, (2, 3, 3))}, "head_dim is 8, the decoder's is 16"),
+        ({"prefill_chunk": 0}, "prefill_chunk must be at least 1, got 0"),
+        ({"least_chunk": 0}, "least_chunk must be at least 1, got 0"),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=named):
             build(**change)

@@ -122,9 +122,7 @@ def test_an_executor_without_run_is_an_error(toy):
     class Empty(_core.Executor):
         pass
 
-    generator = _core.Generator(
-        Empty(), toy.cache, toy.embedding, toy.token_text, **{**toy.settings, "prefill_chunk": 4}
-    )
+    generator = toy.generator_over(Empty())
     with pytest.raises(Qwen2VLError, match="must define run"):
         generator.generate([TEXT.request()])
 
@@ -294,9 +292,7 @@ def test_step_views_outlive_the_generator(tmp_path):
 
 def test_an_executor_that_is_only_referenced_by_the_generator(tmp_path):
     toy = Toy(tmp_path)
-    generator = _core.Generator(
-        ToyExecutor(toy.model, toy.cache), toy.cache, toy.embedding, toy.token_text, **toy.settings
-    )
+    generator = toy.generator_over(ToyExecutor(toy.model, toy.cache))
     gc.collect()
     result = generator.generate([TEXT.request()])[0]
     assert result.token_ids == reference_answer(toy.model, TEXT, 12)
@@ -306,7 +302,9 @@ def test_none_is_refused_where_an_object_is_needed(toy):
     with pytest.raises((InputError, TypeError)):
         toy.generator.generate([None])
     with pytest.raises((InputError, TypeError)):
-        _core.Generator(None, toy.cache, toy.embedding, toy.token_text, **toy.settings)
+        toy.generator_over(None)
+    with pytest.raises((InputError, TypeError)):
+        _core.Generator(None, toy.token_text, **toy.settings)
 
 
 def test_generation_works_in_a_forked_child(toy):

@@ -26,7 +26,7 @@ from qwen2vl_rt.vision import VisionTower
 from qwen2vl_rt.weights import load_graph
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
-from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
+from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
 
 LIMITS = SessionLimits(max_length=64, max_batch=2, max_pixels=28 * 28 * 16, prefill_chunk=9)
 
@@ -72,8 +72,8 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
         pytest.skip("GroupQueryAttention's CUDA kernels are 16 bit")
     bundle = bundles["fp32"]
     expected = cpu_loop(bundle, LIMITS).generate(requests(bundle, sampling=sampling))
-    steps, cache = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
-    actual = device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle, sampling=sampling))
+    steps, _ = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
+    actual = decoder_loop(bundle, steps).generate(requests(bundle, sampling=sampling))
     assert token_ids(actual) == token_ids(expected)
 
 
@@ -96,8 +96,8 @@ def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
     for own in (False, True):
         graphs.clear()
         grouped = host or emulation.is_emulated()
-        steps, cache = device_decoder(bundle, LIMITS, device, provider, grouped, own)
-        loop = device_loop(bundle, LIMITS, steps, cache)
+        steps, _ = device_decoder(bundle, LIMITS, device, provider, grouped, own)
+        loop = decoder_loop(bundle, steps)
         answers += [token_ids(loop.generate(requests(bundle))) for _ in range(2)]
     assert answers[1:] == answers[:1] * 3
     (prompt,) = graphs  # decode steps have no graph in ONNX Runtime
@@ -228,8 +228,8 @@ def test_16_bit_answers_run_and_repeat(bundles, kind, own, graphs, compiled):
     answers = []
     for _ in range(2):
         device, provider = cuda_device(settings=CudaSettings(compiled, graphs, own=own))
-        steps, cache = device_decoder(bundle, LIMITS, device, provider)
-        loop = device_loop(bundle, LIMITS, steps, cache)
+        steps, _ = device_decoder(bundle, LIMITS, device, provider)
+        loop = decoder_loop(bundle, steps)
         answers += [token_ids(loop.generate(requests(bundle))) for _ in range(3)]
     assert all(answer == answers[0] for answer in answers)
 

@@ -8,7 +8,6 @@ import pytest
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, Qwen2VLError
 from tests.gpu.arrays import to_device
-from tests.support import toy_decoder
 from tests.support.toy_decoder import HEAD_DIM, HIDDEN, IMAGE_PAD, KV_HEADS, LAYERS, VOCAB, Prompt, Toy
 
 
@@ -85,17 +84,11 @@ class DeviceToy(Toy):
     def __init__(self, tmp_path, device, *, rows=3, capacity=96, prefill_chunk=7):
         super().__init__(tmp_path, rows=rows, capacity=capacity, prefill_chunk=prefill_chunk)
         self.cache = _core.DeviceCache(device, LAYERS, rows, KV_HEADS, capacity, HEAD_DIM, "float32")
-        rope = _core.RopeTable(HEAD_DIM, toy_decoder.THETA, toy_decoder.SECTIONS)
-        decoder = _core.DeviceDecoder(device, self.cache, self.embedding, rope, prefill_chunk, "float32")
+        decoder = _core.DeviceDecoder(device, self.cache, self.embedding, self.rope, prefill_chunk, "float32")
         self.engine = DeviceToyEngine(self.model, device, self.cache)
         self.engine.buffers = decoder.buffers
         decoder.set_engine(self.engine)
-        settings = {
-            name: value
-            for name, value in self.settings.items()
-            if name not in ("head_dim", "rope_theta", "mrope_section")
-        }
-        self.generator = _core.Generator(decoder, self.cache, self.token_text, **settings)
+        self.generator = _core.Generator(decoder, self.token_text, **self.settings)
 
 
 PROMPTS = [
@@ -220,18 +213,9 @@ def test_callbacks_may_cancel(tmp_path, device):
 
 def test_a_decoder_for_another_model_is_refused(tmp_path, device):
     toy = DeviceToy(tmp_path, device)
-    cache = _core.DeviceCache(device, LAYERS, 3, KV_HEADS, 96, HEAD_DIM, "float32")
-    rope = _core.RopeTable(HEAD_DIM, toy_decoder.THETA, toy_decoder.SECTIONS)
-    decoder = _core.DeviceDecoder(device, cache, toy.embedding, rope, 7, "float32")
-    keywords = {
-        "vocab_size": VOCAB,
-        "merge_size": 2,
-        "image_pad": IMAGE_PAD,
-        "video_pad": 91,
-        "prefill_chunk": 7,
-    }
+    decoder = _core.DeviceDecoder(device, toy.cache, toy.embedding, toy.rope, 7, "float32")
     with pytest.raises(InputError, match="no engine"):
-        _core.Generator(decoder, cache, toy.token_text, hidden_size=HIDDEN, **keywords)
+        _core.Generator(decoder, toy.token_text, **toy.settings)
     decoder.set_engine(toy.engine)
     with pytest.raises(InputError, match="hidden size 24, not 25"):
-        _core.Generator(decoder, cache, toy.token_text, hidden_size=25, **keywords)
+        _core.Generator(decoder, toy.token_text, **toy.settings | {"hidden_size": 25})

@@ -11,7 +11,7 @@ from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
 from qwen2vl_rt.plan import SessionLimits
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
-from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
+from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
 
 pytestmark = pytest.mark.gpu
@@ -42,8 +42,8 @@ class Recorded:
         self.engines = open_stand_ins(
             bundle, chosen, self.device, queue=lambda function: queue(self, function, on_stream)
         )
-        steps, cache, _ = tensorrt_decoder(bundle, LIMITS, self.engines)
-        self._loop = device_loop(bundle, LIMITS, steps, cache)
+        steps, _, _ = tensorrt_decoder(bundle, LIMITS, self.engines)
+        self._loop = decoder_loop(bundle, steps)
 
     def assert_answers_twice(self):
         for _ in range(2):

@@ -22,23 +22,24 @@ def cpu_loop(bundle: Bundle, limits: SessionLimits) -> _core.Generator:
     table = _core.EmbeddingTable(
         str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
     )
+    rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
+    executor = CpuDecoder(bundle, cache, 2)
+    return decoder_loop(bundle, _core.HostDecoder(executor, cache, table, rope, limits.prefill_chunk))
+
+
+def decoder_loop(bundle: Bundle, steps: _core.Decoder) -> _core.Generator:
+    """That of any decoder."""
+    geometry = bundle.geometry
     return _core.Generator(
-        CpuDecoder(bundle, cache, 2),
-        cache,
-        table,
-        _text(bundle),
-        head_dim=decoder.head_dim,
-        rope_theta=decoder.rope_theta,
-        mrope_section=decoder.mrope_section,
-        **_settings(bundle, limits),
+        steps,
+        _core.TokenText([b"%d " % i for i in range(geometry.decoder.vocab_size)]),
+        hidden_size=geometry.decoder.hidden_size,
+        vocab_size=geometry.decoder.vocab_size,
+        merge_size=geometry.vision.merge_size,
+        image_pad=geometry.special_ids.image_pad,
+        video_pad=geometry.special_ids.video_pad,
+        answers_apart=PREFILL_GRAPH in bundle.files,
     )
-
-
-def device_loop(
-    bundle: Bundle, limits: SessionLimits, steps: _core.DeviceDecoder, cache: _core.DeviceCache
-) -> _core.Generator:
-    """That of a decoder on a device."""
-    return _core.Generator(steps, cache, _text(bundle), **_settings(bundle, limits))
 
 
 def requests(bundle: Bundle, **options: Any) -> list[_core.Request]:
@@ -62,20 +63,3 @@ def requests(bundle: Bundle, **options: Any) -> list[_core.Request]:
 def token_ids(results: list[_core.Result]) -> list[list[int]]:
     """Each answer's."""
     return [result.token_ids for result in results]
-
-
-def _text(bundle: Bundle) -> _core.TokenText:
-    return _core.TokenText([b"%d " % i for i in range(bundle.geometry.decoder.vocab_size)])
-
-
-def _settings(bundle: Bundle, limits: SessionLimits) -> dict[str, Any]:
-    geometry = bundle.geometry
-    return {
-        "hidden_size": geometry.decoder.hidden_size,
-        "vocab_size": geometry.decoder.vocab_size,
-        "merge_size": geometry.vision.merge_size,
-        "image_pad": geometry.special_ids.image_pad,
-        "video_pad": geometry.special_ids.video_pad,
-        "prefill_chunk": limits.prefill_chunk,
-        "answers_apart": PREFILL_GRAPH in bundle.files,
-    }

@@ -127,22 +127,22 @@ class Toy:
         self.executor = ToyExecutor(self.model, self.cache)
         self.embedding = _core.EmbeddingTable(str(path), VOCAB, HIDDEN, "float32")
         self.token_text = _core.TokenText(TOKEN_BYTES, SPECIAL)
+        self.rope = _core.RopeTable(HEAD_DIM, THETA, SECTIONS)
+        self.prefill_chunk = prefill_chunk
         self.settings = {
             "hidden_size": HIDDEN,
             "vocab_size": VOCAB,
-            "head_dim": HEAD_DIM,
-            "rope_theta": THETA,
-            "mrope_section": SECTIONS,
             "merge_size": MERGE,
             "image_pad": IMAGE_PAD,
             "video_pad": VIDEO_PAD,
-            "prefill_chunk": prefill_chunk,
             "answers_apart": answers_apart,
             "least_chunk": least_chunk,
         }
-        self.generator = _core.Generator(
-            self.executor, self.cache, self.embedding, self.token_text, **self.settings
-        )
+        self.generator = self.generator_over(self.executor)
+
+    def generator_over(self, executor):
+        decoder = _core.HostDecoder(executor, self.cache, self.embedding, self.rope, self.prefill_chunk)
+        return _core.Generator(decoder, self.token_text, **self.settings)
 
     def cached_prefix(self, prompt):
         return self.generator.cached_prefix(prompt.ids, prompt.grids, np.array(prompt.keys, np.uint64))

@@ -10,7 +10,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
 from qwen2vl_rt.plan import SessionLimits
-from tests.support.bundle_loop import cpu_loop, device_loop, requests, token_ids
+from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
 
@@ -46,9 +46,9 @@ def test_answers_equal_the_cpu_backends(exported, tmp_path, monkeypatch, precisi
     bundle = exported[precision]
     expected = cpu_loop(bundle, LIMITS).generate(requests(bundle))
     engines = opened(monkeypatch, bundle, tmp_path, attention, "fp32")
-    steps, cache, engine = tensorrt_decoder(bundle, LIMITS, engines)
+    steps, _, engine = tensorrt_decoder(bundle, LIMITS, engines)
     assert engine.recordable()
-    loop = device_loop(bundle, LIMITS, steps, cache)
+    loop = decoder_loop(bundle, steps)
     same = slice(None if precision == "fp32" else 4)
     actual = loop.generate(requests(bundle))
     assert [one.token_ids[same] for one in actual] == [one.token_ids[same] for one in expected]
@@ -67,8 +67,8 @@ def test_16_bit_buffers(exported, tmp_path, monkeypatch, attention):
     expected = cpu_loop(bundle, LIMITS).generate(requests(bundle))
     engines = opened(monkeypatch, bundle, tmp_path, attention)
     assert engines.dtype == "float16"
-    steps, cache, _ = tensorrt_decoder(bundle, LIMITS, engines)
-    actual = device_loop(bundle, LIMITS, steps, cache).generate(requests(bundle))
+    steps, _, _ = tensorrt_decoder(bundle, LIMITS, engines)
+    actual = decoder_loop(bundle, steps).generate(requests(bundle))
     for one, other in zip(actual, expected, strict=True):
         assert one.token_ids[:4] == other.token_ids[:4]
 
