@@ -160,9 +160,10 @@ QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, const f
       shared.key = prefix | static_cast<uint32_t>(digit) << shift;
     }
     team.sync();
+    // Nobody need wait for the others to have read these, here or in the caller: they are written again
+    // behind three more barriers.
     above = shared.mass_above;
     prefix = shared.key;
-    team.sync();
   }
   return prefix;
 }
@@ -178,14 +179,12 @@ QWEN2VL_TEAM Cutoff select_cutoff(const Team& team, SampleShared& shared, const 
   const float value = value_of_key(key);
   const uint64_t each = mass(value);
   const uint64_t missing = needed - shared.mass_above, present = shared.mass_at;
-  team.sync();
   const uint64_t wanted = (missing + each - 1) / each;
   if (wanted * each >= present) return {value, kEveryId};  // all that tie, most often one
   // Of equal logits the smaller ids come first.
   const uint32_t last = select_key(
       team, shared, logits, vocab, wanted, [](int64_t id, float) { return ~static_cast<uint32_t>(id); },
       [&](int64_t, float logit) -> uint64_t { return logit == value ? 1 : 0; });
-  team.sync();
   return {value, static_cast<int32_t>(~last)};
 }
 
