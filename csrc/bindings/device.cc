@@ -266,6 +266,7 @@ void register_device_cache(py::module_& m) {
 }
 
 void register_decoder(py::module_& m) {
+  m.attr("MOST_PROMPT_SHAPES") = kMostPromptShapes;
   py::class_<DeviceEngine, PythonEngine, std::shared_ptr<DeviceEngine>>(
       m, "DeviceEngine",
       "An inference engine on device memory; subclasses define enqueue(first_row, rows, tokens, longest, "

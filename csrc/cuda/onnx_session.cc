@@ -81,9 +81,9 @@ Owned<Value> OnnxSession::value(const OnnxTensor& tensor) const {
                      tensor.shape.data(), tensor.shape.size(), tensor.type);
 }
 
-std::unique_ptr<OnnxSession::Bound> OnnxSession::bind(const std::vector<OnnxTensor>& tensors,
+std::shared_ptr<OnnxSession::Bound> OnnxSession::bind(const std::vector<OnnxTensor>& tensors,
                                                       const Options& run_entries) const {
-  auto bound = std::make_unique<Bound>();
+  auto bound = std::make_shared<Bound>();
   bound->binding = make<Binding>("binding", kCreateIoBinding, session_.get());
   bound->options = make<RunOptions>("run options", kCreateRunOptions);
   for (const auto& [key, value] : run_entries) {

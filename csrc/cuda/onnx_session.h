@@ -41,7 +41,7 @@ class OnnxSession {
               const Options* cuda);
 
   // run_entries: the run's options by name.
-  std::unique_ptr<Bound> bind(const std::vector<OnnxTensor>& tensors, const Options& run_entries) const;
+  std::shared_ptr<Bound> bind(const std::vector<OnnxTensor>& tensors, const Options& run_entries) const;
   // Queues a run, on a thread of the session's own where the provider records. Needs no Python lock.
   void run(const Bound& bound) const;
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace qwen2vl {
@@ -23,5 +24,9 @@ class DeviceEngine {
   // Whether a decode step can be recorded together with the project's kernels around it.
   virtual bool recordable() const { return false; }
 };
+
+// Of prompts, whose bindings an engine in ONNX Runtime keeps: to bind one takes half a millisecond, and a few
+// kilobytes.
+constexpr size_t kMostPromptShapes = 64;
 
 }  // namespace qwen2vl

@@ -22,7 +22,8 @@ void register_onnx(py::module_& m) {
            py::arg("name"), py::arg("element_type"), py::arg("shape"), py::arg("pointer"), py::arg("bytes"),
            py::arg("on_host") = false, py::arg("output") = false);
 
-  py::class_<OnnxSession::Bound>(m, "OnnxBound", "One set of bound inputs and outputs.");
+  py::class_<OnnxSession::Bound, std::shared_ptr<OnnxSession::Bound>>(m, "OnnxBound",
+                                                                      "One set of bound inputs and outputs.");
   py::class_<OnnxSession, std::shared_ptr<OnnxSession>>(
       m, "OnnxSession", "A graph that ONNX Runtime runs, through its C API. See csrc/cuda/onnx_session.h.")
       .def(py::init([](const py::bytes& model, const std::vector<OnnxTensor>& weights,
@@ -38,8 +39,8 @@ void register_onnx(py::module_& m) {
 
   py::class_<OnnxEngine, DeviceEngine, std::shared_ptr<OnnxEngine>>(
       m, "OnnxEngine", "A decoder's steps in ONNX Runtime, without Python. See csrc/cuda/onnx_engine.h.")
-      .def(py::init<std::shared_ptr<OnnxSession>, std::shared_ptr<OnnxSession>, OnnxEngine::Tensors, bool>(),
-           py::arg("answer"), py::arg("prompt"), py::arg("tensors"), py::arg("recorded"));
+      .def(py::init<std::shared_ptr<OnnxSession>, std::shared_ptr<OnnxSession>, OnnxEngine::Bind>(),
+           py::arg("answer"), py::arg("prompt"), py::arg("bind"));
 }
 
 }  // namespace qwen2vl::cuda

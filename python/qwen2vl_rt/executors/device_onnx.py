@@ -6,7 +6,7 @@ runs on a machine without a GPU, which is how it is tested there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,22 @@ from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.weights import load_graph
 
-MOST_SHAPES = 64  # of prompts, whose bindings are kept
+# A step's bindings to the session that runs it: of its first row, rows, tokens, whether they are a prompt's,
+# and the host address of the number `longest`.
+Bind = Callable[[int, int, int, bool, int], Any]
 
 
 class DeviceDecoderEngine(_core.DeviceEngine):
-    """Runs decoder steps through ONNX Runtime's Python binding. `recorded`: `answer` records its runs."""
+    """Runs decoder steps through ONNX Runtime's Python binding.
 
-    def __init__(
-        self, answer: DeviceSession, prompt: DeviceSession, tensors: StepTensors, recorded: bool
-    ) -> None:
+    The compiled `OnnxEngine` needs neither Python nor its lock between two tokens, but `_cuda` and an ONNX
+    Runtime whose C API it knows.
+    """
+
+    def __init__(self, answer: DeviceSession, prompt: DeviceSession, bind: Bind) -> None:
         super().__init__()
         self._answer, self._prompt = answer, prompt
-        self._tensors = tensors
-        self._recorded = recorded
+        self._bind = bind
         self._longest = np.zeros((), np.int32)
         self._answer_steps: dict[int, Any] = {}  # by rows
         self._prompt_steps: dict[tuple[int, int], Any] = {}  # by first row and tokens
@@ -49,24 +52,18 @@ class DeviceDecoderEngine(_core.DeviceEngine):
     def enqueue(self, first_row: int, rows: int, tokens: int, longest: int, prompt: bool) -> None:
         """Queue one step: see csrc/device/device_engine.h."""
         self._longest[...] = longest
+        step = first_row, rows, tokens, prompt, self._longest.ctypes.data
         if not prompt:
             if rows not in self._answer_steps:
-                recording = rows if self._recorded else None
-                self._answer_steps[rows] = self._bind(self._answer, first_row, rows, tokens, recording)
+                self._answer_steps[rows] = self._bind(*step)
             self._answer.run(self._answer_steps[rows])
             return
         shape = (first_row, tokens)
         if shape not in self._prompt_steps:
-            if len(self._prompt_steps) == MOST_SHAPES:
+            if len(self._prompt_steps) == _core.MOST_PROMPT_SHAPES:
                 self._prompt_steps.clear()
-            self._prompt_steps[shape] = self._bind(self._prompt, first_row, rows, tokens, None)
+            self._prompt_steps[shape] = self._bind(*step)
         self._prompt.run(self._prompt_steps[shape])
-
-    def _bind(
-        self, session: DeviceSession, first_row: int, rows: int, tokens: int, recording: int | None
-    ) -> Any:
-        tensors = self._tensors.of(session, first_row, rows, tokens, self._longest.ctypes.data)
-        return session.bind(tensors, recording)
 
 
 def decoder_engine(
@@ -126,14 +123,16 @@ def program_engine(
 def _session_engine(
     answer: DeviceSession, prompt: DeviceSession, tensors: StepTensors, recorded: bool
 ) -> _core.DeviceEngine:
-    if not (isinstance(answer, CompiledSession) and isinstance(prompt, CompiledSession)):
-        return DeviceDecoderEngine(answer, prompt, tensors, recorded)
+    """`recorded`: `answer` records its runs, one recording for each number of rows, and replays them."""
 
-    def step(first_row: int, rows: int, tokens: int, is_prompt: bool, longest: int) -> list[Any]:
+    def bind(first_row: int, rows: int, tokens: int, is_prompt: bool, longest: int) -> Any:
         session = prompt if is_prompt else answer
-        return session.tensors(tensors.of(session, first_row, rows, tokens, longest))
+        recording = rows if recorded and not is_prompt else None
+        return session.bind(tensors.of(session, first_row, rows, tokens, longest), recording)
 
-    return cuda.load().OnnxEngine(answer.session, prompt.session, step, recorded)
+    if isinstance(answer, CompiledSession) and isinstance(prompt, CompiledSession):
+        return cuda.load().OnnxEngine(answer.session, prompt.session, bind)
+    return DeviceDecoderEngine(answer, prompt, bind)
 
 
 class DeviceVision(DeviceVisionTower):

@@ -174,8 +174,8 @@ class CompiledSession(DeviceSession):
         if on_gpu:  # they have been copied there
             self._weights.clear()
 
-    def tensors(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """The same for the compiled half, with the graph's own element types."""
+    def bind(self, tensors: Sequence[Tensor], recording: int | None = None) -> Any:
+        """See `DeviceSession.bind`."""
         described = []
         for name, shape, pointer, output, on_host in tensors:
             element_type = self._element_types[name]
@@ -183,11 +183,7 @@ class CompiledSession(DeviceSession):
             described.append(
                 self._module.OnnxTensor(name, element_type, list(shape), pointer, size, on_host, output)
             )
-        return described
-
-    def bind(self, tensors: Sequence[Tensor], recording: int | None = None) -> Any:
-        """See `DeviceSession.bind`."""
-        return self.session.bind(self.tensors(tensors), _run_entries(recording))
+        return self.session.bind(described, _run_entries(recording))
 
     def run(self, bound: Any) -> None:
         """See `DeviceSession.run`."""
