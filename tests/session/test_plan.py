@@ -1,12 +1,20 @@
-"""Memory plans: what a refusal advises."""
+"""Memory plans: what a refusal advises, and what a session takes beside what was planned for it."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from bench.random_bundle import write_random_bundle
+from bench.random_checkpoint import published_config
 from qwen2vl_rt import MemoryLimitError, Session
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.plan import plan_memory, session_limits
+from qwen2vl_rt.plan import PROCESS_BYTES, plan_memory, session_limits
 
 
 def test_a_length_that_leaves_no_room_for_a_prompt_is_not_advised_alone(bundle):
@@ -17,3 +25,44 @@ def test_a_length_that_leaves_no_room_for_a_prompt_is_not_advised_alone(bundle):
     fits = plan_memory(opened, session_limits(opened, max_length=600), None).total
     with pytest.raises(MemoryLimitError, match=r"max_length=576( or|\.)"):
         Session(bundle, memory_limit=fits)
+
+
+ROOT = Path(__file__).parents[2]
+
+# Narrow, so that it computes little, and wide where memory is: caches, vocabulary, activations.
+DECODER = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 2048}
+VISION = {"depth": 1, "hidden_size": 512, "embed_dim": 320, "num_heads": 4}
+
+
+def measured(bundle: Path, measurement: str) -> dict[str, tuple[int, int]]:
+    """Bytes planned and taken, by part. glibc maps large blocks, so that what is freed counts no more."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.support.memory_by_part", bundle, measurement],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_a_session_takes_what_was_planned(tmp_path, precision):
+    """By part, each within a factor that shows if half of it, or twice as much, were planned."""
+    config = published_config("2b", layers=4) | DECODER | {"vocab_size": 32768}
+    config["vision_config"] |= VISION
+    bundle = write_random_bundle(tmp_path / precision, config, precision, distinct=True).path
+    parts = {}
+    for measurement in ("picture", "logits", "prompts"):
+        parts |= measured(bundle, measurement)
+    for name, (planned, taken) in parts.items():
+        print(f"{name}: {taken >> 20} MiB of {planned >> 20}")
+    planned, taken = parts.pop("weights")
+    assert planned <= taken <= planned + PROCESS_BYTES
+    shares = {name: taken / planned for name, (planned, taken) in parts.items()}
+    assert 0.95 < shares["KV cache"] < 1.15
+    assert 0.9 < shares["logits"] < 1.3
+    assert 0.52 < shares["vision"] < 1  # quantized towers take less than float ones
+    assert 0.52 < shares["prefill"] < 1
+    assert 0.6 < shares["all"] < 1
