@@ -41,14 +41,15 @@ from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors import Backend
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import kv_bytes_per_token, plan_session, session_limits
+from qwen2vl_rt.plan import kv_bytes_per_token, plan_session
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor, Visual
 from qwen2vl_rt.processing.visuals import prepare_picture
+from qwen2vl_rt.session_limits import AskedLimits
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.edition import find_edition
-from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
+from qwen2vl_rt.tensorrt.find import EngineSet, find_engines
 from qwen2vl_rt.tensorrt.gpu import compute_capability
 from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
@@ -229,7 +230,7 @@ class Measurement:
         self._bandwidth: float | None = limits.get("copy_bytes_per_second")
         self._flops: float | None = limits.get("matrix_flops")
         self._rng = np.random.default_rng(0)
-        self._limits = session_limits(bundle, max_length=CONTEXT, max_pixels=1008 * 1008)
+        self._limits = AskedLimits(max_length=CONTEXT, max_pixels=1008 * 1008).for_bundle(bundle)
         self._engine: Engine | None = None
         self._engines: list[EngineSet] = []  # with tensorrt
 
@@ -260,7 +261,7 @@ class Measurement:
             taken = free - cuda.load().device_info().free_bytes
             self._figures.add("GPU memory taken, without the CUDA context", taken / 2**30, "GiB")
         backend = Backend(self._backend, "", self._engines)
-        plan = plan_session(self._bundle, backend, self._limits, Asked(CONTEXT), None)
+        plan = plan_session(self._bundle, backend, self._limits, None)
         self._figures.add("GPU memory planned", plan.total / 2**30, "GiB")
 
     def build_and_check(self) -> None:
@@ -271,13 +272,13 @@ class Measurement:
         target = choose_target("this", edition)
         build_engines(self._bundle, edition, target, self._limits, attention=self._attention, output=folder)
         self._figures.add("build of the engines", time.perf_counter() - started, "s")
-        self._engines = find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)
+        self._engines = find_engines(self._bundle, compute_capability(), AskedLimits(CONTEXT), folder=folder)
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
         Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines).close()
         gc.collect()
         self._figures.add("first load, with the self-check", time.perf_counter() - started, "s")
-        if len(find_engines(self._bundle, compute_capability(), Asked(CONTEXT), folder=folder)) > 1:
+        if len(find_engines(self._bundle, compute_capability(), AskedLimits(CONTEXT), folder=folder)) > 1:
             raise SystemExit(f"The form {self._attention!r} is wrong on this GPU: mask took its place.")
 
     def vision(self, side: int) -> None:

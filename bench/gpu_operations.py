@@ -30,7 +30,7 @@ from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
 from qwen2vl_rt.executors.device_steps import device_steps
 from qwen2vl_rt.geometry import DecoderGeometry
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import session_limits
+from qwen2vl_rt.session_limits import AskedLimits
 
 REPLAYS = 30
 WARM_SECONDS = 0.3  # an idle GPU's clock takes its time
@@ -109,7 +109,7 @@ class Operations:
         self._stream = module.Stream()
         self._device = module.CudaDevice(self._stream)
         dtype = device_onnx.compute_dtype(bundle)
-        limits = session_limits(bundle, max_length=context, max_pixels=28 * 28)
+        limits = AskedLimits(max_length=context, max_pixels=28 * 28).for_bundle(bundle)
         self._decoder, self._cache = device_steps(bundle, limits, self._device, dtype)
         self._early = CudaSettings.from_environment().early
         # As program_engine does it.

@@ -28,8 +28,8 @@ from qwen2vl_rt.cli.bench import size
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors import cpu, onnx_session
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import session_limits
 from qwen2vl_rt.processing.processor import Processor
+from qwen2vl_rt.session_limits import AskedLimits
 
 QUESTION = "What is in the picture? Name every object, its colour and its place."
 FEW = 0.01  # of a stage: operators below are summed up
@@ -79,7 +79,7 @@ def profile(
     """Seconds by stage, seconds by stage and operator, and the prompt's length."""
     bundle = Bundle.open(path)
     processor = Processor(bundle.path, bundle.geometry)
-    limits = session_limits(bundle, max_length=4096)
+    limits = AskedLimits(max_length=4096).for_bundle(bundle)
     rng = np.random.default_rng(0)
     width, height = picture
     with tempfile.TemporaryDirectory() as folder:

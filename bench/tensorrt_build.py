@@ -24,7 +24,7 @@ from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.network import Network

@@ -14,11 +14,11 @@ from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundl
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import SessionLimits
 from qwen2vl_rt.position_keys import position_keys, visual_spans
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.vision import VisionExecutor, VisionTower
 from qwen2vl_rt.weights import embedding_dtype
 

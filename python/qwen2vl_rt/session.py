@@ -19,18 +19,11 @@ from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
 from qwen2vl_rt.executors import Backend, select_backend
 from qwen2vl_rt.options import GenerationOptions, check_session_options, split_options
-from qwen2vl_rt.plan import (
-    PREFILL_CHUNK,
-    MemoryPlan,
-    SessionLimits,
-    check_plan,
-    measured_memory,
-    plan_session,
-    session_limits,
-)
+from qwen2vl_rt.plan import MemoryPlan, measured_memory, plan_session
 from qwen2vl_rt.processing.processor import PROMPT_KEYWORDS, PreparedPrompt, Processor, TokenizedPrompt
+from qwen2vl_rt.refusal import check_plan
+from qwen2vl_rt.session_limits import PREFILL_CHUNK, AskedLimits, SessionLimits
 from qwen2vl_rt.stream import AnswerStream
-from qwen2vl_rt.tensorrt.find import Asked
 
 # Seconds that the interpreter's end waits for a prompt's preparation, which may hang in a caller's own file.
 _PREPARATION_PATIENCE = 10.0
@@ -84,47 +77,37 @@ class Session:
         max_pixels: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        numbers = check_session_options(
-            max_length=max_length,
-            max_batch=max_batch,
-            memory_limit=memory_limit,
-            threads=threads,
-            max_pixels=max_pixels,
-            prefill_chunk=prefill_chunk,
-        )
-        max_length, max_batch, max_pixels = (numbers[n] for n in ("max_length", "max_batch", "max_pixels"))
+        asked = AskedLimits(max_length, max_batch, max_pixels, prefill_chunk)
+        numbers = check_session_options(memory_limit=memory_limit, threads=threads)
         memory_limit, threads = numbers["memory_limit"], numbers["threads"]
         self._bundle = Bundle.open(bundle)
-        usual = session_limits(self._bundle, max_length, max_batch, max_pixels, prefill_chunk)
-        asked = Asked(max_length, max_batch, max_pixels)
+        limits = asked.for_bundle(self._bundle)
         self._backend = select_backend(backend, self._bundle, asked)
-        refused = self._refusal(backend, usual, asked, memory_limit, threads)
+        refused = self._refusal(backend, limits, memory_limit, threads)
         if refused:  # outside of the handler: a traceback would keep the engines' memory for the next backend
             self._backend = select_backend(backend, self._bundle, asked, refused=refused)
             try:
-                self._load(usual, asked, memory_limit, threads)
+                self._load(limits, memory_limit, threads)
             except MemoryLimitError as error:
                 raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
         self._turns = _core.FairLock()
 
-    def _refusal(
-        self, backend: str, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int
-    ) -> str:
+    def _refusal(self, backend: str, limits: SessionLimits, memory_limit: int | None, threads: int) -> str:
         """Load the chosen backend. Why `auto` must take another than tensorrt: engines that don't open here,
         don't fit, or whose numbers are wrong; "" if it is loaded.
         """
         try:
-            self._load(usual, asked, memory_limit, threads)
+            self._load(limits, memory_limit, threads)
         except (BackendError, MemoryLimitError) as error:
             if backend != "auto" or self._backend.name != "tensorrt":
                 raise
             return str(error).splitlines()[0]
         return ""
 
-    def _load(self, usual: SessionLimits, asked: Asked, memory_limit: int | None, threads: int) -> None:
+    def _load(self, limits: SessionLimits, memory_limit: int | None, threads: int) -> None:
         """Plan, then load, the chosen backend."""
         with under_way(_core.CancelToken()):
-            self._plan = plan_session(self._bundle, self._backend, usual, asked, memory_limit)
+            self._plan = plan_session(self._bundle, self._backend, limits, memory_limit)
             check_plan(self._bundle, self._plan)
             limits = self._plan.limits
             _core.set_threads(threads)

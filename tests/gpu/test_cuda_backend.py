@@ -20,8 +20,10 @@ from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.lowering import matmul_nbits
 from qwen2vl_rt.lowering.cuda import lower_decoder
 from qwen2vl_rt.lowering.linear import SHARED
-from qwen2vl_rt.plan import SessionLimits, check_plan, plan_memory
+from qwen2vl_rt.plan import plan_memory
 from qwen2vl_rt.processing.processor import Visual
+from qwen2vl_rt.refusal import check_plan
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.vision import VisionTower
 from qwen2vl_rt.weights import load_graph
 from tests.gpu import emulation

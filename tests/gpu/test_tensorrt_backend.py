@@ -12,7 +12,7 @@ import qwen2vl_rt
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors import select_backend
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.edition import installed_editions
 from qwen2vl_rt.tensorrt.gpu import compute_capability

@@ -8,7 +8,7 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import cuda
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids

@@ -18,8 +18,7 @@ from qwen2vl_rt.benchmark.work import Work, decode_work, vision_work
 from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.cli import main
 from qwen2vl_rt.errors import InputError
-from qwen2vl_rt.peak_memory import peak_memory, reset_peak
-from qwen2vl_rt.plan import resident_memory
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak, resident_memory
 
 SMALL = [
     "--pictures",

@@ -14,15 +14,16 @@ from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import published_config
 from qwen2vl_rt import MemoryLimitError, Session
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.plan import PROCESS_BYTES, plan_memory, session_limits
+from qwen2vl_rt.plan import PROCESS_BYTES, plan_memory
+from qwen2vl_rt.session_limits import AskedLimits
 
 
 def test_a_length_that_leaves_no_room_for_a_prompt_is_not_advised_alone(bundle):
     opened = Bundle.open(bundle)
-    fits = plan_memory(opened, session_limits(opened, max_length=500), None).total
+    fits = plan_memory(opened, AskedLimits(max_length=500).for_bundle(opened), None).total
     with pytest.raises(MemoryLimitError, match="max_length=448 with max_new_tokens lowered from 512"):
         Session(bundle, memory_limit=fits)
-    fits = plan_memory(opened, session_limits(opened, max_length=600), None).total
+    fits = plan_memory(opened, AskedLimits(max_length=600).for_bundle(opened), None).total
     with pytest.raises(MemoryLimitError, match=r"max_length=576( or|\.)"):
         Session(bundle, memory_limit=fits)
 

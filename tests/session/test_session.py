@@ -290,7 +290,7 @@ def test_the_plan_is_known_before_loading_and_kept_after(bundle, session):
 
 def test_ten_sessions_leak_nothing(bundle):
     """Cache, mapped weights and engine go when the session closes."""
-    from qwen2vl_rt.plan import resident_memory
+    from qwen2vl_rt.peak_memory import resident_memory
 
     def open_and_answer():
         with Session(bundle, max_length=1024) as session:

@@ -9,7 +9,7 @@ import numpy as np
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.executors.cpu import CpuDecoder
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import embedding_dtype
 
 

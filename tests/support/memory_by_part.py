@@ -13,8 +13,7 @@ import numpy as np
 
 from qwen2vl_rt import Session
 from qwen2vl_rt.benchmark.inputs import random_visual
-from qwen2vl_rt.peak_memory import peak_memory, reset_peak
-from qwen2vl_rt.plan import resident_memory
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak, resident_memory
 
 SIDE, SMALL = 672, 56  # of pictures
 LENGTH, ROWS = 1024, 4  # of long prompts, computed in one step

@@ -19,12 +19,12 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.executors.tensorrt import Engines
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt import build
 from qwen2vl_rt.tensorrt.builder import Figures
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
-from qwen2vl_rt.tensorrt.find import Asked, EngineSet, find_engines
+from qwen2vl_rt.tensorrt.find import EngineSet, find_engines
 from qwen2vl_rt.tensorrt.runtime import ALIGNMENT
 from qwen2vl_rt.tensorrt.target import Target
 from qwen2vl_rt.weights import load_graph
@@ -103,10 +103,10 @@ def patch_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "build_engine", build_engine)
 
 
-def found(bundle: Bundle, folder: Path | None = None, asked: Asked | None = None) -> list[EngineSet]:
+def found(bundle: Bundle, folder: Path | None = None, asked: AskedLimits | None = None) -> list[EngineSet]:
     """The stand-ins that a session would be offered."""
     edition = stand_in_edition()
-    return find_engines(bundle, HERE, asked or Asked(), lambda _name: edition, folder)
+    return find_engines(bundle, HERE, asked or AskedLimits(), lambda _name: edition, folder)
 
 
 class StandInEngine:

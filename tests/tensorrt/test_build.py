@@ -17,7 +17,7 @@ from qwen2vl_rt.cli import main
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt import build as build_module
 from qwen2vl_rt.tensorrt import build_memory, builder
 from qwen2vl_rt.tensorrt import network as network_module

@@ -13,7 +13,7 @@ from qwen2vl_rt import plan
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli import main
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt import check, check_files, check_memory, load
 from qwen2vl_rt.tensorrt.check import (
     ALLOWED,

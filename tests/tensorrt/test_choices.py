@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt import target as target_module
 from qwen2vl_rt.tensorrt.build import check_fp8, choose_attention, choose_format
 from qwen2vl_rt.tensorrt.edition import Edition, find_edition

@@ -9,7 +9,7 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.cpu import CpuVision
 from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins

@@ -21,10 +21,11 @@ from qwen2vl_rt.cuda import CudaStatus
 from qwen2vl_rt.cuda import plan as cuda_plan
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.plan import PROCESS_BYTES, SessionLimits, measured_memory, plan_session
+from qwen2vl_rt.plan import PROCESS_BYTES, measured_memory, plan_session
+from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt import edition as edition_module
 from qwen2vl_rt.tensorrt import engines, gpu, load
-from qwen2vl_rt.tensorrt.find import Asked, find_engines
+from qwen2vl_rt.tensorrt.find import find_engines
 from qwen2vl_rt.tensorrt.target import Target
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import (
@@ -67,7 +68,7 @@ def test_the_best_engines_come_first(bundle, monkeypatch):
     best, *others = found(bundle)
     assert (best.attention, best.limits.max_length) == ("mask", 300)
     assert [one.limits.max_length for one in others] == []
-    best, *others = found(bundle, asked=Asked(max_length=301))
+    best, *others = found(bundle, asked=AskedLimits(max_length=301))
     assert best.attention == "mask" and best.limits == replace(LIMITS, max_length=512)
     assert [one.attention for one in others] == ["lengths", "mask"]
     assert others[1].decoder["target"] == "portable"
@@ -77,18 +78,17 @@ def test_limits_are_the_engines(bundle, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     (chosen,) = found(bundle)
     usual = SessionLimits(8192, 1, 1 << 20, 512)
-    assert chosen.session_limits(Asked(), usual) == SessionLimits(512, 1, 112 * 112, 64)
-    asked = Asked(max_batch=2, max_pixels=56 * 56)
+    assert chosen.session_limits(usual) == SessionLimits(512, 1, 112 * 112, 64)
     usual = SessionLimits(8192, 2, 56 * 56, 16)
-    assert chosen.session_limits(asked, usual) == SessionLimits(512, 2, 56 * 56, 16)
+    assert chosen.session_limits(usual) == SessionLimits(512, 2, 56 * 56, 16)
 
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        (Asked(max_length=513), "built for max_length=512, and 513 is asked for"),
-        (Asked(max_batch=3), "built for max_batch=2, and 3 is asked for"),
-        (Asked(max_pixels=1 << 20), "built for max_pixels=12544, and 1048576 is asked for"),
+        (AskedLimits(max_length=513), "built for max_length=512, and 513 is asked for"),
+        (AskedLimits(max_batch=3), "built for max_batch=2, and 3 is asked for"),
+        (AskedLimits(max_pixels=1 << 20), "built for max_pixels=12544, and 1048576 is asked for"),
     ],
 )
 def test_engines_that_hold_too_little(bundle, monkeypatch, asked, reason):
@@ -114,7 +114,7 @@ def test_engines_that_are_for_something_else(bundle, monkeypatch, tmp_path):
         raise BackendError("TensorRT for RTX is not installed")
 
     with pytest.raises(BackendError, match="TensorRT for RTX is not installed"):
-        find_engines(bundle, HERE, Asked(), not_installed, tmp_path / "gone")
+        find_engines(bundle, HERE, AskedLimits(), not_installed, tmp_path / "gone")
     next((tmp_path / "gone").glob("vision.*.engine")).unlink()
     with pytest.raises(BackendError, match="has no vision engine beside it"):
         found(bundle, tmp_path / "gone")
@@ -329,15 +329,15 @@ def test_a_gpu_that_shares_the_systems_memory(bundle, machine, monkeypatch, back
     build_stand_ins(monkeypatch, bundle, LIMITS)
     monkeypatch.setattr(cuda_plan, "available_memory", lambda: 6 << 30)
     chosen = Backend(backend, "asked for", found(bundle) if backend == "tensorrt" else [])
-    apart = plan_session(bundle, chosen, LIMITS, Asked(), None)
+    apart = plan_session(bundle, chosen, LIMITS, None)
     assert apart.limit == 8 << 30 and "process" not in apart.parts
     assert measured_memory(backend) == 8 << 30
     machine.free, machine.integrated = 1 << 20, True
-    shared = plan_session(bundle, chosen, LIMITS, Asked(), None)
+    shared = plan_session(bundle, chosen, LIMITS, None)
     assert shared.limit == 6 << 30
     assert shared.total - apart.total == PROCESS_BYTES + bundle.files[EMBEDDING].size
     assert measured_memory(backend) == 10 << 30
-    assert plan_session(bundle, chosen, LIMITS, Asked(), 1 << 30).limit == 1 << 30
+    assert plan_session(bundle, chosen, LIMITS, 1 << 30).limit == 1 << 30
 
 
 def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypatch):
@@ -346,5 +346,5 @@ def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypa
     (chosen,) = found(bundle)
     chosen.descriptions["decoder"]["figures"] |= {"engine_bytes": 5000, "weights_bytes": 1000}
     chosen.descriptions["vision"]["figures"] |= {"engine_bytes": 8, "weights_bytes": None}
-    parts = plan_session(bundle, Backend("tensorrt", "", [chosen]), LIMITS, Asked(), None).parts
+    parts = plan_session(bundle, Backend("tensorrt", "", [chosen]), LIMITS, None).parts
     assert (parts["decoder engine"], parts["vision engine"]) == (5000, 8)

@@ -24,9 +24,10 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.machine import physical_memory, processor_name, usable_cores
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.peak_memory import peak_memory, reset_peak
-from qwen2vl_rt.plan import GIB, plan_memory, resident_memory, session_limits
+from qwen2vl_rt.peak_memory import peak_memory, reset_peak, resident_memory
+from qwen2vl_rt.plan import GIB, plan_memory
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
+from qwen2vl_rt.session_limits import AskedLimits
 
 REPEATS = 3
 LONG_SECONDS = 3.0  # what takes longer is measured once and not warmed up
@@ -98,7 +99,7 @@ class _Run:
         token_side = bundle.geometry.vision.patch_size * bundle.geometry.vision.merge_size
         visual_tokens = [width * height // token_side**2 for width, height in workload.pictures]
         longest = max(*workload.lengths, *visual_tokens) + QUESTION_TOKENS + workload.decode_tokens
-        self._limits = session_limits(bundle, longest, max(workload.batches))
+        self._limits = AskedLimits(longest, max(workload.batches)).for_bundle(bundle)
         reset_peak()
         started = time.perf_counter()
         self._processor = Processor(bundle.path, bundle.geometry)

@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Build and print what was built."""
     from qwen2vl_rt.bundle import Bundle
-    from qwen2vl_rt.plan import PREFILL_CHUNK, session_limits
+    from qwen2vl_rt.session_limits import PREFILL_CHUNK, AskedLimits
     from qwen2vl_rt.tensorrt.build import build_engines, choose_format
     from qwen2vl_rt.tensorrt.check_files import keep_expected
     from qwen2vl_rt.tensorrt.edition import find_edition
@@ -66,7 +66,9 @@ def execute(options: argparse.Namespace) -> int:
 
     bundle = Bundle.open(options.bundle)
     prefill_chunk = PREFILL_CHUNK if options.prefill_chunk is None else options.prefill_chunk
-    limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels, prefill_chunk)
+    limits = AskedLimits(options.max_length, options.max_batch, options.max_pixels, prefill_chunk).for_bundle(
+        bundle
+    )
     if options.expected:
         folder = options.output or bundle.path / FOLDER
         number_format = choose_format(bundle, named_target(options.gpu or "this"), options.arithmetic)

@@ -18,7 +18,7 @@ from qwen2vl_rt.errors import BackendError
 if TYPE_CHECKING:
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.executors import Backend
-    from qwen2vl_rt.tensorrt.find import Asked
+    from qwen2vl_rt.session_limits import AskedLimits
 
 
 def add_parser(commands: Any) -> None:
@@ -39,12 +39,12 @@ def execute(options: argparse.Namespace) -> int:
     """Print the report."""
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.executors import Backend
-    from qwen2vl_rt.plan import plan_session, session_limits
+    from qwen2vl_rt.plan import plan_session
     from qwen2vl_rt.progress import progress_bar
-    from qwen2vl_rt.tensorrt.find import Asked
+    from qwen2vl_rt.session_limits import AskedLimits
 
     bundle = None if options.bundle is None else Bundle.open(options.bundle)
-    asked = Asked(options.max_length, options.max_batch, options.max_pixels)
+    asked = AskedLimits(options.max_length, options.max_batch, options.max_pixels)
     runtime, backend = _runtime(options.backend, bundle, asked)
     report: dict[str, Any] = {"runtime": runtime}
     if bundle is not None:
@@ -52,8 +52,8 @@ def execute(options: argparse.Namespace) -> int:
             total = sum(entry.size for entry in bundle.files.values())
             with progress_bar("verify", total, unit="B") as bar:
                 bundle.verify(bar.update)
-        limits = session_limits(bundle, options.max_length, options.max_batch, options.max_pixels)
-        plan = plan_session(bundle, backend or Backend("cpu", ""), limits, asked, options.memory_limit)
+        limits = asked.for_bundle(bundle)
+        plan = plan_session(bundle, backend or Backend("cpu", ""), limits, options.memory_limit)
         report["bundle"] = {
             "path": str(bundle.path),
             "name": bundle.name,
@@ -70,7 +70,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _runtime(name: str, bundle: Bundle | None, asked: Asked) -> tuple[dict[str, Any], Backend | None]:
+def _runtime(name: str, bundle: Bundle | None, asked: AskedLimits) -> tuple[dict[str, Any], Backend | None]:
     """What is installed, and the backend that a session would have."""
     from qwen2vl_rt import cuda
     from qwen2vl_rt.executors import select_backend

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
-from qwen2vl_rt.plan import (
-    MIB,
-    PROCESS_BYTES,
-    SessionLimits,
-    available_memory,
-    kv_bytes_per_token,
-    largest_picture,
-)
+from qwen2vl_rt.machine import available_memory
+from qwen2vl_rt.plan import MIB, PROCESS_BYTES, kv_bytes_per_token, largest_picture
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
+from qwen2vl_rt.session_limits import SessionLimits
 
 # The CUDA context, ONNX Runtime's kernels and the libraries' workspaces. An estimate: bench-gpu reports what
 # a session took beside its plan.

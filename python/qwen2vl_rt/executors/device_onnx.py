@@ -26,7 +26,7 @@ from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import load_graph
 
 # A step's bindings to the session that runs it: of its first row, rows, tokens, whether they are a prompt's,

@@ -8,7 +8,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import embedding_dtype
 
 

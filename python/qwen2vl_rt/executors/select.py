@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from qwen2vl_rt import cuda
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.session_limits import AskedLimits
 
 if TYPE_CHECKING:
     from qwen2vl_rt.bundle import Bundle
-    from qwen2vl_rt.tensorrt.find import Asked, EngineSet
+    from qwen2vl_rt.tensorrt.find import EngineSet
 
 INSTALL_CPU = "pip install onnxruntime"
 INSTALL_CUDA = "pip install onnxruntime-gpu"
@@ -31,7 +32,7 @@ class Backend:
 
 
 def select_backend(
-    name: str = "auto", bundle: Bundle | None = None, asked: Asked | None = None, refused: str = ""
+    name: str = "auto", bundle: Bundle | None = None, asked: AskedLimits | None = None, refused: str = ""
 ) -> Backend:
     """Choose the engine called `name`, or the best one here for `"auto"`: a GPU's, else the CPU's.
 
@@ -74,19 +75,19 @@ def select_backend(
     return Backend("cuda", f"there is an NVIDIA GPU{not_used}")
 
 
-def _tensorrt_engines(bundle: Bundle | None, asked: Asked | None) -> list[EngineSet]:
+def _tensorrt_engines(bundle: Bundle | None, asked: AskedLimits | None) -> list[EngineSet]:
     """The bundle's engines that run here. Raises BackendError: the first thing that is missing."""
     status = cuda.status()
     if status.devices == 0:
         raise BackendError(f"The tensorrt backend can't run here: {status.reason}.")
-    from qwen2vl_rt.tensorrt.find import Asked, find_engines
+    from qwen2vl_rt.tensorrt.find import find_engines
     from qwen2vl_rt.tensorrt.gpu import compute_capability
     from qwen2vl_rt.tensorrt.target import edition_problem
 
     here = compute_capability()
     if problem := edition_problem(here):
         raise BackendError(f"The tensorrt backend can't run here: {problem.rstrip('.')}.")
-    return find_engines(bundle, here, asked or Asked()) if bundle is not None else []
+    return find_engines(bundle, here, asked or AskedLimits()) if bundle is not None else []
 
 
 def _missing_for_cuda() -> str:

@@ -18,7 +18,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
 from qwen2vl_rt.tensorrt.runtime import ALIGNMENT, Engine, Execution

@@ -14,7 +14,7 @@ from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.build_memory import require_memory, stored_bytes
 from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.edition import Edition

@@ -16,7 +16,7 @@ import numpy as np
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, numpy_dtype, tensorrt_decoder
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_files import (
     CheckResult,
     keep_expected,

@@ -14,7 +14,7 @@ import numpy as np
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.tensorrt import numpy_dtype
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
 from qwen2vl_rt.tensorrt.check_memory import require_memory
 from qwen2vl_rt.tensorrt.find import EngineSet

@@ -17,7 +17,7 @@ import numpy as np
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.geometry import VisionGeometry
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.profiles import USUAL_PATCHES
 from qwen2vl_rt.weights import embedding_dtype
 

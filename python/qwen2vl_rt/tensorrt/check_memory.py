@@ -6,7 +6,8 @@ import math
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import MemoryLimitError
-from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits, plan_memory
+from qwen2vl_rt.plan import GIB, MemoryPlan, plan_memory
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, picture_sizes
 
 

@@ -9,25 +9,10 @@ from typing import Any
 
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, RECIPE_VERSION, EngineFile
 from qwen2vl_rt.tensorrt.target import PORTABLE, Target
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a session's caller insists on; None where anything will do."""
-
-    max_length: int | None = None
-    max_batch: int = 1
-    max_pixels: int | None = None
-
-    def arguments(self) -> str:
-        """The same as options of `qwen2vl build`."""
-        options = {"--max-length": self.max_length, "--max-pixels": self.max_pixels}
-        options |= {"--max-batch": self.max_batch} if self.max_batch > 1 else {}
-        return "".join(f" {name} {value}" for name, value in options.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -69,26 +54,30 @@ class EngineSet:
             prefill_chunk=prompt["profiles"]["prefill"]["inputs_embeds"][2][1],
         )
 
-    def session_limits(self, asked: Asked, usual: SessionLimits) -> SessionLimits:
-        """The limits of a session that asks so; `usual`: with the defaults filled in."""
+    def session_limits(self, limits: SessionLimits) -> SessionLimits:
+        """The limits of a session that would have `limits` elsewhere."""
         most = self.limits
         return SessionLimits(
             max_length=most.max_length,
-            max_batch=asked.max_batch,
-            max_pixels=min(usual.max_pixels, most.max_pixels),
-            prefill_chunk=min(usual.prefill_chunk, most.prefill_chunk),
+            max_batch=limits.max_batch,
+            max_pixels=min(limits.max_pixels, most.max_pixels),
+            prefill_chunk=min(limits.prefill_chunk, most.prefill_chunk),
         )
 
 
-def build_command(bundle: Bundle, asked: Asked | None = None) -> str:
-    """What to run for engines of this machine's GPU."""
-    return f"qwen2vl build {bundle.path} --this" + (asked.arguments() if asked else "")
+def build_command(bundle: Bundle, asked: AskedLimits | None = None) -> str:
+    """What to run for engines of this machine's GPU that hold what is asked."""
+    asked = asked or AskedLimits()
+    options = {"--max-length": asked.max_length, "--max-pixels": asked.max_pixels}
+    options |= {"--max-batch": asked.max_batch} if asked.max_batch > 1 else {}
+    arguments = [f" {name} {value}" for name, value in options.items() if value is not None]
+    return f"qwen2vl build {bundle.path} --this{''.join(arguments)}"
 
 
 def find_engines(
     bundle: Bundle,
     here: tuple[int, int],
-    asked: Asked,
+    asked: AskedLimits,
     editions: Callable[[str], Edition] = find_edition,
     folder: Path | None = None,
 ) -> list[EngineSet]:
@@ -187,7 +176,7 @@ def _missing(parts: dict[str, Any]) -> str:
     return " and no ".join(f"{graph} engine" for graph, part in parts.items() if part is None)
 
 
-def _too_small(most: SessionLimits, asked: Asked) -> str | None:
+def _too_small(most: SessionLimits, asked: AskedLimits) -> str | None:
     for name in ("max_length", "max_batch", "max_pixels"):
         wanted, has = getattr(asked, name), getattr(most, name)
         if wanted is not None and wanted > has:

@@ -8,7 +8,8 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import GIB, MemoryPlan, SessionLimits, kv_bytes_per_token
+from qwen2vl_rt.plan import GIB, MemoryPlan, kv_bytes_per_token
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen2vl_rt.geometry import DecoderGeometry, VisionGeometry
-from qwen2vl_rt.plan import SessionLimits
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.vision import PATCHES_PER_CALL
 
 Shape = tuple[int, ...]
