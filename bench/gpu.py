@@ -347,10 +347,10 @@ class Measurement:
 
     def variants(self) -> None:
         """Decode with each way to run the engine. One that fails is recorded, and the next ones go on."""
-        from qwen2vl_rt.executors.cuda import CHOICES
+        from qwen2vl_rt.executors.cuda_settings import CHOICES
 
         for variant in VARIANTS:
-            os.environ |= {name: values[0] for name, values in CHOICES.items()} | variant
+            os.environ |= {name: values[0] for name, values in CHOICES.values()} | variant
             name = ", ".join(f"{name}={value}" for name, value in variant.items()) or "defaults"
             self._engine = None
             gc.collect()

@@ -25,7 +25,7 @@ from bench.random_checkpoint import PUBLISHED
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from qwen2vl_rt.executors import device_onnx
-from qwen2vl_rt.executors.cuda import CudaSettings
+from qwen2vl_rt.executors.cuda_settings import CudaSettings
 from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
 from qwen2vl_rt.executors.device_steps import device_steps
 from qwen2vl_rt.geometry import DecoderGeometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.executors import device_onnx, select_backend
 from qwen2vl_rt.executors.cpu import CpuVision
+from qwen2vl_rt.executors.cuda_settings import CudaSettings
 from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
 from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.lowering import matmul_nbits
@@ -43,14 +45,16 @@ def bundles(tmp_path_factory) -> dict[str, Bundle]:
     }
 
 
-def provider_of(device, compiled: bool = False) -> Provider:
+def provider_of(device, compiled: bool = False, **settings: bool) -> Provider:
     """ONNX Runtime's on the GPU; in the place of an emulated one the CPU's, which shares its memory."""
+    chosen = CudaSettings(compiled, **settings)
     if isinstance(device, _core.HostDevice) or emulation.is_emulated():
         emulation.share_memory(True)
-        return Provider("CPUExecutionProvider", "cpu", compiled=compiled, operators=emulation.is_emulated())
-    from qwen2vl_rt.executors.cuda import CudaSettings, cuda_provider
+        chosen = replace(chosen, graphs=False)
+        return Provider("CPUExecutionProvider", "cpu", settings=chosen, operators=emulation.is_emulated())
+    from qwen2vl_rt.executors.cuda import cuda_provider
 
-    return cuda_provider(device.stream, CudaSettings(compiled=compiled))
+    return cuda_provider(device.stream, chosen)
 
 
 CALLS = pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
         pytest.skip("GroupQueryAttention's CUDA kernels are 16 bit")
     bundle = bundles["fp32"]
     expected = cpu_loop(bundle, LIMITS).generate(requests(bundle, sampling=sampling))
-    steps, _ = device_decoder(bundle, LIMITS, device, provider_of(device, compiled), grouped)
+    steps, _ = device_decoder(bundle, LIMITS, device, provider_of(device, compiled, grouped=grouped))
     actual = decoder_loop(bundle, steps).generate(requests(bundle, sampling=sampling))
     assert token_ids(actual) == token_ids(expected)
 
@@ -86,7 +90,6 @@ def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
     monkeypatch.setattr(device_onnx, "compute_dtype", lambda _bundle: "float32")
     monkeypatch.setattr(matmul_nbits, "ACCURACY_LEVEL", 1)  # the CPU's kernels don't round activations either
     host = isinstance(device, _core.HostDevice)
-    provider = provider_of(device, compiled=not host)
     graphs, load = [], device_onnx.open_session
 
     def open_session(model, *rest):
@@ -97,8 +100,8 @@ def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
     answers = []
     for own in (False, True):
         graphs.clear()
-        grouped = host or emulation.is_emulated()
-        steps, _ = device_decoder(bundle, LIMITS, device, provider, grouped, own)
+        provider = provider_of(device, compiled=not host, own=own)
+        steps, _ = device_decoder(bundle, LIMITS, device, provider)
         loop = decoder_loop(bundle, steps)
         answers += [token_ids(loop.generate(requests(bundle))) for _ in range(2)]
     assert answers[1:] == answers[:1] * 3
@@ -139,7 +142,7 @@ def test_float32_vision_equals_the_cpu_backends(bundles, device, compiled):
 @pytest.mark.skipif(not cuda.status().built, reason=cuda.status().reason)
 def test_the_c_api_says_what_went_wrong():
     """ONNX Runtime's own words, and the session stays usable."""
-    provider = Provider("CPUExecutionProvider", "cpu", compiled=True)
+    provider = Provider("CPUExecutionProvider", "cpu", settings=CudaSettings(graphs=False))
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Add", ["a", "b"], ["c"])],
@@ -202,8 +205,6 @@ def test_embeddings_of_one_call_stay_on_the_device(bundles, monkeypatch):
 
 
 def test_the_settings_come_from_the_environment(monkeypatch):
-    from qwen2vl_rt.executors.cuda import CudaSettings
-
     assert CudaSettings.from_environment() == CudaSettings(True, True, True, True, True)
     monkeypatch.setenv("QWEN2VL_CUDA_STARTS", "in-turn")
     assert CudaSettings.from_environment() == CudaSettings(early=False)
@@ -224,12 +225,12 @@ def test_the_settings_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("kind", ["bf16", "int4"])
 def test_16_bit_answers_run_and_repeat(bundles, kind, own, graphs, compiled):
     """Twice the same through prompts, recorded steps and rows that move; logits close to the CPU's."""
-    from qwen2vl_rt.executors.cuda import CudaSettings, cuda_device
+    from qwen2vl_rt.executors.cuda import cuda_device
 
     bundle = bundles[kind]
     answers = []
     for _ in range(2):
-        device, provider = cuda_device(settings=CudaSettings(compiled, graphs, own=own))
+        device, provider = cuda_device(CudaSettings(compiled, graphs, own=own))
         steps, _ = device_decoder(bundle, LIMITS, device, provider)
         loop = decoder_loop(bundle, steps)
         answers += [token_ids(loop.generate(requests(bundle))) for _ in range(3)]

@@ -23,7 +23,7 @@ from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.evaluate import load_examples
 from qwen2vl_rt.executors import device_onnx
-from qwen2vl_rt.executors.cuda import CHOICES
+from qwen2vl_rt.executors.cuda_settings import CHOICES
 from qwen2vl_rt.executors.device_program import DeviceWeights
 from qwen2vl_rt.plan import kv_bytes_per_token
 from qwen2vl_rt.tensorrt import target
@@ -228,7 +228,7 @@ def test_a_way_to_run_decode_that_fails_leaves_the_others(tmp_path, monkeypatch)
 
     monkeypatch.setattr(gpu.Measurement, "load", fail_once)
     monkeypatch.setattr(gpu, "ANSWER", 4)
-    for name, values in CHOICES.items():
+    for name, values in CHOICES.values():
         monkeypatch.setenv(name, values[0])  # what the ways leave there goes with the test
     output = tmp_path / "result.json"
     measurement = gpu.Measurement(one_layer(tmp_path / "bundle", "bf16"), {}, "cpu", output)
@@ -237,7 +237,8 @@ def test_a_way_to_run_decode_that_fails_leaves_the_others(tmp_path, monkeypatch)
     result = json.loads(output.read_text())
     assert result["failed"] == {"QWEN2VL_CUDA_STARTS=in-turn": "RuntimeError: broken"}
     assert sum(figure["name"].startswith("decode") for figure in result["figures"]) == len(gpu.VARIANTS) - 1
-    assert all(CHOICES[name].index(value) for way in gpu.VARIANTS for name, value in way.items())
+    choices = dict(CHOICES.values())
+    assert all(choices[name].index(value) for way in gpu.VARIANTS for name, value in way.items())
 
 
 def test_a_run_that_breaks_leaves_the_accuracy_of_the_others(tmp_path, monkeypatch):

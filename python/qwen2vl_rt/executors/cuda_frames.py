@@ -6,8 +6,8 @@ from qwen2vl_rt import cuda
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 
 
-def cuda_frames(dtype: str, device: int = 0) -> DeviceFrames:
+def cuda_frames(dtype: str) -> DeviceFrames:
     """What prepares frames on the GPU, on a stream of its own: the session's may be recording."""
     module = cuda.load()
-    stream = module.Stream(device)
+    stream = module.Stream()
     return DeviceFrames(module.CudaDevice(stream), dtype, stream.handle)

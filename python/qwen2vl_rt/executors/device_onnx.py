@@ -79,7 +79,7 @@ def decoder_engine(
     `grouped`: see `lowering.cuda`.
     """
     # The portable attention's kernels copy lengths to the host, which can't be recorded.
-    recorded = provider.graphs and grouped
+    recorded = provider.settings.graphs and grouped
     lowering = {"narrow": _narrow(bundle, dtype), "grouped": grouped}
     model, weights = _lowered(bundle, DECODER_GRAPH, **lowering)
     answer = prompt = open_session(model, weights, bundle.path, provider, recorded)
@@ -114,7 +114,7 @@ def program_engine(
     session = open_session(prompt, weights, bundle.path, provider)
     prompts = _session_engine(session, session, tensors, recorded=False)
     past_length = decoder.buffers["past_length"]
-    program = _core.StepProgram(device, cache, prompts, cache.rows, past_length, provider.early)
+    program = _core.StepProgram(device, cache, prompts, cache.rows, past_length, provider.settings.early)
     ProgramWriter(program, on_device, decoder.buffers, bundle.geometry.decoder, dtype).write(step)
     program.weights = on_device  # as long as the program
     return program
@@ -159,24 +159,17 @@ class DeviceVision(DeviceVisionTower):
 
 
 def device_decoder(
-    bundle: Bundle,
-    limits: SessionLimits,
-    device: _core.Device,
-    provider: Provider,
-    grouped: bool | None = None,
-    own: bool | None = None,
+    bundle: Bundle, limits: SessionLimits, device: _core.Device, provider: Provider
 ) -> tuple[_core.DeviceDecoder, _core.DeviceCache]:
     """The bundle's decoder on a device, with its engine, and the cache for its rows.
 
-    `grouped`: GroupQueryAttention, by default in 16 bit, if the provider says so. `own`: decode steps of the
-    project's own kernels, by default if the provider says so and they take the heads.
+    Of the provider's settings it takes what there is: GroupQueryAttention's CUDA kernels are 16 bit, and the
+    project's own take heads of some sizes.
     """
-    dtype = compute_dtype(bundle)
+    dtype, settings = compute_dtype(bundle), provider.settings
     steps, cache = device_steps(bundle, limits, device, dtype)
-    grouped = provider.grouped and dtype != "float32" if grouped is None else grouped
-    if own is None:
-        own = provider.own and _core.decode_attention_fits(bundle.geometry.decoder.head_dim)
-    if own:
+    grouped = settings.grouped and (dtype != "float32" or provider.memory == "cpu")
+    if settings.own and _core.decode_attention_fits(bundle.geometry.decoder.head_dim):
         engine = program_engine(bundle, steps, cache, device, dtype, provider, grouped)
     else:
         engine = decoder_engine(bundle, steps, cache, dtype, provider, grouped)

@@ -18,7 +18,11 @@ from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.executors.cuda_settings import CudaSettings
 from qwen2vl_rt.executors.device_steps import Tensor
+
+# Of a provider that records nothing and needs no `_cuda`.
+NO_GPU = CudaSettings(compiled=False, graphs=False)
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,8 @@ class Provider:
     """Its name for the memory that the project's device addresses are in: "cuda" or "cpu"."""
     options: dict[str, str] = field(default_factory=dict)
     """Provider options."""
-    graphs: bool = False
-    """Decode steps are recorded by the provider (enable_cuda_graph) and replayed."""
-    compiled: bool = False
-    """Called through the C API, by `_cuda`; else through the Python binding."""
-    grouped: bool = True
-    """GroupQueryAttention where its kernels exist there: in 16 bit."""
-    own: bool = True
-    """The decoder's layers by the project's own kernels; else by ONNX Runtime's."""
-    early: bool = True
-    """Kernels of a decode step may start before the one in front of them is done."""
+    settings: CudaSettings = NO_GPU
+    """How it is called, and for what."""
     operators: bool = False
     """Its graphs take the operators of `_cuda`."""
 
@@ -86,7 +82,7 @@ def open_session(
     """
     if graphs:
         provider = replace(provider, options=provider.options | {"enable_cuda_graph": "1"})
-    kind = CompiledSession if provider.compiled else PythonSession
+    kind = CompiledSession if provider.settings.compiled else PythonSession
     return kind(model, weights, folder, provider)
 
 

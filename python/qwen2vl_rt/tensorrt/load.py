@@ -16,7 +16,7 @@ from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
 from qwen2vl_rt.tensorrt.target import PORTABLE, Target, choose_target
 
 
-def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int, device: int = 0) -> Engines:
+def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int) -> Engines:
     """The best engines whose numbers are right here, on a stream of their own.
 
     Raises:
@@ -24,7 +24,7 @@ def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int, 
         BackendError: TensorRT doesn't open them.
     """
     module = cuda.load()
-    stream = module.Stream(device)
+    stream = module.Stream()
     target = module.CudaDevice(stream)
 
     def open_engines(chosen: EngineSet) -> Engines:
@@ -34,7 +34,7 @@ def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int, 
         return Engines.open(chosen, target, open_engine)
 
     build = build_masked(bundle)
-    _, engines = checked(bundle, candidates, machine_name(device), open_engines, build, threads)
+    _, engines = checked(bundle, candidates, machine_name(), open_engines, build, threads)
     engines.keep_kernels()
     return engines
 
@@ -62,7 +62,7 @@ def build_masked(bundle: Bundle) -> Callable[[EngineSet], EngineSet]:
     return build
 
 
-def machine_name(device: int = 0) -> str:
+def machine_name() -> str:
     """The GPU and the driver: a check holds for both."""
-    info = cuda.load().device_info(device)
+    info = cuda.load().device_info()
     return f"{info.name}, CUDA driver {info.driver_version}"
