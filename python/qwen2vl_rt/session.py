@@ -111,8 +111,7 @@ class Session:
             check_plan(self._bundle, self._plan)
             limits = self._plan.limits
             _core.set_threads(threads)
-            self._processor = Processor(self._bundle.path, self._bundle.geometry)
-            self._processor.pixels = self._processor.pixels.limited(limits.max_pixels)
+            self._processor = Processor(self._bundle.path, self._bundle.geometry, limits.max_pixels)
             self._engine: Engine | None = Engine(
                 self._bundle,
                 limits,

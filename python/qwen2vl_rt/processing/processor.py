@@ -82,13 +82,16 @@ class Processor:
 
     folder: the bundle (tokenizer.json, preprocessor_config.json, and a chat template).
     geometry: the bundle's Geometry, or anything with its `vision` and `special_ids`.
+    max_pixels: the largest picture after resizing that memory is planned for; the bundle's own if None.
     Raises BundleError for files that are missing, damaged or don't belong together.
     """
 
-    def __init__(self, folder: str | Path, geometry: Any):
+    def __init__(self, folder: str | Path, geometry: Any, max_pixels: int | None = None):
         folder = Path(folder)
         self.tokenizer = Tokenizer(folder / TOKENIZER)
         self.pixels = PixelSettings.from_file(folder / PREPROCESSOR_CONFIG)
+        if max_pixels is not None:
+            self.pixels = self.pixels.limited(max_pixels)
         self.template = templates.find_template(folder)
         # Set by a session that computes on a GPU.
         self.device_frames: DeviceFrames | None = None
