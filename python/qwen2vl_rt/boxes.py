@@ -113,6 +113,10 @@ def draw_boxes(image: Any, boxes: Iterable[Box], font: Any = None) -> Image.Imag
     image: the picture, anything that load_picture takes. boxes: those to draw; their `picture` is not looked
     at. font: an ImageFont for the labels; the default one has Latin letters only. Boxes of one label share a
     colour.
+
+    Raises:
+        PictureError: the picture cannot be read.
+        InputError: something that is no Box.
     """
     canvas = Image.fromarray(load_picture(image).pixels)
     draw = ImageDraw.Draw(canvas)

@@ -149,7 +149,11 @@ def _with_paths(message: Message, folder: Path) -> Message:
 def score(
     examples: Sequence[Example], answer: Callable[[list[Message]], str], *, progress: bool = True
 ) -> Report:
-    """Ask every question through `answer`, which returns the answer's text with special tokens kept."""
+    """Ask every question through `answer`, which returns the answer's text with special tokens kept.
+
+    Raises:
+        Whatever `answer` raises.
+    """
     report = Report()
     bar = progress_bar("evaluate", len(examples), unit="question") if progress else None
     for example in examples:

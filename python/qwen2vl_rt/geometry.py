@@ -3,7 +3,8 @@ manifest states.
 
 Everything that depends on a model's size reads it from `Geometry`. `Geometry.from_config` reads a
 checkpoint's config.json, `Geometry.from_json` a manifest. Numbers of the published models, such as 151655,
-stand only where a file may leave them out: in `_config.py` and `processing/pixels.py`.
+stand only where a file may leave them out, in `_config.py` and `processing/pixels.py`, and behind the picture
+sizes that `benchmark/measure.py` and `cli/bench.py` measure.
 """
 
 from __future__ import annotations
