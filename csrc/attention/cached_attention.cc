@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "attention/attention.h"
-#include "common/aligned_buffer.h"
 #include "common/ceil_divide.h"
 #include "common/scratch.h"
 
@@ -131,20 +130,23 @@ class Step {
 
   // Row by row: what the cache holds is packed, then blocks of queries attend to it.
   void many(const Parallel& parallel) const {
-    const int64_t dim = call_.dim, packs = ceil_divide(longest_, kPackRows), queries = group_ * call_.tokens;
+    const int64_t dim = call_.dim, packs = ceil_divide(call_.capacity, kPackRows),
+                  queries = group_ * call_.tokens;
     const int64_t blocks = ceil_divide(queries, kRows);
     const size_t key_bytes = kernels_.key_offset(packs * kPackRows, dim);
     const size_t value_bytes = kernels_.value_offset(packs * kPackRows, dim);
-    const AlignedBuffer<char> keys(key_bytes * call_.kv_heads), values(value_bytes * call_.kv_heads);
+    // As large as the cache's rows, and kept: blocks that grow with the past would leave gaps in the heap.
+    char* const keys = static_cast<char*>(shared_scratch((key_bytes + value_bytes) * call_.kv_heads));
+    char* const values = keys + key_bytes * call_.kv_heads;
     for (int64_t row = 0; row < call_.rows; ++row) {
       const int64_t length = call_.past[row] + call_.tokens, row_packs = ceil_divide(length, kPackRows);
       parallel(call_.kv_heads * row_packs, [&](size_t i) {
         const int64_t head = i / row_packs, first = i % row_packs * kPackRows;
         const int64_t count = std::min(kPackRows, length - first), from = cached(row, head) + first * dim;
         kernels_.pack_keys(call_.cached_keys + from, dim, count, dim,
-                           keys.data() + head * key_bytes + kernels_.key_offset(first, dim));
+                           keys + head * key_bytes + kernels_.key_offset(first, dim));
         kernels_.pack_values(call_.cached_values + from, dim, count, dim,
-                             values.data() + head * value_bytes + kernels_.value_offset(first, dim));
+                             values + head * value_bytes + kernels_.value_offset(first, dim));
       });
       parallel(call_.kv_heads * blocks, [&](size_t i) {
         // The last queries see the most: they come first, so that no thread is left with a long one at the
@@ -162,8 +164,8 @@ class Step {
           outputs[r] = output(row, token, head);
           visible[r] = call_.past[row] + token + 1;
         }
-        kernels_.attend({pointers, outputs, visible, rows, dim, keys.data() + kv_head * key_bytes,
-                         values.data() + kv_head * value_bytes, scale()},
+        kernels_.attend({pointers, outputs, visible, rows, dim, keys + kv_head * key_bytes,
+                         values + kv_head * value_bytes, scale()},
                         thread_scratch(kernels_.scratch_bytes(dim)));
       });
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,15 +35,9 @@ VISION = {"depth": 1, "hidden_size": 512, "embed_dim": 320, "num_heads": 4}
 
 
 def measured(bundle: Path, measurement: str) -> dict[str, tuple[int, int]]:
-    """Bytes planned and taken, by part. glibc maps large blocks, so that what is freed counts no more."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.support.memory_by_part", bundle, measurement],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=120,
-    )
+    """Bytes planned and taken, by part."""
+    command = [sys.executable, "-m", "tests.support.memory_by_part", bundle, measurement]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120)
     return json.loads(run.stdout)
 
 
@@ -62,8 +55,8 @@ def test_a_session_takes_what_was_planned(tmp_path, precision):
     planned, taken = parts.pop("weights")
     assert planned <= taken <= planned + PROCESS_BYTES
     shares = {name: taken / planned for name, (planned, taken) in parts.items()}
-    assert 0.95 < shares["KV cache"] < 1.15
-    assert 0.9 < shares["logits"] < 1.3
+    assert 0.95 < shares["KV cache"] < 1.1
+    assert 0.7 < shares["logits"] < 1.1
     assert 0.52 < shares["vision"] < 1  # quantized towers take less than float ones
-    assert 0.52 < shares["prefill"] < 1
+    assert 0.55 < shares["prefill"] < 1
     assert 0.6 < shares["all"] < 1

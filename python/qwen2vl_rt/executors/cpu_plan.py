@@ -10,8 +10,6 @@ from qwen2vl_rt.session_limits import SessionLimits
 
 # Packed weights (executors/onnx_session.py) over the same on disk, measured: block sums and padding.
 PACKED_INT8, PACKED_INT4, PACKED_TABLE = 1.02, 1.12, 1.07
-# A prompt's activations in ONNX Runtime's arena: chunks of other lengths leave gaps between them, measured.
-ARENA = 1.25
 # int8 on CPUs where exact products need both bytes unsigned: ONNX Runtime keeps a second copy.
 EXACT_INT8 = 2.25
 
@@ -73,7 +71,7 @@ def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
     decoder = geometry.decoder
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
     # Gate, up and their product, plus the residual stream, q, k, v and norms; float32.
-    activations = round(tokens * (3 * decoder.mlp_size + 8 * decoder.hidden_size) * 4 * ARENA)
+    activations = tokens * (3 * decoder.mlp_size + 8 * decoder.hidden_size) * 4
     # Keys and values of a row in one layer, as a prompt's attention packs them (csrc/attention).
     packed = limits.max_length * kv_bytes_per_token(geometry) // decoder.layers
     # A step's, or those of the longest draft, in the engine's memory and in the loop's; and each row's behind
