@@ -20,9 +20,23 @@ from qwen2vl_export.linear import linear, table, table_product
 from qwen2vl_export.precisions import FORMS
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS
 from qwen2vl_rt.geometry import DecoderGeometry
+from qwen2vl_rt.graph_format import (
+    COS,
+    HEAD_INPUT,
+    INPUTS_EMBEDS,
+    LM_HEAD,
+    LOGIT_ROWS,
+    LOGITS,
+    PAST_LENGTH,
+    PRESENT_LENGTH,
+    SIN,
+    TOKENS,
+    cache_tensors,
+    cached_keys,
+    cached_values,
+)
 
 EMBEDDING_SOURCE, LM_HEAD_SOURCE = "model.embed_tokens.weight", "lm_head.weight"
-LM_HEAD = "lm_head"
 EIGHT_BIT_LAYERS = 2  # in int4: what rounding does to the last layers reaches the logits as it is
 
 
@@ -55,25 +69,25 @@ def _build(graph: Graph, geometry: DecoderGeometry) -> Graph:
     hidden, half = geometry.hidden_size, geometry.head_dim // 2
     cache = ["B", geometry.kv_heads, "S", geometry.head_dim]
 
-    x = graph.input("inputs_embeds", ["B", "T", hidden])
-    cos = graph.input("cos", ["B", "T", half])
-    sin = graph.input("sin", ["B", "T", half])
-    past_length = graph.input("past_length", ["B"], TensorProto.INT64)
-    logit_rows = graph.input("logit_rows", ["B", "K"], TensorProto.INT64)
+    x = graph.input(INPUTS_EMBEDS, ["B", "T", hidden])
+    cos = graph.input(COS, ["B", "T", half])
+    sin = graph.input(SIN, ["B", "T", half])
+    past_length = graph.input(PAST_LENGTH, ["B"], TensorProto.INT64)
+    logit_rows = graph.input(LOGIT_ROWS, ["B", "K"], TensorProto.INT64)
 
-    tokens = graph.op("Shape", "tokens", x, start=1, end=2)  # [1], the number T
-    present_length = graph.op("Add", "present_length", past_length, tokens)  # [B]
+    tokens = graph.op("Shape", TOKENS, x, start=1, end=2)  # [1], the number T
+    present_length = graph.op("Add", PRESENT_LENGTH, past_length, tokens)  # [B]
 
     for i in range(geometry.layers):
-        past_k, past_v = graph.input(f"past_k.{i}", cache), graph.input(f"past_v.{i}", cache)
+        past_k = graph.input(cached_keys(i).past, cache)
+        past_v = graph.input(cached_values(i).past, cache)
         x = _attention(graph, geometry, i, x, cos, sin, past_k, past_v, past_length, present_length)
         x = _mlp(graph, geometry, i, x)
 
     logits = _head(graph, geometry, x, logit_rows)
     graph.output(logits, ["B", "K", geometry.vocab_size], TensorProto.FLOAT)
-    for i in range(geometry.layers):
-        graph.output(f"present_k.{i}", cache)
-        graph.output(f"present_v.{i}", cache)
+    for names in cache_tensors(geometry.layers):
+        graph.output(names.present, cache)
     return graph
 
 
@@ -116,8 +130,9 @@ def _attention(
     k = graph.op("RotaryEmbedding", f"{name}.k.rotated", k, cos, sin, interleaved=0)
 
     # The cache: row b takes this step's keys and values from past_length[b] on.       [B, kv_heads, S, D]
-    k = graph.op("TensorScatter", f"present_k.{layer}", past_k, k, past_length, axis=2, mode="linear")
-    v = graph.op("TensorScatter", f"present_v.{layer}", past_v, v, past_length, axis=2, mode="linear")
+    present_k, present_v = cached_keys(layer).present, cached_values(layer).present
+    k = graph.op("TensorScatter", present_k, past_k, k, past_length, axis=2, mode="linear")
+    v = graph.op("TensorScatter", present_v, past_v, v, past_length, axis=2, mode="linear")
 
     # Token t of row b sees the cache's positions 0 .. past_length[b] + t.              [B, heads, T, D]
     y = graph.op(
@@ -165,7 +180,7 @@ def _head(graph: Graph, geometry: DecoderGeometry, x: str, logit_rows: str) -> s
     rows = graph.op("Unsqueeze", "head.row_indices", logit_rows, graph.integers(-1))  # [B, K, 1]
     x = graph.op("GatherND", "head.rows", x, rows, batch_dims=1)  # [B, K, H]
     x = _norm(graph, geometry, "head.norm", x, "model.norm")
-    x = graph.op("Reshape", "head.flat", x, graph.integers(-1, hidden))  # [B*K, H]
+    x = graph.op("Reshape", HEAD_INPUT, x, graph.integers(-1, hidden))  # [B*K, H]
     # Stored once: in the embedding's file where it is the embedding, and never with the prompt's weights.
     source, file = (
         (EMBEDDING_SOURCE, EMBEDDING) if geometry.tied_embedding else (LM_HEAD_SOURCE, DECODER_WEIGHTS)
@@ -179,9 +194,9 @@ def _head(graph: Graph, geometry: DecoderGeometry, x: str, logit_rows: str) -> s
         axis=0,
     )
     if graph.element_type == TensorProto.FLOAT:
-        return graph.op("Reshape", "logits", x, shape)  # [B, K, V]
+        return graph.op("Reshape", LOGITS, x, shape)  # [B, K, V]
     x = graph.op("Reshape", "head.logits", x, shape)
-    return graph.op("Cast", "logits", x, to=TensorProto.FLOAT)
+    return graph.op("Cast", LOGITS, x, to=TensorProto.FLOAT)
 
 
 def _norm(graph: Graph, geometry: DecoderGeometry, name: str, x: str, source: str) -> str:

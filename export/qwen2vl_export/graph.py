@@ -15,10 +15,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from qwen2vl_export.precisions import BLOCK, FORMS
+from qwen2vl_rt.graph_format import IR_VERSION, OPSET
 from qwen2vl_rt.number_formats import format_named
 
-OPSET = 24
-IR_VERSION = 12  # the one that opset 24 was released with; a newer one would shut out engines for nothing
 FOUR_BITS = (TensorProto.UINT4,)
 
 Dim = int | str

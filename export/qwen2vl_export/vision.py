@@ -15,6 +15,7 @@ from qwen2vl_export.linear import linear
 from qwen2vl_export.precisions import FORMS
 from qwen2vl_rt.bundle import VISION_WEIGHTS
 from qwen2vl_rt.geometry import VisionGeometry
+from qwen2vl_rt.graph_format import COS, PATCHES, SIN, VISUAL_EMBEDDINGS
 
 LAST = "visual.merger.mlp.2"
 
@@ -29,9 +30,9 @@ def vision_graph(geometry: VisionGeometry, hidden_size: int, precision: str) -> 
         "vision", precision, VISION_WEIGHTS, FORMS[precision].vision, lambda source: source.startswith(LAST)
     )
     half = geometry.head_dim // 2
-    patches = graph.input("patches", ["N", "P", geometry.patch_values])
-    cos = graph.input("cos", ["N", "P", half])
-    sin = graph.input("sin", ["N", "P", half])
+    patches = graph.input(PATCHES, ["N", "P", geometry.patch_values])
+    cos = graph.input(COS, ["N", "P", half])
+    sin = graph.input(SIN, ["N", "P", half])
 
     x = _patch_embedding(graph, geometry, patches)  # [N, P, E]
     for i in range(geometry.depth):
@@ -91,7 +92,7 @@ def _merger(graph: Graph, geometry: VisionGeometry, x: str, hidden_size: int) ->
     x = graph.op("Reshape", "merger.joined", x, graph.integers(0, -1, width))  # [N, P/m^2, m*m*E]
     x = linear(graph, "merger.fc1", x, "visual.merger.mlp.0", width, width, bias=True)
     x = graph.op("Gelu", "merger.gelu", x, approximate="none")
-    return linear(graph, "visual_embeddings", x, LAST, width, hidden_size, bias=True)
+    return linear(graph, VISUAL_EMBEDDINGS, x, LAST, width, hidden_size, bias=True)
 
 
 def _norm(graph: Graph, geometry: VisionGeometry, name: str, x: str, source: str) -> str:

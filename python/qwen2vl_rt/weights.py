@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.graph_format import PATCHES, STEP_INPUTS, cache_tensors
 from qwen2vl_rt.number_formats import format_named
 
 
@@ -23,9 +24,11 @@ def load_graph(bundle: Bundle, file: str) -> tuple[ModelProto, dict[str, np.ndar
         BundleError: a decoder's cache has other layers or sizes than the manifest says.
     """
     model = onnx.load(bundle.file(file), load_external_data=False)
-    g, keys = bundle.geometry.decoder, [v for v in model.graph.input if v.name.startswith("past_k.")]
-    sizes = {tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim)[1::2] for v in keys}
-    if keys and (len(keys), sizes) != (g.layers, {(g.kv_heads, g.head_dim)}):
+    decoder = bundle.geometry.decoder
+    caches = [value for value in model.graph.input if value.name not in (*STEP_INPUTS, PATCHES)]
+    sizes = {tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim)[1::2] for v in caches}
+    expected = [names.past for names in cache_tensors(decoder.layers)], {(decoder.kv_heads, decoder.head_dim)}
+    if caches and ([value.name for value in caches], sizes) != expected:
         raise BundleError(
             f"{bundle.path}: {file} and the manifest's geometry are of different models; "
             "copy the bundle again or export the checkpoint again"

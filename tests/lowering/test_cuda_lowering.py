@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto
 
 from qwen2vl_rt.executors.device_session import Provider, PythonSession
-from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH, lower_decoder, lower_vision
+from qwen2vl_rt.graph_format import PRESENT_LENGTH
+from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
+from qwen2vl_rt.lowering.group_query_attention import LAST, LONGEST
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.widen import widen_to_float32
 from qwen2vl_rt.weights import load_graph

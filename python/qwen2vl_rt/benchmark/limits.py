@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qwen2vl_rt import _core
 from qwen2vl_rt.benchmark.timing import repeated
 from qwen2vl_rt.benchmark.work import Work
+from qwen2vl_rt.graph_format import IR_VERSION, OPSET
 from qwen2vl_rt.machine import usable_cores
 
 READ_BYTES = 256 << 20
@@ -101,7 +102,7 @@ def _product_rate(threads: int, integers: bool) -> float:
         [helper.make_tensor_value_info("y", kinds[1], shape)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

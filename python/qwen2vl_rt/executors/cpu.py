@@ -10,8 +10,20 @@ from onnx import ModelProto
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession, bind
+from qwen2vl_rt.graph_format import (
+    COS,
+    HEAD_INPUT,
+    LM_HEAD,
+    LOGITS,
+    PATCHES,
+    SIN,
+    STEP_INPUTS,
+    VISUAL_EMBEDDINGS,
+    cached_keys,
+    cached_values,
+)
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
-from qwen2vl_rt.lowering.head import HIDDEN, LOGITS, split_head
+from qwen2vl_rt.lowering.head import split_head
 from qwen2vl_rt.weights import load_graph
 
 # Shapes of steps kept bound: drafts of every length, some batches, some chunks of prompts.
@@ -73,21 +85,22 @@ class _DecoderGraph:
     def _bind(self, step: _core.DecoderStep) -> tuple[list[tuple[OnnxSession, object]], np.ndarray | None]:
         """What runs a step of this shape, and the memory of its own that it needs."""
         layers = self._layers.binding()
-        for name in ("inputs_embeds", "cos", "sin", "past_length", "logit_rows"):
+        for name in STEP_INPUTS:
             bind(layers, getattr(step, name), input=name)
         rows = slice(step.first_row, step.first_row + step.rows)
         for layer in range(self._cache.layers):
-            bind(layers, self._cache.keys(layer)[rows], f"past_k.{layer}", f"present_k.{layer}")
-            bind(layers, self._cache.values(layer)[rows], f"past_v.{layer}", f"present_v.{layer}")
+            keys, values = cached_keys(layer), cached_values(layer)
+            bind(layers, self._cache.keys(layer)[rows], keys.past, keys.present)
+            bind(layers, self._cache.values(layer)[rows], values.past, values.present)
         if self._head is None:
-            bind(layers, step.logits, output="logits")
+            bind(layers, step.logits, output=LOGITS)
             return [(self._layers, layers)], None
         rows_of_logits = step.rows * step.logit_row_count
         hidden = np.empty((rows_of_logits, step.inputs_embeds.shape[-1]), np.float32)
         head = self._head.binding()
-        bind(layers, hidden, output=HIDDEN)
-        bind(head, hidden, input=HIDDEN)
-        bind(head, step.logits.reshape(rows_of_logits, -1), output=LOGITS)
+        bind(layers, hidden, output=HEAD_INPUT)
+        bind(head, hidden, input=HEAD_INPUT)
+        bind(head, step.logits.reshape(rows_of_logits, -1), output=LM_HEAD)
         return [(self._layers, layers), (self._head, head)], hidden
 
 
@@ -119,10 +132,10 @@ class CpuVision:
         embeddings = np.empty((n, count // self._merged_patches, self._hidden_size), np.float32)
         tables = [np.ascontiguousarray(np.broadcast_to(table, (n, *table.shape))) for table in (cos, sin)]
         binding = self._session.binding()
-        bind(binding, np.ascontiguousarray(patches), input="patches")
-        bind(binding, tables[0], input="cos")
-        bind(binding, tables[1], input="sin")
-        bind(binding, embeddings, output="visual_embeddings")
+        bind(binding, np.ascontiguousarray(patches), input=PATCHES)
+        bind(binding, tables[0], input=COS)
+        bind(binding, tables[1], input=SIN)
+        bind(binding, embeddings, output=VISUAL_EMBEDDINGS)
         self._session.run(binding)
         return embeddings
 

@@ -23,6 +23,7 @@ from qwen2vl_rt.executors.device_session import (
 )
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
+from qwen2vl_rt.graph_format import PAST_LENGTH
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
 from qwen2vl_rt.number_formats import format_named
@@ -113,7 +114,7 @@ def program_engine(
         prompt, weights = _lowered(bundle, file, **lowering)
     session = open_session(prompt, weights, bundle.path, provider)
     prompts = _session_engine(session, session, tensors, recorded=False)
-    past_length = decoder.buffers["past_length"]
+    past_length = decoder.buffers[PAST_LENGTH]
     program = _core.StepProgram(device, cache, prompts, cache.rows, past_length, provider.settings.early)
     ProgramWriter(program, on_device, decoder.buffers, bundle.geometry.decoder, dtype).write(step)
     program.weights = on_device  # as long as the program

@@ -16,6 +16,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.geometry import DecoderGeometry
+from qwen2vl_rt.graph_format import COS, INPUTS_EMBEDS, LOGITS, SIN, cached_keys
 from qwen2vl_rt.lowering.graph import attribute, producers
 from qwen2vl_rt.lowering.linear import ADDED, DEVICE_KINDS, NORM_WEIGHT, SHARED
 
@@ -97,7 +98,8 @@ class ProgramWriter:
     ) -> None:
         self._program, self._weights, self._buffers = program, weights, buffers
         self._geometry, self._dtype = geometry, dtype
-        self._values = {"inputs_embeds": _Value(buffers["inputs_embeds"], geometry.hidden_size)}
+        self._values = {INPUTS_EMBEDS: _Value(buffers[INPUTS_EMBEDS], geometry.hidden_size)}
+        self._layers = {cached_keys(layer).past: layer for layer in range(geometry.layers)}
 
     def write(self, model: ModelProto) -> None:
         """Add the step's operations.
@@ -105,7 +107,7 @@ class ProgramWriter:
         Raises:
             BackendError: a node that is none of what the lowering leaves.
         """
-        logits = _source(model, "logits")
+        logits = _source(model, LOGITS)
         for node in model.graph.node:
             if node.op_type in DEVICE_KINDS:
                 self._linear(node, last=node.output[0] == logits)
@@ -137,8 +139,8 @@ class ProgramWriter:
             "gated": gated,
             "rotated": rotated,
             "head_dim": self._geometry.head_dim,
-            "cos": self._buffers["cos"],
-            "sin": self._buffers["sin"],
+            "cos": self._buffers[COS],
+            "sin": self._buffers[SIN],
         }
         step["form"] = "plain" if plain else f"blocks{attribute(node, 'bits')}"
         matrices = []
@@ -155,7 +157,7 @@ class ProgramWriter:
             }
             matrix["outputs"] = outputs
             if not (gated and layer):
-                result = self._buffers["logits"] if last else self._program.allocate(outputs, self._dtype)
+                result = self._buffers[LOGITS] if last else self._program.allocate(outputs, self._dtype)
                 self._values[node.output[layer]] = _Value(result, outputs)
                 matrix["result"] = result
             matrices.append(matrix)
@@ -164,8 +166,9 @@ class ProgramWriter:
     def _attention(self, node: NodeProto) -> None:
         q, k, v = (self._values[name] for name in node.input[:3])
         output = self._program.allocate(q.width, self._dtype)
-        layer = int(node.input[3].removeprefix("past_k."))
-        self._program.attention(layer, self._geometry.heads, q.address, k.address, v.address, output)
+        self._program.attention(
+            self._layers[node.input[3]], self._geometry.heads, q.address, k.address, v.address, output
+        )
         self._values[node.output[0]] = _Value(output, q.width)
 
 

@@ -6,7 +6,18 @@ from typing import NamedTuple, Protocol
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
-from qwen2vl_rt.lowering.cuda import LAST, LONGEST, PRESENT_LENGTH
+from qwen2vl_rt.graph_format import (
+    COS,
+    INPUTS_EMBEDS,
+    LOGIT_ROWS,
+    LOGITS,
+    PAST_LENGTH,
+    PRESENT_LENGTH,
+    SIN,
+    cached_keys,
+    cached_values,
+)
+from qwen2vl_rt.lowering.group_query_attention import LAST, LONGEST
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import embedding_dtype
@@ -56,23 +67,24 @@ class StepTensors:
         decoder, at, cache = self._geometry, self._buffers, self._cache
         half = decoder.head_dim // 2
         inputs = [
-            Tensor("inputs_embeds", (rows, tokens, decoder.hidden_size), at["inputs_embeds"]),
-            Tensor("cos", (rows, tokens, half), at["cos"]),
-            Tensor("sin", (rows, tokens, half), at["sin"]),
-            Tensor("past_length", (rows,), at["past_length"]),
-            Tensor("logit_rows", (rows, 1), at["logit_rows"]),
+            Tensor(INPUTS_EMBEDS, (rows, tokens, decoder.hidden_size), at[INPUTS_EMBEDS]),
+            Tensor(COS, (rows, tokens, half), at[COS]),
+            Tensor(SIN, (rows, tokens, half), at[SIN]),
+            Tensor(PAST_LENGTH, (rows,), at[PAST_LENGTH]),
+            Tensor(LOGIT_ROWS, (rows, 1), at[LOGIT_ROWS]),
             Tensor(LAST, (rows,), at["last_position"]),
-            Tensor(PRESENT_LENGTH, (rows,), at["present_length"]),
+            Tensor(PRESENT_LENGTH, (rows,), at[PRESENT_LENGTH]),
             Tensor(LONGEST, (), longest, on_host=True),
         ]
         tensors = [tensor for tensor in (*inputs, *self.constant) if session.has(tensor.name)]
-        tensors.append(Tensor("logits", (rows, 1, decoder.vocab_size), at["logits"], output=True))
+        tensors.append(Tensor(LOGITS, (rows, 1, decoder.vocab_size), at[LOGITS], output=True))
         shape = (rows, decoder.kv_heads, cache.capacity, decoder.head_dim)
         skip = first_row * decoder.kv_heads * cache.capacity * decoder.head_dim * self._item
         for layer in range(decoder.layers):
-            for part, pointer in (("k", cache.keys(layer)), ("v", cache.values(layer))):
-                tensors.append(Tensor(f"past_{part}.{layer}", shape, pointer + skip))
-                tensors.append(Tensor(f"present_{part}.{layer}", shape, pointer + skip, output=True))
+            keys, values = cached_keys(layer), cached_values(layer)
+            for names, pointer in ((keys, cache.keys(layer)), (values, cache.values(layer))):
+                tensors.append(Tensor(names.past, shape, pointer + skip))
+                tensors.append(Tensor(names.present, shape, pointer + skip, output=True))
         return tensors
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from qwen2vl_rt import _core
 from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.graph_format import COS, PATCHES, SIN, VISUAL_EMBEDDINGS
 from qwen2vl_rt.processing.device_frames import DevicePatches
 
 
@@ -71,7 +72,7 @@ class DeviceVisionTower(ABC):
         most = max(end - begin for begin, end in runs)
         tables = [
             self._upload(name, np.broadcast_to(table, (most, *table.shape)))
-            for name, table in (("cos", cos), ("sin", sin))
+            for name, table in ((COS, cos), (SIN, sin))
         ]
         tokens = count // self._merged_patches
         row = 4 * tokens * self._hidden_size
@@ -79,12 +80,12 @@ class DeviceVisionTower(ABC):
         for begin, end in runs:
             size = end - begin
             if isinstance(patches, DevicePatches):  # of one picture
-                inputs = [Tensor("patches", patches.shape, patches.block.pointer)]
+                inputs = [Tensor(PATCHES, patches.shape, patches.block.pointer)]
             else:  # each run's where the last one's were: it is queued behind it
-                inputs = [self._upload("patches", patches[begin:end])]
+                inputs = [self._upload(PATCHES, patches[begin:end])]
             inputs += [table._replace(shape=(size, *table.shape[1:])) for table in tables]
             shape, pointer = (size, tokens, self._hidden_size), embeddings.pointer + begin * row
-            self.enqueue([*inputs, Tensor("visual_embeddings", shape, pointer, output=True)])
+            self.enqueue([*inputs, Tensor(VISUAL_EMBEDDINGS, shape, pointer, output=True)])
         return DeviceEmbeddings(embeddings, (n, tokens, self._hidden_size))
 
     def _upload(self, name: str, array: np.ndarray) -> Tensor:

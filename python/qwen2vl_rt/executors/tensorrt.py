@@ -17,6 +17,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
+from qwen2vl_rt.graph_format import INPUTS_EMBEDS, PAST_LENGTH, PATCHES, cached_keys, cached_values
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
@@ -55,7 +56,7 @@ class Engines:
             opened.get("prefill", opened["decoder"]),
             opened["decoder"],
             scratch,
-            _dtype(opened["decoder"], "inputs_embeds"),
+            _dtype(opened["decoder"], INPUTS_EMBEDS),
         )
 
     def keep_kernels(self) -> None:
@@ -86,7 +87,7 @@ class TensorRTDecoder(_core.DeviceEngine):
         self._geometry = bundle.geometry.decoder
         self._engines = engines
         self._steps = StepTensors(bundle, decoder, cache, engines.dtype)
-        self._past_length = decoder.buffers["past_length"]
+        self._past_length = decoder.buffers[PAST_LENGTH]
         self._cache = cache
         self._new: _core.DeviceBlock | None = None  # [layers, keys and values, rows * tokens * kv_heads, D]
         if not engines.answer.description["shared"]:
@@ -130,16 +131,16 @@ class TensorRTDecoder(_core.DeviceEngine):
         if self._new is not None:
             geometry = self._geometry
             shape = (rows, geometry.kv_heads, tokens, geometry.head_dim)
-            tensors += [
-                Tensor(f"new_{part}.{layer}", shape, self._new_pointer(layer, part), output=True)
-                for layer in range(geometry.layers)
-                for part in "kv"
-            ]
+            for layer in range(geometry.layers):
+                keys, values = self._new_pointers(layer)
+                tensors.append(Tensor(cached_keys(layer).new, shape, keys, output=True))
+                tensors.append(Tensor(cached_values(layer).new, shape, values, output=True))
         return tensors
 
-    def _new_pointer(self, layer: int, part: str) -> int:
-        """Where the engine writes a step's keys ("k") or values ("v")."""
-        return self._new.pointer + (2 * layer + "kv".index(part)) * self._new_bytes
+    def _new_pointers(self, layer: int) -> tuple[int, int]:
+        """Where the engine writes a step's keys and its values."""
+        keys = self._new.pointer + 2 * layer * self._new_bytes
+        return keys, keys + self._new_bytes
 
     def _write_cache(self, first_row: int, rows: int, tokens: int) -> None:
         for layer in range(self._geometry.layers):
@@ -150,8 +151,7 @@ class TensorRTDecoder(_core.DeviceEngine):
                 rows,
                 tokens,
                 self._past_length,
-                self._new_pointer(layer, "k"),
-                self._new_pointer(layer, "v"),
+                *self._new_pointers(layer),
             )
 
 
@@ -160,10 +160,10 @@ class TensorRTVision(DeviceVisionTower):
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         engine = engines.vision
-        super().__init__(engines.device, bundle.geometry, numpy_dtype(_dtype(engine, "patches")))
+        super().__init__(engines.device, bundle.geometry, numpy_dtype(_dtype(engine, PATCHES)))
         self._picture = engines.execution(engine, "picture", fixed=False)
         self._frames = engines.execution(engine, "frames", fixed=False)
-        most = engine.description["key"]["profiles"]["frames"]["patches"][2]
+        most = engine.description["key"]["profiles"]["frames"][PATCHES][2]
         self._most_frames, self._most_patches = most[:2]
 
     def runs(self, n: int, count: int) -> list[tuple[int, int]]:
@@ -173,7 +173,7 @@ class TensorRTVision(DeviceVisionTower):
 
     def enqueue(self, tensors: Sequence[Tensor]) -> None:
         """See `DeviceVisionTower`."""
-        pictures = next(tensor.shape[0] for tensor in tensors if tensor.name == "patches")
+        pictures = next(tensor.shape[0] for tensor in tensors if tensor.name == PATCHES)
         execution = self._picture if pictures == 1 else self._frames
         execution.bind(tensors)
         execution.enqueue()
@@ -190,7 +190,7 @@ def tensorrt_decoder(
 
 
 def _largest_chunk(engine: Engine) -> int:
-    return engine.description["key"]["profiles"]["prefill"]["inputs_embeds"][2][1]
+    return engine.description["key"]["profiles"]["prefill"][INPUTS_EMBEDS][2][1]
 
 
 def _dtype(engine: Engine, name: str) -> str:

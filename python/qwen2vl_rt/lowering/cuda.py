@@ -6,20 +6,17 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.graph_format import LOGITS, PRESENT_LENGTH, VISUAL_EMBEDDINGS
 from qwen2vl_rt.lowering.cut import cut_at
 from qwen2vl_rt.lowering.device_linear import rotate_heads, to_device_linear
 from qwen2vl_rt.lowering.flat_heads import to_flat_heads
-from qwen2vl_rt.lowering.group_query_attention import to_group_query_attention
+from qwen2vl_rt.lowering.group_query_attention import LAST, LONGEST, to_group_query_attention
 from qwen2vl_rt.lowering.int8_weights import to_weight_only_int8
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 from qwen2vl_rt.lowering.multi_head_attention import to_multi_head_attention
 from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
 from qwen2vl_rt.lowering.quick_gelu import to_quick_gelu
 from qwen2vl_rt.lowering.simplified_layer_norm import to_simplified_layer_norm
-
-LAST, LONGEST, PRESENT_LENGTH = "cache.last", "cache.longest", "present_length"
-"""Inputs in the place of past_length: each row's last position (int32 [B]) and the longest length (int32
-[], on the CPU) for GroupQueryAttention; each row's length (int64 [B]) for the portable attention."""
 
 
 def lower_decoder(
@@ -55,7 +52,7 @@ def lower_decoder(
     if narrow is not None:
         narrow_floats(model, weights, narrow)
     drop_softmax_precision(model)
-    widen_output(model, "logits")
+    widen_output(model, LOGITS)
 
 
 def lower_vision(
@@ -68,7 +65,7 @@ def lower_vision(
     to_quick_gelu(model)
     if narrow is not None:
         narrow_floats(model, weights, narrow)
-    widen_output(model, "visual_embeddings")
+    widen_output(model, VISUAL_EMBEDDINGS)
 
 
 def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:

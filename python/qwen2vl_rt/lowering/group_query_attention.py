@@ -18,6 +18,9 @@ from qwen2vl_rt.lowering.graph import (
     use_contrib_operators,
 )
 
+LAST, LONGEST = "cache.last", "cache.longest"
+"""What GroupQueryAttention takes lengths as: each row's last valid position, int32 [B]; the longest length,
+int32 [], on the CPU."""
 VALID_LENGTH_INPUT = 6  # of Attention: nonpad_kv_seqlen, the positions that are valid after this step
 
 
@@ -48,8 +51,8 @@ def to_group_query_attention(model: ModelProto, heads: int, kv_heads: int) -> No
                     f"{name}.v",
                     keys.input[0],
                     values.input[0],
-                    "cache.last",
-                    "cache.longest",
+                    LAST,
+                    LONGEST,
                 ],
                 [f"{name}.joined", keys.output[0], values.output[0]],
                 f"{name}.group_query",
@@ -66,15 +69,13 @@ def to_group_query_attention(model: ModelProto, heads: int, kv_heads: int) -> No
 
 
 def _cache_lengths(graph: GraphProto, valid_length: str) -> list[NodeProto]:
-    """What all layers share: each row's last valid position, int32 [B]; the longest length, int32 []."""
+    """What all layers share: LAST and LONGEST."""
     graph.initializer.append(helper.make_tensor("cache.one", TensorProto.INT64, [], [1]))
     return [
         helper.make_node("Sub", [valid_length, "cache.one"], ["cache.last_int64"], "cache.last_int64"),
-        helper.make_node("Cast", ["cache.last_int64"], ["cache.last"], "cache.last", to=TensorProto.INT32),
+        helper.make_node("Cast", ["cache.last_int64"], [LAST], LAST, to=TensorProto.INT32),
         helper.make_node(
             "ReduceMax", [valid_length], ["cache.longest_int64"], "cache.longest_int64", keepdims=0
         ),
-        helper.make_node(
-            "Cast", ["cache.longest_int64"], ["cache.longest"], "cache.longest", to=TensorProto.INT32
-        ),
+        helper.make_node("Cast", ["cache.longest_int64"], [LONGEST], LONGEST, to=TensorProto.INT32),
     ]

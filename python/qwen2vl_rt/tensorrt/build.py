@@ -13,6 +13,7 @@ from onnx import ModelProto
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.graph_format import cache_tensors
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.build_memory import require_memory, stored_bytes
@@ -189,7 +190,7 @@ def _build_graph(
             "key": key,
             "inputs": inputs,
             "outputs": outputs,
-            "shared": _shared([tensor["name"] for tensor in outputs]),
+            "shared": _shared(bundle.geometry.decoder.layers, [tensor["name"] for tensor in outputs]),
             "figures": asdict(figures),
         }
         file.write(partial, description)
@@ -216,6 +217,6 @@ def _lower(
     return decoder_profiles(geometry.decoder, limits, names)
 
 
-def _shared(outputs: list[str]) -> dict[str, str]:
+def _shared(layers: int, outputs: list[str]) -> dict[str, str]:
     """Outputs that must be bound to the memory of an input: the cache, written in place."""
-    return {name: name.replace("present_", "past_") for name in outputs if name.startswith("present_")}
+    return {names.present: names.past for names in cache_tensors(layers) if names.present in outputs}

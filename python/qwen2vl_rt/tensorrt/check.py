@@ -16,6 +16,7 @@ import numpy as np
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
 from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, numpy_dtype, tensorrt_decoder
+from qwen2vl_rt.graph_format import LOGITS, STEP_INPUTS
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_files import (
     CheckResult,
@@ -111,14 +112,14 @@ def _actual_values(
         device.upload(cache.values(layer), rubbish)
     buffers, steps = decoder.buffers, check_steps(limits)
     for step, inputs in zip(steps, step_inputs(bundle, steps, number_format), strict=True):
-        for name in ("inputs_embeds", "cos", "sin"):
-            device.upload(buffers[name], _words(getattr(inputs, name), number_format))
-        for name in ("past_length", "logit_rows"):
-            device.upload(buffers[name], getattr(inputs, name))
+        for name in STEP_INPUTS:
+            array = getattr(inputs, name)
+            floats = array.dtype == np.float32
+            device.upload(buffers[name], _words(array, number_format) if floats else array)
         longest = step.past[0] + step.tokens if step.prompt else cache.capacity
         engine.enqueue(step.first_row, step.rows, step.tokens, longest, step.prompt)
         logits = np.empty((step.rows, geometry.vocab_size), np.float32)
-        device.download(logits, buffers["logits"])
+        device.download(logits, buffers[LOGITS])
         actual.setdefault(step.name, []).append(logits)
     return actual
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.graph_format import INPUTS_EMBEDS, PATCHES, cached_keys
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, RECIPE_VERSION, EngineFile
@@ -46,12 +47,12 @@ class EngineSet:
         """The most that a session on these engines can have; its max_length is exactly this."""
         prompt = self.descriptions.get("prefill", self.descriptions["decoder"])["key"]
         decode = self.decoder["profiles"]["decode"]
-        patches = self.descriptions["vision"]["key"]["profiles"]["picture"]["patches"][2][1]
+        patches = self.descriptions["vision"]["key"]["profiles"]["picture"][PATCHES][2][1]
         return SessionLimits(
-            max_length=decode["past_k.0"][2][2],
-            max_batch=decode["inputs_embeds"][2][0],
+            max_length=decode[cached_keys(0).past][2][2],
+            max_batch=decode[INPUTS_EMBEDS][2][0],
             max_pixels=patches * self.patch_size**2,
-            prefill_chunk=prompt["profiles"]["prefill"]["inputs_embeds"][2][1],
+            prefill_chunk=prompt["profiles"]["prefill"][INPUTS_EMBEDS][2][1],
         )
 
     def session_limits(self, limits: SessionLimits) -> SessionLimits:
@@ -168,7 +169,8 @@ def _go_together(decoder: dict[str, Any], other: dict[str, Any]) -> bool:
         return False
     if other["graph"] == "vision":
         return True
-    caches = ours["profiles"]["decode"]["past_k.0"][2], theirs["profiles"]["prefill"]["past_k.0"][2]
+    keys = cached_keys(0).past
+    caches = ours["profiles"]["decode"][keys][2], theirs["profiles"]["prefill"][keys][2]
     return caches[0][1:] == caches[1][1:] and ours["form"]["attention"] == theirs["form"]["attention"]
 
 

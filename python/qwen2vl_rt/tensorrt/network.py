@@ -10,12 +10,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.graph_format import PRESENT_LENGTH
 from qwen2vl_rt.lowering.tensorrt.nodes import Weights
 from qwen2vl_rt.tensorrt.build_memory import stored_bytes
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.logger import first_error
-
-PRESENT_LENGTH = "present_length"  # of the portable decoder: past_length + T, [B]
 
 
 class Network:

@@ -9,6 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen2vl_rt.geometry import DecoderGeometry, VisionGeometry
+from qwen2vl_rt.graph_format import (
+    COS,
+    INPUTS_EMBEDS,
+    LOGIT_ROWS,
+    PAST_LENGTH,
+    PATCHES,
+    SIN,
+    cache_tensors,
+)
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.vision import PATCHES_PER_CALL
 
@@ -47,16 +56,14 @@ def _decoder_profile(
     half = geometry.head_dim // 2
     sizes = list(zip(rows, tokens, (1, 1, 2), strict=True))  # B, T, K
     shapes = {
-        "inputs_embeds": tuple((b, t, geometry.hidden_size) for b, t, _ in sizes),
-        "cos": tuple((b, t, half) for b, t, _ in sizes),
-        "sin": tuple((b, t, half) for b, t, _ in sizes),
-        "past_length": tuple((b,) for b, _, _ in sizes),
-        "logit_rows": tuple((b, k) for b, _, k in sizes),
+        INPUTS_EMBEDS: tuple((b, t, geometry.hidden_size) for b, t, _ in sizes),
+        COS: tuple((b, t, half) for b, t, _ in sizes),
+        SIN: tuple((b, t, half) for b, t, _ in sizes),
+        PAST_LENGTH: tuple((b,) for b, _, _ in sizes),
+        LOGIT_ROWS: tuple((b, k) for b, _, k in sizes),
     }
     cache = tuple((b, geometry.kv_heads, capacity, geometry.head_dim) for b, _, _ in sizes)
-    for layer in range(geometry.layers):
-        shapes |= {f"past_k.{layer}": cache, f"past_v.{layer}": cache}
-    return Profile(name, shapes)
+    return Profile(name, shapes | {names.past: cache for names in cache_tensors(geometry.layers)})
 
 
 def vision_profiles(geometry: VisionGeometry, limits: SessionLimits) -> list[Profile]:
@@ -81,5 +88,5 @@ def _vision_profile(geometry: VisionGeometry, name: str, pictures: Shape, patche
     table = tuple((n, p, geometry.head_dim // 2) for n, p in sizes)
     return Profile(
         name,
-        {"patches": tuple((n, p, geometry.patch_values) for n, p in sizes), "cos": table, "sin": table},
+        {PATCHES: tuple((n, p, geometry.patch_values) for n, p in sizes), COS: table, SIN: table},
     )

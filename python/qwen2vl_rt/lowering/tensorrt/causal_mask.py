@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from qwen2vl_rt.graph_format import PAST_LENGTH, TOKENS
 from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
 
@@ -34,9 +35,9 @@ def mask_attention(model: ModelProto, heads: int, kv_heads: int, head_dim: int, 
     zero = constant(graph, "mask.zero", 0, TensorProto.INT64)
     one = constant(graph, "mask.one", 1, TensorProto.INT64)
     mask = [
-        op("Squeeze", "mask.tokens", "tokens", integers(graph, 0)),  # T
+        op("Squeeze", "mask.tokens", TOKENS, integers(graph, 0)),  # T
         op("Range", "mask.rows", zero, "mask.tokens", one),  # [T]
-        op("Unsqueeze", "mask.past", "past_length", integers(graph, 1)),  # [B, 1]
+        op("Unsqueeze", "mask.past", PAST_LENGTH, integers(graph, 1)),  # [B, 1]
         op("Add", "mask.last", "mask.past", "mask.rows"),  # [B, T], the last column that each token sees
         op("Tile", "mask.of_heads", "mask.last", integers(graph, 1, heads // kv_heads)),  # [B, G * T]
         op("Unsqueeze", "mask.limits", "mask.of_heads", integers(graph, 1, 3)),  # [B, 1, G * T, 1]

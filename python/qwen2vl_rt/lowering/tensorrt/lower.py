@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.graph_format import LOGITS, VISUAL_EMBEDDINGS
 from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
 from qwen2vl_rt.lowering.tensorrt.causal_mask import mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
@@ -49,7 +50,7 @@ def lower_decoder(model: ModelProto, weights: Weights, geometry: Geometry, form:
     """
     decoder = geometry.decoder
     _lower_numbers(model, weights, form)
-    widen_output(model, "logits")
+    widen_output(model, LOGITS)
     fix_capacity(model, capacity)
     if form.attention == "mask":
         mask_attention(model, decoder.heads, decoder.kv_heads, decoder.head_dim, capacity)
@@ -63,7 +64,7 @@ def lower_vision(model: ModelProto, weights: Weights, geometry: Geometry, form: 
     _lower_numbers(model, weights, form)
     if form.attention == "primitives":
         to_primitives(model, vision.heads, vision.heads, vision.head_dim, form.number_format)
-    widen_output(model, "visual_embeddings")  # the decoder's inputs are gathered from float32
+    widen_output(model, VISUAL_EMBEDDINGS)  # the decoder's inputs are gathered from float32
 
 
 def _lower_numbers(model: ModelProto, weights: Weights, form: Form) -> None:

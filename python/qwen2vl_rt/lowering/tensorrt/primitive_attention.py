@@ -17,6 +17,7 @@ import math
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from qwen2vl_rt.graph_format import PAST_LENGTH, TOKENS, cache_tensors, cached_keys
 from qwen2vl_rt.lowering.graph import producers
 from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
 
@@ -51,13 +52,15 @@ def cached_attention(
     made_by = producers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     shared = _masks(graph)
-    for node in [node for node in graph.node if node.op_type == "Attention"]:
+    attentions = [node for node in graph.node if node.op_type == "Attention"]
+    new_names = {names.present: names.new for names in cache_tensors(len(attentions))}
+    for node in attentions:
         keys, values = (made_by[node.input[index]] for index in (1, 2))
         nodes = _layer(graph, node, keys, values, (heads, kv_heads, head_dim), wanted)
         replacements[node.name] = [*shared, *nodes]
         shared = []
         for update in (keys, values):
-            new = update.output[0].replace("present_", "new_")
+            new = new_names[update.output[0]]
             replacements[update.name] = [op("Identity", new, update.input[1])]
             _rename_output(graph, update.output[0], new)
     return replacements
@@ -68,12 +71,12 @@ def _masks(graph: GraphProto) -> list[NodeProto]:
     zero = constant(graph, "primitive.zero", 0, TensorProto.INT64)
     one = constant(graph, "primitive.step", 1, TensorProto.INT64)
     return [
-        op("Shape", "mask.capacity", "past_k.0", start=2, end=3),
+        op("Shape", "mask.capacity", cached_keys(0).past, start=2, end=3),
         op("Squeeze", "mask.positions", "mask.capacity", integers(graph, 0)),
         op("Range", "mask.columns", zero, "mask.positions", one),  # [S]
-        op("Unsqueeze", "mask.filled", "past_length", integers(graph, 1, 2, 3, 4)),  # [B, 1, 1, 1, 1]
+        op("Unsqueeze", "mask.filled", PAST_LENGTH, integers(graph, 1, 2, 3, 4)),  # [B, 1, 1, 1, 1]
         op("Less", "mask.past", "mask.columns", "mask.filled"),  # [B, 1, 1, 1, S]
-        op("Squeeze", "mask.tokens", "tokens", integers(graph, 0)),
+        op("Squeeze", "mask.tokens", TOKENS, integers(graph, 0)),
         op("Range", "mask.rows", zero, "mask.tokens", one),  # [T]
         op("Unsqueeze", "mask.queries", "mask.rows", integers(graph, 1)),  # [T, 1]
         op("LessOrEqual", "mask.step", "mask.rows", "mask.queries"),  # [T, T]
