@@ -16,9 +16,9 @@ from onnx import TensorProto
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.lowering.graph import add_weight
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
-from qwen2vl_rt.lowering.tensorrt.nodes import store
 from qwen2vl_rt.lowering.widen import widen_to_float32
 from qwen2vl_rt.weights import load_graph
 from tests.support.graph_feeds import (
@@ -241,7 +241,7 @@ def test_fp8_product():
         [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "T", 8])],
     )
     weights: dict[str, np.ndarray] = {}
-    store(graph, weights, "w", matrix, TensorProto.FLOAT)
+    add_weight(graph, weights, "w", matrix, TensorProto.FLOAT)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)], ir_version=12)
     to_fp8_products(model, weights, "fp32")
 

@@ -20,6 +20,8 @@ from qwen2vl_rt.graph_format import COS, INPUTS_EMBEDS, LOGITS, SIN, cached_keys
 from qwen2vl_rt.lowering.graph import attribute, producers
 from qwen2vl_rt.lowering.linear import ADDED, DEVICE_KINDS, NORM_WEIGHT, SHARED
 
+RMS_NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")  # lowering/simplified_layer_norm.py
+
 
 class DeviceWeights:
     """A graph's matrices, biases and norms in a device's memory, each once.
@@ -33,7 +35,7 @@ class DeviceWeights:
     def __init__(self, device: _core.Device, model: ModelProto, weights: Mapping[str, np.ndarray]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._blocks: dict[str, _core.DeviceBlock] = {}
-        readers = [node for node in model.graph.node if node.op_type in (*DEVICE_KINDS, *NORMS)]
+        readers = [node for node in model.graph.node if node.op_type in (*DEVICE_KINDS, *RMS_NORMS)]
         read = {name for node in readers for name in node.input}
         for tensor in model.graph.initializer:
             if tensor.name not in read:
@@ -63,9 +65,6 @@ def _upload(device: _core.Device, array: np.ndarray) -> _core.DeviceBlock:
     device.transpose(block.pointer, target.pointer, *data.shape, data.itemsize)
     device.synchronize()  # before the first block goes
     return target
-
-
-NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
 
 
 class _Value(NamedTuple):
@@ -113,7 +112,7 @@ class ProgramWriter:
                 self._linear(node, last=node.output[0] == logits)
             elif node.op_type == "GroupQueryAttention":
                 self._attention(node)
-            elif node.op_type in NORMS:
+            elif node.op_type in RMS_NORMS:
                 value = self._values[node.input[0]]
                 epsilon = next(entry.f for entry in node.attribute if entry.name == "epsilon")
                 self._values[node.output[0]] = value._replace(norm=node.input[1], epsilon=epsilon)

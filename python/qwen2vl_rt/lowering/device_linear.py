@@ -14,6 +14,7 @@ from qwen2vl_rt.lowering.graph import (
     attribute,
     bias_behind,
     drop_unread,
+    initializers,
     only_readers,
     producers,
     replace_nodes,
@@ -31,7 +32,7 @@ def to_device_linear(model: ModelProto, weights: dict[str, np.ndarray], element_
     MatMulNBits, which stay as they are.
     """
     graph, name = model.graph, format_named(element_type).dtype
-    readers, tensors = only_readers(graph), {tensor.name: tensor for tensor in graph.initializer}
+    readers, tensors = only_readers(graph), initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     turned: set[str] = set()
     for product in graph.node:

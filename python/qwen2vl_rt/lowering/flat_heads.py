@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from qwen2vl_rt.lowering.graph import drop_unread, producers, replace_nodes
+from qwen2vl_rt.lowering.graph import drop_unread, initializers, producers, replace_nodes
 
 
 def to_flat_heads(model: ModelProto) -> None:
@@ -15,7 +15,7 @@ def to_flat_heads(model: ModelProto) -> None:
     moves next to nothing.
     """
     graph = model.graph
-    made_by = producers(graph)
+    made_by, tensors = producers(graph), initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for join in graph.node:
         # join: Reshape(Transpose(x [B, heads, T, D])) back to [B, T, heads * D].
@@ -26,11 +26,11 @@ def to_flat_heads(model: ModelProto) -> None:
         turned = rotary is not None and rotary.op_type == "RotaryEmbedding"
         split = made_by.get(rotary.input[0] if turned else before.input[0])
         source = _chain(made_by, split, ("Transpose", "Reshape"))
-        if source is None or not _undoes(model, source, join):
+        if source is None or not _undoes(tensors, source, join):
             continue
         flat = source.input[0]
         if turned:
-            heads = _shape(model, source)[2]
+            heads = int(numpy_helper.to_array(tensors[source.input[1]])[2])
             replacements[join.name] = [
                 helper.make_node(
                     "RotaryEmbedding",
@@ -59,15 +59,6 @@ def _chain(made_by: dict[str, NodeProto], last: NodeProto | None, kinds: tuple[s
     return before if before is not None and before.op_type == kinds[1] else None
 
 
-def _shape(model: ModelProto, reshape: NodeProto) -> list[int]:
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == reshape.input[1])
-    return list(tensor.int64_data) or _raw(tensor.raw_data)
-
-
-def _raw(data: bytes) -> list[int]:
-    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
-
-
-def _undoes(model: ModelProto, split: NodeProto, join: NodeProto) -> bool:
-    """Whether `split` makes heads of the last axis and `join` makes them one again."""
-    return len(_shape(model, split)) == 4 and len(_shape(model, join)) == 3
+def _undoes(tensors: dict[str, TensorProto], split: NodeProto, join: NodeProto) -> bool:
+    """Whether the Reshape `split` makes heads of the last axis and `join` makes them one again."""
+    return [list(tensors[node.input[1]].dims) for node in (split, join)] == [[4], [3]]

@@ -10,8 +10,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from qwen2vl_rt.lowering.graph import (
     CONTRIB_DOMAIN,
+    constant,
     drop_unread,
     join_heads,
+    op,
     producers,
     replace_nodes,
     split_heads,
@@ -70,12 +72,10 @@ def to_group_query_attention(model: ModelProto, heads: int, kv_heads: int) -> No
 
 def _cache_lengths(graph: GraphProto, valid_length: str) -> list[NodeProto]:
     """What all layers share: LAST and LONGEST."""
-    graph.initializer.append(helper.make_tensor("cache.one", TensorProto.INT64, [], [1]))
+    one = constant(graph, "cache.one", 1, TensorProto.INT64)
     return [
-        helper.make_node("Sub", [valid_length, "cache.one"], ["cache.last_int64"], "cache.last_int64"),
-        helper.make_node("Cast", ["cache.last_int64"], [LAST], LAST, to=TensorProto.INT32),
-        helper.make_node(
-            "ReduceMax", [valid_length], ["cache.longest_int64"], "cache.longest_int64", keepdims=0
-        ),
-        helper.make_node("Cast", ["cache.longest_int64"], [LONGEST], LONGEST, to=TensorProto.INT32),
+        op("Sub", "cache.last_int64", valid_length, one),
+        op("Cast", LAST, "cache.last_int64", to=TensorProto.INT32),
+        op("ReduceMax", "cache.longest_int64", valid_length, keepdims=0),
+        op("Cast", LONGEST, "cache.longest_int64", to=TensorProto.INT32),
     ]

@@ -14,10 +14,11 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.lowering.graph import (
     bias_behind,
+    change_weight,
     drop_unread,
+    initializers,
     only_readers,
     replace_nodes,
-    store,
     use_contrib_operators,
 )
 from qwen2vl_rt.lowering.matmul_nbits import nbits_node
@@ -28,7 +29,7 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
     """Replace quantize(x), MatMulInteger, Cast, Mul, Mul (, Add) by MatMulNBits, in place."""
     graph = model.graph
     activations, readers = Activations(model), only_readers(graph)
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for product in graph.node:
         if product.op_type != "MatMulInteger":
@@ -46,10 +47,10 @@ def to_weight_only_int8(model: ModelProto, weights: dict[str, np.ndarray]) -> No
         weight = product.input[1]
         scale = next(name for name in by_output.input if name in tensors)
         k, n = tensors[weight].dims
-        store(tensors[weight], weights, _blocks(weights[weight]), TensorProto.UINT8)
+        change_weight(tensors[weight], weights, _blocks(weights[weight]), TensorProto.UINT8)
         blocks = -(-k // _core.BLOCK)  # the stored scales are per output, so they repeat
         repeated = np.repeat(weights[scale].reshape(n, 1), blocks, axis=1)
-        store(tensors[scale], weights, np.ascontiguousarray(repeated), TensorProto.FLOAT)
+        change_weight(tensors[scale], weights, np.ascontiguousarray(repeated), TensorProto.FLOAT)
         inputs = [divide.input[0], weight, scale]
         output, bias = by_output.output[0], bias_behind(by_output.output[0], n, readers, tensors)
         if bias is not None:

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from onnx import ModelProto, NodeProto, helper
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.lowering.graph import attribute, drop_unread, only_readers, producers, replace_nodes
+from qwen2vl_rt.lowering.graph import (
+    attribute,
+    drop_unread,
+    initializers,
+    only_readers,
+    producers,
+    replace_nodes,
+)
 
 SHARED = 5  # inputs before the first matrix': x, other, norm's weight, norm's bias, added
 OTHER, NORM_WEIGHT, NORM_BIAS, ADDED = range(1, SHARED)
@@ -25,7 +32,7 @@ DEVICE_KINDS = {
 }
 MATRIX = {"TokenLinear": 3, "BlockLinear": 4} | DEVICE_KINDS  # inputs of a matrix
 MOST_LAYERS = 3
-NORMS = {"RMSNormalization": 1, "LayerNormalization": 2}
+NORM_KINDS = {"RMSNormalization": 1, "LayerNormalization": 2}  # their attribute `norm`
 
 
 def linear_node(
@@ -67,7 +74,7 @@ def _add_residuals(model: ModelProto) -> None:
     """x + layer(y): the sum is the layer's output."""
     graph = model.graph
     readers = only_readers(graph)
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         add = readers.get(node.output[0]) if node.op_type in MATRIX else None
@@ -129,7 +136,7 @@ def _take_norms(model: ModelProto) -> None:
     made_by, readers = producers(graph), only_readers(graph)
     for node in graph.node:
         norm = made_by.get(node.input[0]) if node.op_type in MATRIX else None
-        if norm is None or norm.op_type not in NORMS or readers.get(norm.output[0]) is not node:
+        if norm is None or norm.op_type not in NORM_KINDS or readers.get(norm.output[0]) is not node:
             continue
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in norm.attribute}
         activated = any(entry.name == "slope" and entry.f for entry in node.attribute)
@@ -138,7 +145,7 @@ def _take_norms(model: ModelProto) -> None:
         node.input[0] = norm.input[0]
         node.input[NORM_WEIGHT] = norm.input[1]
         node.input[NORM_BIAS] = norm.input[2] if len(norm.input) > 2 else ""
-        node.attribute.append(helper.make_attribute("norm", NORMS[norm.op_type]))
+        node.attribute.append(helper.make_attribute("norm", NORM_KINDS[norm.op_type]))
         node.attribute.append(helper.make_attribute("epsilon", attributes.get("epsilon", 1e-5)))
 
 

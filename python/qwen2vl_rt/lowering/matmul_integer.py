@@ -6,12 +6,13 @@ leaves the product as floats that the output's scale has multiplied already.
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from qwen2vl_rt.lowering.graph import (
     CONTRIB_DOMAIN,
+    constant,
     drop_unread,
+    initializers,
     only_readers,
     replace_nodes,
     use_contrib_operators,
@@ -27,7 +28,7 @@ def to_matmul_integer_to_float(model: ModelProto) -> None:
     """
     graph = model.graph
     readers = only_readers(graph)
-    initializers = {tensor.name for tensor in graph.initializer}
+    tensors = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for product in graph.node:
         if product.op_type != "MatMulInteger":
@@ -38,7 +39,7 @@ def to_matmul_integer_to_float(model: ModelProto) -> None:
         counts, by_token, by_output = chain
         token_scale = next(name for name in by_token.input if name != counts.output[0])
         output_scale = next(name for name in by_output.input if name != by_token.output[0])
-        if output_scale not in initializers or token_scale in initializers:
+        if output_scale not in tensors or token_scale in tensors:
             continue
         codes, weight, zero_point = product.input[:3]
         floats = f"{product.name}.by_output"
@@ -59,7 +60,7 @@ def to_matmul_integer_to_float(model: ModelProto) -> None:
             ],
         }
     if replacements:
-        graph.initializer.append(numpy_helper.from_array(np.float32(1), ONE))
+        constant(graph, ONE, 1, TensorProto.FLOAT)
         replace_nodes(graph, replacements)
         drop_unread(graph)
         use_contrib_operators(model)

@@ -12,11 +12,12 @@ from qwen2vl_rt.lowering.graph import (
     CONTRIB_DOMAIN,
     attribute,
     bias_behind,
+    change_weight,
     drop_unread,
+    initializers,
     only_readers,
     producers,
     replace_nodes,
-    store,
     use_contrib_operators,
 )
 
@@ -38,7 +39,7 @@ def to_matmul_nbits(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     repacked: set[str] = set()
     for product in graph.node:
@@ -51,11 +52,15 @@ def to_matmul_nbits(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
         if codes not in repacked:  # a matrix may serve several products
             repacked.add(codes)
             symmetric = bool((_codes(weights[zero_point], bits) == 1 << (bits - 1)).all())
-            store(tensors[codes], weights, _blocks(weights[codes], n, k, bits, block), TensorProto.UINT8)
+            change_weight(
+                tensors[codes], weights, _blocks(weights[codes], n, k, bits, block), TensorProto.UINT8
+            )
             if symmetric:
                 del weights[zero_point]
             else:
-                store(tensors[zero_point], weights, _per_row(weights[zero_point], n, bits), TensorProto.UINT8)
+                change_weight(
+                    tensors[zero_point], weights, _per_row(weights[zero_point], n, bits), TensorProto.UINT8
+                )
         inputs = [product.input[0], codes, scale, zero_point if zero_point in weights else ""]
         output, bias = product.output[0], bias_behind(product.output[0], n, readers, tensors)
         if bias is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.lowering.graph import drop_unread, producers, replace_nodes, use_own_operators
+from qwen2vl_rt.lowering.graph import drop_unread, initializers, producers, replace_nodes, use_own_operators
 
 CHAIN = ("Cast", "Add", "Round", "Div")  # of a token's codes, from the last operator to the first
 
@@ -51,7 +51,7 @@ class Activations:
 
     def __init__(self, model: ModelProto) -> None:
         self.made_by = producers(model.graph)
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._tensors = initializers(model.graph)
 
     def chain(self, cast: NodeProto) -> NodeProto | None:
         """The Div that a Cast to codes goes back to."""

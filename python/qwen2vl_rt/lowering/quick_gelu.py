@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from qwen2vl_rt.lowering.graph import (
     CONTRIB_DOMAIN,
     drop_unread,
+    initializers,
     producers,
     replace_nodes,
     use_contrib_operators,
@@ -17,7 +18,7 @@ def to_quick_gelu(model: ModelProto) -> None:
     """Replace Mul by a constant, Sigmoid and Mul over one x by a QuickGelu, in place."""
     graph = model.graph
     made_by = producers(graph)
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for product in graph.node:
         sigmoid = made_by.get(product.input[1]) if product.op_type == "Mul" else None

@@ -5,7 +5,14 @@ from __future__ import annotations
 from onnx import ModelProto, NodeProto, helper
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.lowering.graph import drop_unread, only_readers, producers, replace_nodes, use_own_operators
+from qwen2vl_rt.lowering.graph import (
+    drop_unread,
+    initializers,
+    only_readers,
+    producers,
+    replace_nodes,
+    use_own_operators,
+)
 
 
 def to_scale_tokens(model: ModelProto) -> None:
@@ -15,7 +22,7 @@ def to_scale_tokens(model: ModelProto) -> None:
     """
     graph = model.graph
     made_by, readers = producers(graph), only_readers(graph)
-    tensors = {tensor.name for tensor in graph.initializer}
+    tensors = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for scale in graph.node:
         product = made_by.get(scale.input[0]) if scale.op_type == "Mul" else None

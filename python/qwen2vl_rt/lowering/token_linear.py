@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from qwen2vl_rt.lowering.graph import bias_behind, drop_unread, only_readers, replace_nodes, use_own_operators
+from qwen2vl_rt.lowering.graph import (
+    bias_behind,
+    drop_unread,
+    initializers,
+    only_readers,
+    replace_nodes,
+    use_own_operators,
+)
 from qwen2vl_rt.lowering.linear import linear_node
 from qwen2vl_rt.lowering.matmul_integer import followers
 from qwen2vl_rt.lowering.quantize_tokens import Activations
@@ -24,7 +31,7 @@ def to_token_linear(model: ModelProto, weights: dict[str, np.ndarray]) -> None:
     graph = model.graph
     activations = Activations(model)
     readers = only_readers(graph)
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     for product in graph.node:
         chain = (

@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import MemoryLimitError
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.lowering.graph import Weights
 from qwen2vl_rt.machine import available_memory
 from qwen2vl_rt.plan import GIB, MIB
 from qwen2vl_rt.tensorrt.edition import Edition

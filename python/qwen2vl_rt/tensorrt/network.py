@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.graph_format import PRESENT_LENGTH
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights
+from qwen2vl_rt.lowering.graph import Weights
 from qwen2vl_rt.tensorrt.build_memory import stored_bytes
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.logger import first_error

@@ -16,8 +16,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.graph_format import PAST_LENGTH, TOKENS
-from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
+from qwen2vl_rt.lowering.graph import constant, drop_unread, integers, op, replace_nodes
 
 
 def mask_attention(model: ModelProto, heads: int, kv_heads: int, head_dim: int, capacity: int) -> None:

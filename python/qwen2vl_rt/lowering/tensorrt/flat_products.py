@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
 
-from qwen2vl_rt.lowering.graph import attribute, producers, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import initializers, integers, op
+from qwen2vl_rt.lowering.graph import attribute, initializers, integers, op, producers, replace_nodes
 
 
 def flatten_products(model: ModelProto) -> None:

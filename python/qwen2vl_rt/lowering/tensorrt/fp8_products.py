@@ -10,8 +10,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights, initializers, store
+from qwen2vl_rt.lowering.graph import Weights, add_weight, drop_unread, initializers, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, SMALLEST_PEAK, product_of_codes, token_codes
 from qwen2vl_rt.number_formats import format_named
 
@@ -38,7 +37,7 @@ def to_fp8_products(model: ModelProto, weights: Weights, number_format: str) -> 
         codes, scale = _codes(weights[weight])
         weights[weight], stored[weight].data_type = codes, FP8.element_type
         dtype = helper.tensor_dtype_to_np_dtype(wanted)
-        scale_name = store(graph, weights, f"{weight}.scale", scale.astype(dtype), wanted)
+        scale_name = add_weight(graph, weights, f"{weight}.scale", scale.astype(dtype), wanted)
         nodes = [] if x in coded else token_codes(graph, x, FP8, wanted)
         coded.add(x)
         replacements[node.name] = [*nodes, *product_of_codes(name, x, weight, scale_name, wanted)]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
 
-from qwen2vl_rt.lowering.graph import drop_unread, producers, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import readers
+from qwen2vl_rt.lowering.graph import drop_unread, producers, readers, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.token_codes import INT8, product_of_codes, token_codes
 from qwen2vl_rt.number_formats import format_named
 

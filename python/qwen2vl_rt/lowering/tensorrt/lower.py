@@ -8,13 +8,13 @@ from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.graph_format import LOGITS, VISUAL_EMBEDDINGS
+from qwen2vl_rt.lowering.graph import Weights
 from qwen2vl_rt.lowering.narrow import drop_softmax_precision, narrow_floats, widen_output
 from qwen2vl_rt.lowering.tensorrt.causal_mask import mask_attention
 from qwen2vl_rt.lowering.tensorrt.fixed_capacity import fix_capacity
 from qwen2vl_rt.lowering.tensorrt.flat_products import flatten_products
 from qwen2vl_rt.lowering.tensorrt.fp8_products import to_fp8_products
 from qwen2vl_rt.lowering.tensorrt.int8_products import to_int8_products
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights
 from qwen2vl_rt.lowering.tensorrt.primitives import to_primitives
 from qwen2vl_rt.lowering.tensorrt.signed_codes import to_signed_codes
 from qwen2vl_rt.lowering.tensorrt.split_codes import split_codes

@@ -18,8 +18,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from qwen2vl_rt.graph_format import PAST_LENGTH, TOKENS, cache_tensors, cached_keys
-from qwen2vl_rt.lowering.graph import producers
-from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
+from qwen2vl_rt.lowering.graph import constant, integers, op, producers
 
 MASKED = -1e30  # added to scores that must not count; exp of it is exactly 0
 

@@ -10,8 +10,7 @@ import math
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from qwen2vl_rt.lowering.graph import attribute, drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import constant, integers, op
+from qwen2vl_rt.lowering.graph import attribute, constant, drop_unread, integers, op, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.primitive_attention import cached_attention, plain_attention
 from qwen2vl_rt.number_formats import format_named
 

@@ -16,14 +16,16 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.lowering.graph import attribute, drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import (
+from qwen2vl_rt.lowering.graph import (
     Weights,
+    add_weight,
+    attribute,
+    drop_unread,
     initializers,
     integers,
     op,
     readers,
-    store,
+    replace_nodes,
 )
 
 # Unsigned type: (signed type, middle m, the bits whose flip subtracts m from every code in a byte).
@@ -65,7 +67,7 @@ def to_signed_codes(model: ModelProto, weights: Weights) -> None:
         if offsets.any():
             product = _product(read_by, node.output[0])
             correction = weights[scale].astype(np.float32) * offsets
-            matrix = store(
+            matrix = add_weight(
                 graph,
                 weights,
                 f"{codes}.correction",

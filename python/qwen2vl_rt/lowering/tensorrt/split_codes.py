@@ -11,8 +11,15 @@ from __future__ import annotations
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from qwen2vl_rt.lowering.graph import drop_unread, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.nodes import Weights, initializers, op, readers, store
+from qwen2vl_rt.lowering.graph import (
+    Weights,
+    add_weight,
+    drop_unread,
+    initializers,
+    op,
+    readers,
+    replace_nodes,
+)
 
 
 def split_codes(model: ModelProto, weights: Weights) -> None:
@@ -36,7 +43,7 @@ def split_codes(model: ModelProto, weights: Weights) -> None:
             way.append(reader)
         product = way[-1].output[0]
         sixteenfold = weights[scale] * weights[scale].dtype.type(16)  # exact in every number format
-        high_scale = store(graph, weights, f"{scale}.high", sixteenfold, tensors[scale].data_type)
+        high_scale = add_weight(graph, weights, f"{scale}.high", sixteenfold, tensors[scale].data_type)
         halves: list[NodeProto] = []
         for half, half_scale in (("high", high_scale), ("low", scale)):
             parts = (_half(graph, weights, tensors[name], half) for name in (codes, zero_point))
@@ -69,4 +76,4 @@ def _half(graph: GraphProto, weights: Weights, tensor: TensorProto, half: str) -
     values = weights[tensor.name].reshape(-1)
     even, odd = values[::2], values[1::2]
     packed = even >> 4 | odd & 0xF0 if half == "high" else even & 0x0F | odd << 4
-    return store(graph, weights, f"{tensor.name}.{half}", packed, TensorProto.UINT4, tensor.dims)
+    return add_weight(graph, weights, f"{tensor.name}.{half}", packed, TensorProto.UINT4, tensor.dims)
