@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
@@ -49,6 +48,7 @@ from qwen2vl_rt.bundle import (
     PREPROCESSOR_CONFIG as PREPROCESSOR_FILE,
 )
 from qwen2vl_rt.geometry import Geometry
+from qwen2vl_rt.number_formats import format_named
 
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny"
 POOL = 2**22  # random numbers, repeated
@@ -86,8 +86,7 @@ class RandomNumbers:
             values = 0.02 * self._normal[: 2**20] + np.float32(center)
         else:
             values = self._normal * np.float32(spread)
-        number = {TensorProto.BFLOAT16: ml_dtypes.bfloat16, TensorProto.FLOAT16: np.float16}
-        return values.astype(number.get(weight.element_type, np.float32))
+        return values.astype(format_named(weight.element_type).numpy)
 
 
 def write_random_bundle(

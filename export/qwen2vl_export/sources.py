@@ -10,19 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-import ml_dtypes
 import numpy as np
-from onnx import TensorProto
 
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
 from qwen2vl_rt.errors import CheckpointError
+from qwen2vl_rt.number_formats import format_named
 
-NUMBERS = {
-    TensorProto.FLOAT: np.dtype(np.float32),
-    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-    TensorProto.FLOAT16: np.dtype(np.float16),
-}
 BLOCK_BYTES = 32 * 2**20
 
 
@@ -49,7 +43,7 @@ class CheckpointSource:
 
         Raises CheckpointError for a tensor that cannot be read or whose values the format cannot hold.
         """
-        rows, columns, number = weight.rows, weight.columns, NUMBERS[weight.element_type]
+        rows, columns, number = weight.rows, weight.columns, format_named(weight.element_type).numpy
         if weight.transposed:
             packed = self._checkpoint.quantized(weight.source)
             source = None if packed else self._checkpoint.read_rows(weight, 0, rows)  # [rows, columns]

@@ -4,27 +4,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
+import numpy as np
 from onnx import TensorProto
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """Its names: `precision` in bundles and options, `dtype` in NumPy and the compiled parts; ONNX's type."""
+    """Its names."""
 
     precision: str
+    """In bundles and options."""
     dtype: str
+    """In the compiled parts."""
     element_type: int
-    item_bytes: int
+    """ONNX's."""
+    tensorrt: str
+    """In descriptions of engines."""
+    numpy: np.dtype
+    """NumPy's type of its numbers."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one number."""
+        return self.numpy.itemsize
 
 
-_FORMATS = (
-    NumberFormat("fp32", "float32", TensorProto.FLOAT, 4),
-    NumberFormat("bf16", "bfloat16", TensorProto.BFLOAT16, 2),
-    NumberFormat("fp16", "float16", TensorProto.FLOAT16, 2),
-)
-_BY_NAME = {name: each for each in _FORMATS for name in (each.precision, each.dtype, each.element_type)}
+FLOAT32 = NumberFormat("fp32", "float32", TensorProto.FLOAT, "float", np.dtype(np.float32))
+BFLOAT16 = NumberFormat("bf16", "bfloat16", TensorProto.BFLOAT16, "bf16", np.dtype(ml_dtypes.bfloat16))
+FLOAT16 = NumberFormat("fp16", "float16", TensorProto.FLOAT16, "half", np.dtype(np.float16))
+
+_BY_NAME = {
+    name: each
+    for each in (FLOAT32, BFLOAT16, FLOAT16)
+    for name in (each.precision, each.dtype, each.element_type, each.tensorrt)
+}
 
 
 def format_named(name: str | int) -> NumberFormat:
-    """Return the format with this precision, dtype or ONNX element type. Raises KeyError for any other."""
+    """Return the format with this name, any of the four. Raises KeyError for any other."""
     return _BY_NAME[name]
+
+
+def graph_format(precision: str) -> NumberFormat:
+    """What a bundle's graphs have where they are not quantized: their own format; float32 in quantized ones.
+
+    `precision`: the bundle's, one of `bundle.PRECISIONS`.
+    """
+    return _BY_NAME.get(precision, FLOAT32)
+
+
+def device_format(precision: str) -> NumberFormat:
+    """What a GPU computes a bundle in: its graphs' own format; bfloat16 for quantized ones."""
+    return _BY_NAME.get(precision, BFLOAT16)

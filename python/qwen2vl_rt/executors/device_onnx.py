@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
@@ -26,7 +26,7 @@ from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.graph_format import PAST_LENGTH
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
-from qwen2vl_rt.number_formats import format_named
+from qwen2vl_rt.number_formats import FLOAT32, device_format, format_named, graph_format
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import load_graph
 
@@ -147,8 +147,7 @@ class DeviceVision(DeviceVisionTower):
     """
 
     def __init__(self, bundle: Bundle, device: _core.Device, dtype: str, provider: Provider) -> None:
-        numbers = helper.tensor_dtype_to_np_dtype(format_named(dtype).element_type)
-        super().__init__(device, bundle.geometry, numbers)
+        super().__init__(device, bundle.geometry, format_named(dtype).numpy)
         model, weights = load_graph(bundle, VISION_GRAPH)
         lower_vision(model, weights, bundle.geometry, narrow=_narrow(bundle, dtype))
         self._session = open_session(model, weights, bundle.path, provider)
@@ -179,14 +178,14 @@ def device_decoder(
 
 
 def compute_dtype(bundle: Bundle) -> str:
-    """What a GPU computes in: the bundle's own format; bfloat16 for quantized ones."""
-    return "bfloat16" if bundle.quantized else format_named(bundle.precision).dtype
+    """The name of `device_format`."""
+    return device_format(bundle.precision).dtype
 
 
 def _narrow(bundle: Bundle, dtype: str) -> int | None:
     """The element type that a float32 graph is narrowed to, None where the graph has it already."""
-    stored_float32 = bundle.precision == "fp32" or bundle.quantized
-    return format_named(dtype).element_type if stored_float32 and dtype != "float32" else None
+    stored, wanted = graph_format(bundle.precision), format_named(dtype)
+    return wanted.element_type if stored is FLOAT32 and wanted is not FLOAT32 else None
 
 
 def _lowered(bundle: Bundle, file: str, **lowering: Any) -> tuple[ModelProto, dict[str, np.ndarray]]:

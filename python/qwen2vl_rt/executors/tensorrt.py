@@ -10,22 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
-import numpy as np
-
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.graph_format import INPUTS_EMBEDS, PAST_LENGTH, PATCHES, cached_keys, cached_values
-from qwen2vl_rt.number_formats import format_named
+from qwen2vl_rt.number_formats import NumberFormat, format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
 from qwen2vl_rt.tensorrt.runtime import ALIGNMENT, Engine, Execution
-
-# TensorRT's names of number formats, in a description.
-DTYPES = {"float": "float32", "bf16": "bfloat16", "half": "float16"}
 
 # Opens an engine file on the device: `tensorrt.runtime.TensorRTEngine` with its edition and stream.
 OpenEngine = Callable[[EngineFile], Engine]
@@ -56,7 +50,7 @@ class Engines:
             opened.get("prefill", opened["decoder"]),
             opened["decoder"],
             scratch,
-            _dtype(opened["decoder"], INPUTS_EMBEDS),
+            _number_format(opened["decoder"], INPUTS_EMBEDS).dtype,
         )
 
     def keep_kernels(self) -> None:
@@ -160,7 +154,7 @@ class TensorRTVision(DeviceVisionTower):
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         engine = engines.vision
-        super().__init__(engines.device, bundle.geometry, numpy_dtype(_dtype(engine, PATCHES)))
+        super().__init__(engines.device, bundle.geometry, _number_format(engine, PATCHES).numpy)
         self._picture = engines.execution(engine, "picture", fixed=False)
         self._frames = engines.execution(engine, "frames", fixed=False)
         most = engine.description["key"]["profiles"]["frames"][PATCHES][2]
@@ -193,12 +187,7 @@ def _largest_chunk(engine: Engine) -> int:
     return engine.description["key"]["profiles"]["prefill"][INPUTS_EMBEDS][2][1]
 
 
-def _dtype(engine: Engine, name: str) -> str:
-    """The number format of an input, by the engine's description."""
+def _number_format(engine: Engine, name: str) -> NumberFormat:
+    """Of an input, by the engine's description."""
     types = {tensor["name"]: tensor["type"] for tensor in engine.description["inputs"]}
-    return DTYPES[types[name]]
-
-
-def numpy_dtype(dtype: str) -> np.dtype:
-    """NumPy's type for "float32", "bfloat16" or "float16"."""
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    return format_named(types[name])

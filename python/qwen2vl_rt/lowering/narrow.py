@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from qwen2vl_rt.errors import BackendError
-
-DTYPES = {TensorProto.BFLOAT16: ml_dtypes.bfloat16, TensorProto.FLOAT16: np.float16}
+from qwen2vl_rt.number_formats import format_named
 
 
 def narrow_floats(model: ModelProto, weights: dict[str, np.ndarray], element_type: int) -> None:
@@ -20,7 +18,7 @@ def narrow_floats(model: ModelProto, weights: dict[str, np.ndarray], element_typ
     Raises:
         BackendError: a weight that float16 cannot hold.
     """
-    dtype, graph = DTYPES[element_type], model.graph
+    dtype, graph = format_named(element_type).numpy, model.graph
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
@@ -60,7 +58,7 @@ def drop_softmax_precision(model: ModelProto) -> None:
             node.attribute.remove(item)
 
 
-def _narrowed(array: np.ndarray, dtype: type, name: str) -> np.ndarray:
+def _narrowed(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
     if not np.isfinite(result.astype(np.float32)).all():

@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, PictureError, PromptTooLongError
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.patches import pillow_starts_vertically
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -105,7 +106,6 @@ class DeviceFrames:
     ) -> tuple[DevicePatches, bytes]:
         """Patches of a frame resized to height x width pixels, and 32 bytes that identify its pixels."""
         patches = (height // settings.patch_size) * (width // settings.patch_size)
-        item = 4 if self._dtype == "float32" else 2
         with self._lock:
             if self._preparer is None or self._preparer[0] is not settings:
                 self._preparer = (
@@ -119,7 +119,7 @@ class DeviceFrames:
                         pillow_starts_vertically(),
                     ),
                 )
-            block = self._patches.take(patches * settings.patch_values * item)
+            block = self._patches.take(patches * settings.patch_values * format_named(self._dtype).item_bytes)
             self._preparer[1].prepare(
                 frame.pointer,
                 (frame.height, frame.width),

@@ -15,8 +15,9 @@ import numpy as np
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
-from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, numpy_dtype, tensorrt_decoder
+from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, tensorrt_decoder
 from qwen2vl_rt.graph_format import LOGITS, STEP_INPUTS
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_files import (
     CheckResult,
@@ -75,7 +76,7 @@ def run_check(
     """
     vision, limits = TensorRTVision(bundle, engines), check_limits(chosen)
     actual = _actual_values(bundle, limits, engines, vision)
-    largest = vision.encode(*largest_picture(bundle, limits, numpy_dtype(engines.dtype))).numpy()
+    largest = vision.encode(*largest_picture(bundle, limits, format_named(engines.dtype).numpy)).numpy()
     figures = {LARGEST: 0.0 if np.isfinite(largest).all() else float("inf")} | {
         name: max(error(*pair) for pair in zip(actual[name], values, strict=True))
         for name, values in expected.items()
@@ -99,7 +100,7 @@ def _actual_values(
     bundle: Bundle, limits: SessionLimits, engines: Engines, vision: TensorRTVision
 ) -> dict[str, list[np.ndarray]]:
     """What the engines make of the inputs, as `expected_values`."""
-    number_format = numpy_dtype(engines.dtype)
+    number_format = format_named(engines.dtype).numpy
     actual = {VISION: [vision.encode(*one).numpy() for one in pictures(bundle, limits, number_format)]}
     device, geometry = engines.device, bundle.geometry.decoder
     decoder, cache, engine = tensorrt_decoder(bundle, limits, engines)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.tensorrt import numpy_dtype
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
@@ -68,7 +67,7 @@ def keep_expected(
         names = json.loads(str(stored["names"]))
         return {name: [stored[f"{name}.{index}"] for index in range(count)] for name, count in names.items()}
     require_memory(bundle, limits)
-    expected = expected_values(bundle, limits, numpy_dtype(format_named(number_format).dtype), threads)
+    expected = expected_values(bundle, limits, format_named(number_format).numpy, threads)
     arrays = {f"{name}.{i}": array for name, values in expected.items() for i, array in enumerate(values)}
     names = json.dumps({name: len(values) for name, values in expected.items()})
     with contextlib.suppress(OSError):  # a read-only folder: computed again next time

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 from qwen2vl_rt.lowering.graph import Weights, add_weight, drop_unread, initializers, replace_nodes
 from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, SMALLEST_PEAK, product_of_codes, token_codes
@@ -25,7 +25,8 @@ def to_fp8_products(model: ModelProto, weights: Weights, number_format: str) -> 
         weights: external data by name; the matrices become codes.
         number_format: "fp32", "bf16" or "fp16".
     """
-    graph, wanted = model.graph, format_named(number_format).element_type
+    graph, numbers = model.graph, format_named(number_format)
+    wanted = numbers.element_type
     stored = initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
     coded: set[str] = set()
@@ -36,8 +37,7 @@ def to_fp8_products(model: ModelProto, weights: Weights, number_format: str) -> 
         x, name = node.input[0], node.output[0]
         codes, scale = _codes(weights[weight])
         weights[weight], stored[weight].data_type = codes, FP8.element_type
-        dtype = helper.tensor_dtype_to_np_dtype(wanted)
-        scale_name = add_weight(graph, weights, f"{weight}.scale", scale.astype(dtype), wanted)
+        scale_name = add_weight(graph, weights, f"{weight}.scale", scale.astype(numbers.numpy), wanted)
         nodes = [] if x in coded else token_codes(graph, x, FP8, wanted)
         coded.add(x)
         replacements[node.name] = [*nodes, *product_of_codes(name, x, weight, scale_name, wanted)]
