@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 _REQUIRED = object()
@@ -37,6 +38,13 @@ class Fields:
         """Return an integer of at least `least`."""
         return self._checked_integer(self.get(name, default), name, least)
 
+    def integers(self, name: str, least: int = 0) -> tuple[int, ...]:
+        """Return a list's integers of at least `least`."""
+        value = self.get(name)
+        if not isinstance(value, list):
+            self._refuse(name, "a list of integers", value)
+        return tuple(self._checked_integer(item, name, least) for item in value)
+
     def size(self, name: str, default: Any = _REQUIRED) -> int:
         """Return an integer of at least 1."""
         return self.integer(name, default, least=1)
@@ -61,6 +69,20 @@ class Fields:
         a, b, c = (self._checked_integer(item, name, 0) for item in value)
         return a, b, c
 
+    def children(self, name: str) -> list[Fields]:
+        """Return the objects in the list under `name`."""
+        value = self.get(name)
+        if not isinstance(value, list):
+            self._refuse(name, "a list of objects", value)
+        return [Fields(item, f"{self.where}: {name}", self.error) for item in value]
+
+    def number(self, name: str) -> float:
+        """Return a finite number of at least 0."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST:
+            self._refuse(name, "a number of at least 0", value)
+        return float(value)
+
     def positive(self, name: str, default: Any = _REQUIRED) -> float:
         """Return a finite number above 0."""
         value = self.get(name, default)
@@ -82,6 +104,13 @@ class Fields:
         value = self.get(name, default)
         if not isinstance(value, str):
             self._refuse(name, "a string", value)
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Return one of these strings."""
+        value = self.text(name)
+        if value not in choices:
+            self._refuse(name, f"one of {', '.join(choices)}", value)
         return value
 
     def _checked_integer(self, value: Any, name: str, least: int) -> int:

@@ -33,10 +33,11 @@ class NumberFormat:
 FLOAT32 = NumberFormat("fp32", "float32", TensorProto.FLOAT, "float", np.dtype(np.float32))
 BFLOAT16 = NumberFormat("bf16", "bfloat16", TensorProto.BFLOAT16, "bf16", np.dtype(ml_dtypes.bfloat16))
 FLOAT16 = NumberFormat("fp16", "float16", TensorProto.FLOAT16, "half", np.dtype(np.float16))
+NUMBER_FORMATS = (FLOAT32, BFLOAT16, FLOAT16)
 
 _BY_NAME = {
     name: each
-    for each in (FLOAT32, BFLOAT16, FLOAT16)
+    for each in NUMBER_FORMATS
     for name in (each.precision, each.dtype, each.element_type, each.tensorrt)
 }
 

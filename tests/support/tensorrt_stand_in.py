@@ -18,10 +18,10 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.executors.tensorrt import Engines
-from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.lowering.tensorrt import lower_decoder, lower_vision
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt import build
-from qwen2vl_rt.tensorrt.builder import Figures
+from qwen2vl_rt.tensorrt.description import EngineTensor, Figures
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet, find_engines
@@ -60,15 +60,15 @@ class _Network:
     def align_attention(self) -> None:
         self.aligned = True
 
-    def tensors(self) -> tuple[list[dict], list[dict]]:
+    def tensors(self) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
         graph = self._model.graph
-        return tuple([self._described(value) for value in part] for part in (graph.input, graph.output))
+        return tuple(tuple(map(self._described, part)) for part in (graph.input, graph.output))
 
     @staticmethod
-    def _described(value: onnx.ValueInfoProto) -> dict:
+    def _described(value: onnx.ValueInfoProto) -> EngineTensor:
         kind = value.type.tensor_type
-        shape = [dimension.dim_value or -1 for dimension in kind.shape.dim]
-        return {"name": value.name, "type": TYPES[kind.elem_type], "shape": shape}
+        shape = tuple(dimension.dim_value or -1 for dimension in kind.shape.dim)
+        return EngineTensor(value.name, TYPES[kind.elem_type], shape)
 
 
 def build_stand_ins(
@@ -130,15 +130,14 @@ class StandInEngine:
         self.queue = queue or (lambda compute: compute())
         self.kept = 0
         self.executions: list[StandInExecution] = []
-        graph, key = self.description["graph"], self.description["key"]
+        graph, key = self.description.graph, self.description.key
         model, weights = load_graph(bundle, f"{graph}.onnx")
-        form = Form(**key["form"])
         if graph == "vision":
-            lower_vision(model, weights, bundle.geometry, form)
+            lower_vision(model, weights, bundle.geometry, key.form)
         else:
-            capacity = next(iter(key["profiles"].values()))["past_k.0"][0][2]
-            lower_decoder(model, weights, bundle.geometry, form, capacity)
-        if upper_left and form.attention == "lengths":  # what TensorRT's parser makes of it
+            capacity = key.profiles[0].largest["past_k.0"][2]
+            lower_decoder(model, weights, bundle.geometry, key.form, capacity)
+        if upper_left and key.form.attention == "lengths":  # what TensorRT's parser makes of it
             for node in model.graph.node:
                 if node.op_type == "Attention":
                     del node.input[3:]
@@ -148,14 +147,14 @@ class StandInEngine:
         self.session = ort.InferenceSession(
             with_weights(model, weights).SerializeToString(), options, ["CPUExecutionProvider"]
         )
-        parts = [self.description[part] for part in ("inputs", "outputs")]
-        self.inputs, self.outputs = ({one["name"]: NUMPY[one["type"]] for one in part} for part in parts)
+        parts = self.description.inputs, self.description.outputs
+        self.inputs, self.outputs = ({one.name: NUMPY[one.type] for one in part} for part in parts)
 
     def execution(self, profile: str, scratch: tuple[int, int], *, fixed: bool) -> StandInExecution:
         if scratch[0] == 0 or scratch[1] < self.scratch_bytes:
             raise BackendError("too little scratch memory")
         self.executions.append(
-            StandInExecution(self, profile, self.description["key"]["profiles"][profile], fixed)
+            StandInExecution(self, profile, self.description.key.profile(profile).shapes, fixed)
         )
         return self.executions[-1]
 
@@ -191,7 +190,7 @@ class StandInExecution:
             inside = zip(smallest, shape, largest, strict=True)
             if not all(low <= size <= high for low, size, high in inside):
                 raise BackendError(f"{name} {shape} is outside {smallest} to {largest}")
-        for output, name in self.engine.description["shared"].items():
+        for output, name in self.engine.description.shared.items():
             if self.bound[output] != self.bound[name]:
                 raise BackendError(f"{output} does not share {name}'s memory")
 
@@ -223,7 +222,7 @@ class StandInExecution:
         """The logits over a copy of the cache, each row's past taken for another."""
         copies = {name: self._array(name).copy() for name in self.bound if name.startswith("past_k")}
         copies |= {name: self._array(name).copy() for name in self.bound if name.startswith("past_v")}
-        shared = self.engine.description["shared"]
+        shared = self.engine.description.shared
         copies |= {output: copies[name] for output, name in shared.items()}
         copies |= {
             name: np.empty_like(self._array(name)) for name in self.engine.outputs if name not in copies

@@ -23,9 +23,9 @@ from qwen2vl_rt.tensorrt import build_memory, builder
 from qwen2vl_rt.tensorrt import network as network_module
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.build_memory import MARGIN, SMALLEST_WORKSPACE, limit_workspace
-from qwen2vl_rt.tensorrt.builder import Figures, build_engine
+from qwen2vl_rt.tensorrt.builder import build_engine
+from qwen2vl_rt.tensorrt.description import DESCRIPTION_VERSION, Figures
 from qwen2vl_rt.tensorrt.edition import find_edition
-from qwen2vl_rt.tensorrt.engines import DESCRIPTION_VERSION
 from qwen2vl_rt.tensorrt.network import Network, parse_from_files
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
@@ -85,18 +85,18 @@ def test_tiny_bundle_for_every_target(tiny, edition, tmp_path, target):
     assert [engine.graph for engine in built] == ["vision", "decoder"]
     for engine in built:
         description = engine.file.describe()
-        assert engine.file.path.stat().st_size == description["figures"]["engine_bytes"]
-        assert description["key"]["target"] == target
+        assert engine.file.path.stat().st_size == description.figures.engine_bytes
+        assert description.key.target == target
         # Every profile uses the same weights.
-        assert description["figures"]["weights_bytes"] < 1.03 * weight_bytes(bundle, engine.graph)
-    types = {tensor["name"]: tensor["type"] for tensor in description["inputs"] + description["outputs"]}
+        assert description.figures.weights_bytes < 1.03 * weight_bytes(bundle, engine.graph)
+    types = {tensor.name: tensor.type for tensor in description.tensors()}
     own = {"bf16": "bf16", "fp16": "half"}[bundle.precision]
     assert (types["inputs_embeds"], types["past_k.0"], types["logits"]) == (own, own, "float")
     layers = bundle.geometry.decoder.layers
-    assert description["shared"] == {
+    assert description.shared == {
         f"present_{part}.{layer}": f"past_{part}.{layer}" for layer in range(layers) for part in "kv"
     }
-    assert list(description["key"]["profiles"]) == ["prefill", "decode"]
+    assert [profile.name for profile in description.key.profiles] == ["prefill", "decode"]
 
 
 def test_an_engine_is_built_once(tiny, edition, tmp_path):
@@ -107,8 +107,8 @@ def test_an_engine_is_built_once(tiny, edition, tmp_path):
     assert [engine.file.path.stat().st_mtime_ns for engine in again] == written
     other = build(tiny["bf16"], "sm86", tmp_path, edition, attention="primitives")
     assert not any(engine.reused for engine in other)
-    outputs = {tensor["name"] for tensor in other[1].description["outputs"]}
-    assert "new_k.0" in outputs and "present_k.0" not in outputs and not other[1].description["shared"]
+    outputs = {tensor.name for tensor in other[1].description.outputs}
+    assert "new_k.0" in outputs and "present_k.0" not in outputs and not other[1].description.shared
 
     first[0].file.path.write_bytes(b"cut off")
     described = first[1].file.description_path
@@ -126,25 +126,25 @@ def test_an_engine_is_built_once(tiny, edition, tmp_path):
 def test_quantized_bundles(tiny, edition, tmp_path):
     built = build(tiny["int4-int8"], "sm89", tmp_path, edition)
     assert [engine.graph for engine in built] == ["vision", "prefill", "decoder"]
-    assert [list(engine.description["key"]["profiles"]) for engine in built] == [
+    assert [[profile.name for profile in engine.description.key.profiles] for engine in built] == [
         ["picture", "frames"],
         ["prefill"],
         ["decode"],
     ]
-    assert built[2].description["key"]["form"]["number_format"] == "bf16"
+    assert built[2].description.key.form.number_format == "bf16"
     for engine in built:  # at 4 and 8 bits: the floating-point part is narrowed, nothing is widened
         stored = weight_bytes(tiny["int4-int8"], engine.graph)
-        assert engine.description["figures"]["weights_bytes"] < 1.03 * stored
+        assert engine.description.figures.weights_bytes < 1.03 * stored
     older = build(tiny["int8"], "sm75", tmp_path, edition)
-    assert {engine.description["key"]["form"]["number_format"] for engine in older} == {"fp16"}
+    assert {engine.description.key.form.number_format for engine in older} == {"fp16"}
 
 
 @pytest.mark.parametrize("target", ["sm89", "sm120"])
 def test_fp8(tiny, edition, tmp_path, target):
     vision, decoder = build(tiny["bf16"], target, tmp_path, edition, fp8=True)
     for engine in (vision, decoder):  # matrices take half of what they do in the bundle
-        figures = engine.description["figures"]
-        assert figures["weights_bytes"] < 0.62 * weight_bytes(tiny["bf16"], engine.graph)
+        figures = engine.description.figures
+        assert figures.weights_bytes < 0.62 * weight_bytes(tiny["bf16"], engine.graph)
 
 
 def build_shape(

@@ -155,7 +155,7 @@ def test_the_mask_takes_over_where_only_it_is_right(exported, engines_of, tmp_pa
     candidates = engines_of(bundle, "lengths")
     calls, *functions = rebuilding(bundle, upper_left=True)
     chosen, engines = checked(bundle, candidates, GPU, *functions, threads=2)
-    assert chosen.attention == "mask" and engines.answer.description["key"]["form"]["attention"] == "mask"
+    assert chosen.attention == "mask" and engines.answer.description.key.form.attention == "mask"
     assert calls == [("open", "lengths"), ("build", "lengths"), ("open", "mask")]
     assert chosen.files["vision"] == candidates[0].files["vision"]
     reports = {

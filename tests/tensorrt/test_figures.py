@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qwen2vl_rt.cli.build import describe
 from qwen2vl_rt.tensorrt.build import Built
+from qwen2vl_rt.tensorrt.description import Figures
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures
+from qwen2vl_rt.tensorrt.profiles import Profile
 
 
 @pytest.mark.parametrize("unit", [" bytes", ""], ids=["newer", "TensorRT 10.3"])
@@ -35,15 +38,10 @@ def test_figures_of_the_log(unit):
 )
 def test_what_the_command_says_of_an_engine(sizes, shown):
     """An edition may log another number of figures than the engine has profiles."""
-    description = {
-        "figures": {
-            "engine_bytes": 5 << 20,
-            "activation_bytes": sizes,
-            "seconds": 2.0,
-            "peak_bytes": 1 << 30,
-        },
-        "key": {"profiles": {"prefill": {}, "decode": {}}},
-    }
+    description = SimpleNamespace(
+        figures=Figures(2.0, 1 << 30, 5 << 20, None, sizes),
+        key=SimpleNamespace(profiles=[Profile("prefill", {}), Profile("decode", {})]),
+    )
     text = describe(Built("decoder", EngineFile(Path("decoder.engine")), description, reused=False))
     second_line = text.splitlines()[1].strip()
     assert second_line == f"5.0 MiB, {shown}built in 2.0 s with 1.00 GiB"

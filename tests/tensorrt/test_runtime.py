@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
 
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
+from qwen2vl_rt.lowering.tensorrt import Form
+from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey, EngineTensor, Figures
 from qwen2vl_rt.tensorrt.edition import Edition, find_edition
-from qwen2vl_rt.tensorrt.engines import DESCRIPTION_VERSION, EngineFile
+from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.gpu import compute_capability
+from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
 
 STREAM = 0x5000
-PROFILES = {"prefill": {}, "decode": {}}
 
 
 class Messages:
@@ -112,18 +113,16 @@ class Rtx:
 @pytest.fixture
 def file(tmp_path) -> EngineFile:
     described = EngineFile(tmp_path / "decoder.sm89.0.engine")
-    described.path.write_bytes(b"engine")
-    tensors = {
-        "inputs": [{"name": "x"}, {"name": "past_k.0"}],
-        "outputs": [{"name": "logits"}, {"name": "present_k.0"}],
-    }
-    text = {
-        "description_version": DESCRIPTION_VERSION,
-        "figures": {"engine_bytes": 6},
-        "key": {"profiles": PROFILES},
-        **tensors,
-    }
-    described.description_path.write_text(json.dumps(text))
+    built = tmp_path / "built"
+    built.write_bytes(b"engine")
+    profiles = Profile("prefill", {}), Profile("decode", {})
+    key = EngineKey(1, "", {}, "tensorrt_rtx", "1.0", "sm89", Form("fp32"), profiles)
+    inputs, outputs = (
+        tuple(EngineTensor(name, "float", (-1,)) for name in names)
+        for names in (("x", "past_k.0"), ("logits", "present_k.0"))
+    )
+    figures = Figures(1.0, 0, 6, None, ())
+    described.write(built, EngineDescription("decoder", "", "fp32", key, inputs, outputs, {}, figures))
     return described
 
 

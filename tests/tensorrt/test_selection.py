@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import weakref
 from dataclasses import replace
@@ -59,7 +60,7 @@ def bundle(source, tmp_path) -> Bundle:
 def test_the_best_engines_come_first(bundle, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS, attention="lengths")
     build_stand_ins(monkeypatch, bundle, LIMITS, target=Target(None, is_this=False))
-    assert [(one.decoder["target"], one.attention) for one in found(bundle)] == [
+    assert [(one.decoder.target, one.attention) for one in found(bundle)] == [
         ("sm89", "lengths"),
         ("portable", "mask"),
     ]
@@ -71,7 +72,7 @@ def test_the_best_engines_come_first(bundle, monkeypatch):
     best, *others = found(bundle, asked=AskedLimits(max_length=301))
     assert best.attention == "mask" and best.limits == replace(LIMITS, max_length=512)
     assert [one.attention for one in others] == ["lengths", "mask"]
-    assert others[1].decoder["target"] == "portable"
+    assert others[1].decoder.target == "portable"
 
 
 def test_limits_are_the_engines(bundle, monkeypatch):
@@ -120,6 +121,36 @@ def test_engines_that_are_for_something_else(bundle, monkeypatch, tmp_path):
         found(bundle, tmp_path / "gone")
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file: file.pop("key"), "key is missing"),
+        (lambda file: file["key"]["form"].pop("fp8"), "key: form: fp8 is missing"),
+        (lambda file: file["key"].update(target=89), "key: target is 89, expected a string"),
+        (
+            lambda file: file["key"]["form"].update(attention="all"),
+            "attention is 'all', expected one of mask",
+        ),
+        (lambda file: file["key"]["profiles"]["decode"].update(cos=[1]), "decode: cos is no range of shapes"),
+        (lambda file: file.update(graph="encoder"), "graph is 'encoder', expected one of vision, prefill,"),
+        (lambda file: file["inputs"].append("x"), "inputs: expected an object, found 'x'"),
+        (lambda file: file["figures"].update(engine_bytes="8"), "figures: engine_bytes is '8'"),
+        (lambda file: file.update(description_version=2), "description_version is 2, expected 3"),
+    ],
+)
+def test_a_damaged_description(bundle, monkeypatch, damage, reason):
+    """Its engine is passed over, and why is said."""
+    build_stand_ins(monkeypatch, bundle, LIMITS)
+    (path,) = (bundle.path / "engines").glob("decoder.*.json")
+    description = json.loads(path.read_text())
+    (chosen,) = found(bundle)
+    assert json.loads(json.dumps(chosen.descriptions["decoder"].to_json())) == description
+    damage(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(BackendError, match=rf"{path} does not describe its engine \(.*{reason}.*: build it"):
+        found(bundle)
+
+
 def test_engines_of_another_recipe(bundle, monkeypatch):
     """Another way to build the same graph: other files, and the older ones are left alone."""
     with monkeypatch.context() as older:
@@ -130,7 +161,7 @@ def test_engines_of_another_recipe(bundle, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     (chosen,) = found(bundle)
     assert len(list((bundle.path / "engines").glob("decoder.*.engine"))) == 2
-    assert chosen.decoder["recipe"] == engines.RECIPE_VERSION
+    assert chosen.decoder.recipe == engines.RECIPE_VERSION
 
 
 def test_engines_of_another_export(bundle, monkeypatch, tmp_path):
@@ -344,7 +375,11 @@ def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypa
     """The full TensorRT may hold weights once a profile."""
     build_stand_ins(monkeypatch, bundle, LIMITS)
     (chosen,) = found(bundle)
-    chosen.descriptions["decoder"]["figures"] |= {"engine_bytes": 5000, "weights_bytes": 1000}
-    chosen.descriptions["vision"]["figures"] |= {"engine_bytes": 8, "weights_bytes": None}
+    for graph, sizes in (("decoder", (5000, 1000)), ("vision", (8, None))):
+        engine_bytes, weights_bytes = sizes
+        figures = replace(
+            chosen.descriptions[graph].figures, engine_bytes=engine_bytes, weights_bytes=weights_bytes
+        )
+        chosen.descriptions[graph] = replace(chosen.descriptions[graph], figures=figures)
     parts = plan_session(bundle, Backend("tensorrt", "", [chosen]), LIMITS, None).parts
     assert (parts["decoder engine"], parts["vision engine"]) == (5000, 8)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen2vl_rt.cli.output import print_json
+from qwen2vl_rt.tensorrt import ATTENTION_FORMS
+from qwen2vl_rt.tensorrt.target import PORTABLE, THIS
 
 if TYPE_CHECKING:
     from qwen2vl_rt.tensorrt.build import Built
@@ -19,10 +21,10 @@ def add_parser(commands: Any) -> None:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--gpu", metavar="SM", help="a GPU architecture, such as sm89")
     target.add_argument(
-        "--portable", action="store_const", dest="gpu", const="portable", help="any GPU from SM 8.0 on"
+        "--portable", action="store_const", dest="gpu", const=PORTABLE, help="any GPU from SM 8.0 on"
     )
     target.add_argument(
-        "--this", action="store_const", dest="gpu", const="this", help="the GPU of this machine (default)"
+        "--this", action="store_const", dest="gpu", const=THIS, help="the GPU of this machine (default)"
     )
     parser.add_argument(
         "--edition", metavar="NAME", help="tensorrt or tensorrt_rtx; what is installed if left out"
@@ -41,7 +43,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--attention",
-        choices=("lengths", "mask", "primitives"),
+        choices=ATTENTION_FORMS,
         help="how the decoder's attention is told what to see (docs/tensorrt.md)",
     )
     parser.add_argument(
@@ -51,7 +53,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the engines (BUNDLE/engines)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(execute=execute)
+    parser.set_defaults(execute=execute, gpu=THIS)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -71,11 +73,11 @@ def execute(options: argparse.Namespace) -> int:
     )
     if options.expected:
         folder = options.output or bundle.path / FOLDER
-        number_format = choose_format(bundle, named_target(options.gpu or "this"), options.arithmetic)
+        number_format = choose_format(bundle, named_target(options.gpu), options.arithmetic)
         keep_expected(bundle, limits, number_format, folder)
         return 0
     edition = find_edition(options.edition)
-    target = choose_target(options.gpu or "this", edition)
+    target = choose_target(options.gpu, edition)
     if not options.json:
         print(f"{edition} builds {bundle.name} ({bundle.precision}) for {target.name}", flush=True)
     built = build_engines(
@@ -99,16 +101,16 @@ def describe(engine: Built) -> str:
     """One engine in two lines: where it is, what the build took."""
     from qwen2vl_rt.plan import GIB, MIB
 
-    figures = engine.description["figures"]
-    parts = [f"{figures['engine_bytes'] / MIB:.1f} MiB"]
-    sizes, profiles = figures["activation_bytes"], engine.description["key"]["profiles"]
+    figures, profiles = engine.description.figures, engine.description.key.profiles
+    parts = [f"{figures.engine_bytes / MIB:.1f} MiB"]
+    sizes = figures.activation_bytes
     if len(sizes) == len(profiles):
-        named = zip(profiles, sizes, strict=True)
-        parts += [f"{name} needs {size / MIB:.1f} MiB more" for name, size in named]
+        each = zip(profiles, sizes, strict=True)
+        parts += [f"{profile.name} needs {size / MIB:.1f} MiB more" for profile, size in each]
     elif sizes:
         parts.append(f"needs up to {max(sizes) / MIB:.1f} MiB more")
     if engine.reused:
         parts.append("was there already")
     else:
-        parts.append(f"built in {figures['seconds']:.1f} s with {figures['peak_bytes'] / GIB:.2f} GiB")
+        parts.append(f"built in {figures.seconds:.1f} s with {figures.peak_bytes / GIB:.2f} GiB")
     return f"{engine.graph:<8} {engine.file.path}\n{'':<8} {', '.join(parts)}"

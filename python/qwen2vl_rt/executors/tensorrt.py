@@ -15,7 +15,7 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.device_steps import StepTensors, Tensor, device_steps
 from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.graph_format import INPUTS_EMBEDS, PAST_LENGTH, PATCHES, cached_keys, cached_values
-from qwen2vl_rt.number_formats import NumberFormat, format_named
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
@@ -50,7 +50,7 @@ class Engines:
             opened.get("prefill", opened["decoder"]),
             opened["decoder"],
             scratch,
-            _number_format(opened["decoder"], INPUTS_EMBEDS).dtype,
+            opened["decoder"].description.number_format(INPUTS_EMBEDS).dtype,
         )
 
     def keep_kernels(self) -> None:
@@ -84,7 +84,7 @@ class TensorRTDecoder(_core.DeviceEngine):
         self._past_length = decoder.buffers[PAST_LENGTH]
         self._cache = cache
         self._new: _core.DeviceBlock | None = None  # [layers, keys and values, rows * tokens * kv_heads, D]
-        if not engines.answer.description["shared"]:
+        if not engines.answer.description.shared:
             geometry, limits = self._geometry, cache.rows
             tokens = max(limits, _largest_chunk(engines.prompt))
             position_bytes = geometry.kv_heads * geometry.head_dim * format_named(engines.dtype).item_bytes
@@ -154,11 +154,11 @@ class TensorRTVision(DeviceVisionTower):
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         engine = engines.vision
-        super().__init__(engines.device, bundle.geometry, _number_format(engine, PATCHES).numpy)
+        super().__init__(engines.device, bundle.geometry, engine.description.number_format(PATCHES).numpy)
         self._picture = engines.execution(engine, "picture", fixed=False)
         self._frames = engines.execution(engine, "frames", fixed=False)
-        most = engine.description["key"]["profiles"]["frames"][PATCHES][2]
-        self._most_frames, self._most_patches = most[:2]
+        most = engine.description.key.profile("frames").largest[PATCHES]
+        self._most_frames, self._most_patches, _ = most
 
     def runs(self, n: int, count: int) -> list[tuple[int, int]]:
         """See `DeviceVisionTower`: no more in a run than the engine takes at once."""
@@ -184,10 +184,5 @@ def tensorrt_decoder(
 
 
 def _largest_chunk(engine: Engine) -> int:
-    return engine.description["key"]["profiles"]["prefill"][INPUTS_EMBEDS][2][1]
-
-
-def _number_format(engine: Engine, name: str) -> NumberFormat:
-    """Of an input, by the engine's description."""
-    types = {tensor["name"]: tensor["type"] for tensor in engine.description["inputs"]}
-    return format_named(types[name])
+    _, tokens, _ = engine.description.key.profile("prefill").largest[INPUTS_EMBEDS]
+    return tokens

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from onnx import ModelProto
 
@@ -16,8 +15,10 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.graph_format import cache_tensors
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.tensorrt import ATTENTION_FORMS, GRAPHS
 from qwen2vl_rt.tensorrt.build_memory import require_memory, stored_bytes
 from qwen2vl_rt.tensorrt.builder import build_engine
+from qwen2vl_rt.tensorrt.description import EngineDescription
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
 from qwen2vl_rt.tensorrt.network import Network
@@ -26,17 +27,15 @@ from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Ta
 from qwen2vl_rt.tensorrt.timing import timing_file
 from qwen2vl_rt.weights import drop_cache, load_graph
 
-GRAPHS = ("vision", "prefill", "decoder")
-
 
 @dataclass(frozen=True)
 class Built:
     """One engine of a bundle."""
 
     graph: str
-    """"vision", "prefill" or "decoder"."""
+    """One of GRAPHS."""
     file: EngineFile
-    description: dict[str, Any]
+    description: EngineDescription
     reused: bool
     """It was there already."""
 
@@ -145,9 +144,9 @@ def choose_attention(edition: Edition, wanted: str | None = None) -> str:
         BackendError: the edition cannot take `wanted`.
     """
     if edition.has_cache_operators:
-        possible = ("mask", "lengths", "primitives") if edition.aligns_attention else ("mask", "primitives")
+        possible = [form for form in ATTENTION_FORMS if form != "lengths" or edition.aligns_attention]
     else:
-        possible = ("primitives",)
+        possible = ["primitives"]
     if wanted is not None and wanted not in possible:
         raise BackendError(f"{edition} cannot take attention {wanted!r}: choose {' or '.join(possible)}.")
     return wanted or possible[0]
@@ -167,7 +166,7 @@ def _build_graph(
     model, weights = load_graph(bundle, f"{graph}.onnx")
     profiles = _lower(bundle, graph, model, weights, limits, form)
     key = engine_key(bundle, graph, model, edition, target, form, profiles)
-    file = engine_file(folder, graph, target, key)
+    file = engine_file(folder, graph, key)
     if file.exists:
         with suppress(BackendError):  # damaged, or described by another version of this package: built again
             return Built(graph, file, file.describe(), reused=True)
@@ -175,7 +174,7 @@ def _build_graph(
     require_memory(graph, stored_bytes(model, weights))
     network = Network(edition, model, weights)
     if not weights and shares_memory():  # TensorRT has copies; CUDA would count the page cache as taken
-        for name in key["sources"]:
+        for name in key.sources:
             drop_cache(bundle.file(name))
     if form.attention == "lengths":
         network.align_attention()
@@ -183,16 +182,16 @@ def _build_graph(
     try:
         figures = build_engine(network, target, profiles, graph, partial, timing_file(folder, edition))
         inputs, outputs = network.tensors()
-        description = {
-            "graph": graph,
-            "bundle": bundle.name,
-            "precision": bundle.precision,
-            "key": key,
-            "inputs": inputs,
-            "outputs": outputs,
-            "shared": _shared(bundle.geometry.decoder.layers, [tensor["name"] for tensor in outputs]),
-            "figures": asdict(figures),
-        }
+        description = EngineDescription(
+            graph=graph,
+            bundle=bundle.name,
+            precision=bundle.precision,
+            key=key,
+            inputs=inputs,
+            outputs=outputs,
+            shared=_shared(bundle.geometry.decoder.layers, {tensor.name for tensor in outputs}),
+            figures=figures,
+        )
         file.write(partial, description)
     except OSError as error:
         raise BackendError(f"Cannot write {file.path}: {error.strerror}; name another --output.") from error
@@ -217,6 +216,6 @@ def _lower(
     return decoder_profiles(geometry.decoder, limits, names)
 
 
-def _shared(layers: int, outputs: list[str]) -> dict[str, str]:
+def _shared(layers: int, outputs: set[str]) -> dict[str, str]:
     """Outputs that must be bound to the memory of an input: the cache, written in place."""
     return {names.present: names.past for names in cache_tensors(layers) if names.present in outputs}

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,12 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak
 from qwen2vl_rt.progress import progress_bar
 from qwen2vl_rt.tensorrt.build_memory import limit_workspace
+from qwen2vl_rt.tensorrt.description import Figures
 from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures, first_error
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target, configure
 from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a build took and what its engine will; bytes and seconds."""
-
-    seconds: float
-    peak_bytes: int
-    """Resident memory of the building process at most."""
-    engine_bytes: int
-    weights_bytes: int | None
-    """Of device memory for the weights; None where this TensorRT does not say."""
-    activation_bytes: tuple[int, ...]
-    """Device memory of one execution, by profile, as TensorRT logs it; empty where it does not say, and of
-    another number of figures where it says something else."""
 
 
 def build_engine(

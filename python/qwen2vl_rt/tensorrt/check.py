@@ -91,7 +91,7 @@ def check_limits(chosen: EngineSet) -> SessionLimits:
 
 
 def _allowed(bundle: Bundle, chosen: EngineSet, dtype: str) -> float:
-    if chosen.decoder["form"]["fp8"]:
+    if chosen.decoder.form.fp8:
         return ALLOWED_FP8
     return ALLOWED_INT8 if bundle.quantized else ALLOWED[dtype]  # an int4 bundle's vision tower is int8
 
@@ -141,7 +141,7 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
         return keep_expected(
             bundle,
             check_limits(chosen),
-            key["form"]["number_format"],
+            key.form.number_format,
             chosen.files["decoder"].path.parent,
             threads,
         )
@@ -150,7 +150,7 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
         raise BackendError(
             f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, which "
             f"can't be computed here: {missing}. On another machine, `qwen2vl build BUNDLE --gpu "
-            f"{key['target']} --expected` with the same limits does it: copy its file beside the engines."
+            f"{key.target} --expected` with the same limits does it: copy its file beside the engines."
         ) from error_
 
 

@@ -10,21 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form
+from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target
 
 FOLDER = "engines"  # of a bundle
-DESCRIPTION_VERSION = 3
 
 # How an engine is made from a lowered graph. Raise it when the builder's settings change, or what `Network`
 # sets after parsing: engines from before are then built again. A changed graph or profile shows by itself.
@@ -47,29 +46,27 @@ class EngineFile:
         """Whether both files are there: the description is written last."""
         return self.path.is_file() and self.description_path.is_file()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> EngineDescription:
         """The description.
 
         Raises:
             BackendError: it is damaged.
         """
         try:
-            description = json.loads(self.description_path.read_text())
-            if description["description_version"] != DESCRIPTION_VERSION:
-                raise ValueError(f"description_version {description['description_version']}")
-            if self.path.stat().st_size != description["figures"]["engine_bytes"]:
+            description = EngineDescription.from_json(json.loads(self.description_path.read_text()))
+            if self.path.stat().st_size != description.figures.engine_bytes:
                 raise ValueError(f"{self.path.name} has another size")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BackendError(
                 f"{self.description_path} does not describe its engine ({error}): build it again."
             ) from error
         return description
 
-    def write(self, partial: Path, description: dict[str, Any]) -> None:
+    def write(self, partial: Path, description: EngineDescription) -> None:
         """Put a finished engine, at `partial`, in its place, then its description."""
         self.description_path.unlink(missing_ok=True)
         os.replace(partial, self.path)
-        text = json.dumps({"description_version": DESCRIPTION_VERSION, **description}, indent=1)
+        text = json.dumps(description.to_json(), indent=1)
         temporary = self.description_path.with_suffix(".json.partial")
         temporary.write_text(text + "\n")
         os.replace(temporary, self.description_path)
@@ -83,8 +80,8 @@ def engine_key(
     target: Target,
     form: Form,
     profiles: Sequence[Profile],
-) -> dict[str, Any]:
-    """What an engine depends on; a build whose key has the same digest may be reused.
+) -> EngineKey:
+    """What an engine depends on.
 
     Args:
         bundle: whose manifest names the hashes of graphs and weights.
@@ -102,19 +99,18 @@ def engine_key(
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return {
-        "recipe": RECIPE_VERSION,
-        "graph": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
-        "sources": {name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
-        "edition": edition.module_name,
-        "version": edition.version,
-        "target": target.name,
-        "form": asdict(form),
-        "profiles": {profile.name: profile.shapes for profile in profiles},
-    }
+    return EngineKey(
+        recipe=RECIPE_VERSION,
+        graph=hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
+        sources={name: bundle.files[name].sha256 for name in sorted(files) if name in bundle.files},
+        edition=edition.module_name,
+        version=edition.version,
+        target=target.name,
+        form=form,
+        profiles=tuple(profiles),
+    )
 
 
-def engine_file(folder: Path, graph: str, target: Target, key: dict[str, Any]) -> EngineFile:
+def engine_file(folder: Path, graph: str, key: EngineKey) -> EngineFile:
     """Where the engine of `graph` ("decoder", "prefill", "vision") with this key belongs."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return EngineFile(folder / f"{graph}.{target.name}.{digest[:16]}.engine")
+    return EngineFile(folder / f"{graph}.{key.target}.{key.digest}.engine")

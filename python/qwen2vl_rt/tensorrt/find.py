@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.graph_format import INPUTS_EMBEDS, PATCHES, cached_keys
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
+from qwen2vl_rt.tensorrt import ATTENTION_FORMS, GRAPHS
+from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey
 from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, RECIPE_VERSION, EngineFile
-from qwen2vl_rt.tensorrt.target import PORTABLE, Target
+from qwen2vl_rt.tensorrt.target import PORTABLE, PORTABLE_SINCE, Target
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EngineSet:
     edition: Edition
     files: dict[str, EngineFile]
     """By graph: "vision", "decoder", and "prefill" where the bundle has it."""
-    descriptions: dict[str, dict[str, Any]]
+    descriptions: dict[str, EngineDescription]
     patch_size: int
 
     @staticmethod
@@ -33,26 +34,27 @@ class EngineSet:
         return EngineSet(edition, files, described, bundle.geometry.vision.patch_size)
 
     @property
-    def decoder(self) -> dict[str, Any]:
-        """What the decoder was made from: see `engines.engine_key`."""
-        return self.descriptions["decoder"]["key"]
+    def decoder(self) -> EngineKey:
+        """What the decoder was made from."""
+        return self.descriptions["decoder"].key
 
     @property
     def attention(self) -> str:
         """How the decoder's attention knows its positions: see `lowering.tensorrt.Form`."""
-        return self.decoder["form"]["attention"]
+        return self.decoder.form.attention
 
     @property
     def limits(self) -> SessionLimits:
         """The most that a session on these engines can have; its max_length is exactly this."""
-        prompt = self.descriptions.get("prefill", self.descriptions["decoder"])["key"]
-        decode = self.decoder["profiles"]["decode"]
-        patches = self.descriptions["vision"]["key"]["profiles"]["picture"][PATCHES][2][1]
+        prompt = self.descriptions.get("prefill", self.descriptions["decoder"]).key
+        rows, _, capacity, _ = self.decoder.profile("decode").largest[cached_keys(0).past]
+        _, patches, _ = self.descriptions["vision"].key.profile("picture").largest[PATCHES]
+        _, chunk, _ = prompt.profile("prefill").largest[INPUTS_EMBEDS]
         return SessionLimits(
-            max_length=decode[cached_keys(0).past][2][2],
-            max_batch=decode[INPUTS_EMBEDS][2][0],
+            max_length=capacity,
+            max_batch=rows,
             max_pixels=patches * self.patch_size**2,
-            prefill_chunk=prompt["profiles"]["prefill"][INPUTS_EMBEDS][2][1],
+            prefill_chunk=chunk,
         )
 
     def session_limits(self, limits: SessionLimits) -> SessionLimits:
@@ -95,20 +97,20 @@ def find_engines(
     Raises:
         BackendError: there are none: why, and how to build them.
     """
-    found: dict[str, list[tuple[EngineFile, dict[str, Any]]]] = {"vision": [], "prefill": [], "decoder": []}
+    found: dict[str, list[tuple[EngineFile, EngineDescription]]] = {graph: [] for graph in GRAPHS}
     reasons: list[str] = []
     for path in sorted((folder or bundle.path / FOLDER).glob("*.engine")):
         file = EngineFile(path)
         try:
             description = file.describe()
-            edition = editions(description["key"]["edition"])
+            edition = editions(description.key.edition)
         except BackendError as error:
             reasons.append(str(error))
             continue
-        if reason := _why_not(description, bundle, edition, here):
+        if reason := _why_not(description.key, bundle, edition, here):
             reasons.append(f"{path.name} is {reason}")
         else:
-            found[description["graph"]].append((file, description))
+            found[description.graph].append((file, description))
     sets = []
     for decoder in found["decoder"]:
         parts = {"decoder": decoder}
@@ -117,7 +119,7 @@ def find_engines(
         if None in parts.values():
             reasons.append(f"{decoder[0].path.name} has no {_missing(parts)} beside it")
             continue
-        edition = editions(decoder[1]["key"]["edition"])
+        edition = editions(decoder[1].key.edition)
         chosen = EngineSet.of(bundle, edition, {graph: file for graph, (file, _) in parts.items()})
         if reason := _too_small(chosen.limits, asked):
             reasons.append(f"{decoder[0].path.name} is {reason}")
@@ -129,52 +131,47 @@ def find_engines(
             f"{bundle.path} has no TensorRT engines for this session{why}. Build them: "
             f"{build_command(bundle, asked)}"
         )
+
     # Made for this very GPU before made for many; the form that `choose_attention` prefers; the smallest
     # cache that will do.
-    forms = ("mask", "lengths", "primitives")
-
     def rank(one: EngineSet) -> tuple[bool, int, int]:
-        return one.decoder["target"] == PORTABLE, forms.index(one.attention), one.limits.max_length
+        form = ATTENTION_FORMS.index(one.attention)
+        return one.decoder.target == PORTABLE, form, one.limits.max_length
 
     best = min(sets, key=rank)
     return sorted((one for one in sets if one.limits == best.limits), key=rank)
 
 
-def _why_not(
-    description: dict[str, Any], bundle: Bundle, edition: Edition, here: tuple[int, int]
-) -> str | None:
+def _why_not(key: EngineKey, bundle: Bundle, edition: Edition, here: tuple[int, int]) -> str | None:
     """Why an engine is not for this bundle, TensorRT or GPU; None if it is."""
-    key = description["key"]
     hashes = {name: entry.sha256 for name, entry in bundle.files.items()}
-    if any(hashes.get(name) != sha256 for name, sha256 in key["sources"].items()):
+    if any(hashes.get(name) != sha256 for name, sha256 in key.sources.items()):
         return "made from another export of this bundle"
-    if key["recipe"] != RECIPE_VERSION:
+    if key.recipe != RECIPE_VERSION:
         return "built by another version of this package"
-    if key["version"] != edition.version:
-        return f"made by {MODULES[key['edition']]} {key['version']}, and {edition.version} is installed"
+    if key.version != edition.version:
+        return f"made by {MODULES[key.edition]} {key.version}, and {edition.version} is installed"
     this = Target(here, is_this=True).name
-    if key["target"] != this and not (key["target"] == PORTABLE and here >= (8, 0)):
-        return f"for {key['target']}, and the GPU here is {this}"
+    if key.target != this and not (key.target == PORTABLE and here >= PORTABLE_SINCE):
+        return f"for {key.target}, and the GPU here is {this}"
     return None
 
 
-def _go_together(decoder: dict[str, Any], other: dict[str, Any]) -> bool:
-    ours, theirs = decoder["key"], other["key"]
-    same = ("edition", "target")
-    if any(ours[name] != theirs[name] for name in same):
+def _go_together(decoder: EngineDescription, other: EngineDescription) -> bool:
+    def common(key: EngineKey) -> tuple:
+        return key.edition, key.target, key.form.number_format, key.form.fp8
+
+    ours, theirs = decoder.key, other.key
+    if common(ours) != common(theirs):
         return False
-    if ours["form"]["number_format"] != theirs["form"]["number_format"] or (
-        ours["form"]["fp8"] != theirs["form"]["fp8"]
-    ):
-        return False
-    if other["graph"] == "vision":
+    if other.graph == "vision":
         return True
     keys = cached_keys(0).past
-    caches = ours["profiles"]["decode"][keys][2], theirs["profiles"]["prefill"][keys][2]
-    return caches[0][1:] == caches[1][1:] and ours["form"]["attention"] == theirs["form"]["attention"]
+    caches = ours.profile("decode").largest[keys], theirs.profile("prefill").largest[keys]
+    return caches[0][1:] == caches[1][1:] and ours.form.attention == theirs.form.attention
 
 
-def _missing(parts: dict[str, Any]) -> str:
+def _missing(parts: dict[str, object]) -> str:
     return " and no ".join(f"{graph} engine" for graph, part in parts.items() if part is None)
 
 

@@ -13,7 +13,7 @@ from qwen2vl_rt.tensorrt.check import checked
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
 from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
-from qwen2vl_rt.tensorrt.target import PORTABLE, Target, choose_target
+from qwen2vl_rt.tensorrt.target import choose_target
 
 
 def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int) -> Engines:
@@ -45,16 +45,14 @@ def build_masked(bundle: Bundle) -> Callable[[EngineSet], EngineSet]:
     def build(chosen: EngineSet) -> EngineSet:
         key, edition = chosen.decoder, chosen.edition
         folder: Path = chosen.files["decoder"].path.parent
-        name = key["target"]
-        target = Target(None, is_this=False) if name == PORTABLE else choose_target(name, edition)
         built = build_engines(
             bundle,
             edition,
-            target,
+            choose_target(key.target, edition),
             chosen.limits,
             attention="mask",
-            number_format=key["form"]["number_format"],
-            fp8=key["form"]["fp8"],
+            number_format=key.form.number_format,
+            fp8=key.form.fp8,
             output=folder,
         )
         return EngineSet.of(bundle, edition, {one.graph: one.file for one in built})

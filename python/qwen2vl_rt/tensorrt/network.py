@@ -13,6 +13,7 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.graph_format import PRESENT_LENGTH
 from qwen2vl_rt.lowering.graph import Weights
 from qwen2vl_rt.tensorrt.build_memory import stored_bytes
+from qwen2vl_rt.tensorrt.description import EngineTensor
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.logger import first_error
 
@@ -71,12 +72,12 @@ class Network:
                 layer.attention.causal_kind = trt.CausalMaskKind.LOWER_RIGHT
                 layer.attention.key_value_lengths = lengths
 
-    def tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Inputs and outputs: name, type and shape (-1 for a size that varies)."""
+    def tensors(self) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
+        """Inputs and outputs."""
         network = self.network
-        inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        outputs = [network.get_output(index) for index in range(network.num_outputs)]
-        return [_described(tensor) for tensor in inputs], [_described(tensor) for tensor in outputs]
+        inputs = (network.get_input(index) for index in range(network.num_inputs))
+        outputs = (network.get_output(index) for index in range(network.num_outputs))
+        return tuple(map(_described, inputs)), tuple(map(_described, outputs))
 
 
 def parse_from_memory(parser: Any, model: ModelProto, weights: Weights) -> bool:
@@ -121,5 +122,5 @@ def _write_weights(model: ModelProto, weights: Weights, path: Path) -> None:
     weights.clear()
 
 
-def _described(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "type": tensor.dtype.name.lower(), "shape": list(tensor.shape)}
+def _described(tensor: Any) -> EngineTensor:
+    return EngineTensor(tensor.name, tensor.dtype.name.lower(), tuple(tensor.shape))

@@ -18,18 +18,16 @@ def plan_engines(
 ) -> MemoryPlan:
     """Plan a session on these engines; the token table is in pinned host memory: `cuda.plan.host_parts`."""
     decoder, vision = bundle.geometry.decoder, bundle.geometry.vision
-    item = format_named(engines.decoder["form"]["number_format"]).item_bytes
+    item = format_named(engines.decoder.form.number_format).item_bytes
     names = {"decoder": "decoder engine", "prefill": "prompt engine", "vision": "vision engine"}
-    figures = {graph: one["figures"] for graph, one in engines.descriptions.items()}
+    figures = {graph: one.figures for graph, one in engines.descriptions.items()}
     parts = host_parts(bundle) | {"CUDA context": CONTEXT_BYTES}
     # That profiles share an engine's weights was seen with TensorRT for RTX alone: no less than the file.
-    parts |= {
-        names[graph]: max(one["weights_bytes"] or 0, one["engine_bytes"]) for graph, one in figures.items()
-    }
+    parts |= {names[graph]: max(one.weights_bytes or 0, one.engine_bytes) for graph, one in figures.items()}
     kv = kv_bytes_per_token(bundle.geometry, item)
     tokens = max(limits.prefill_chunk, limits.max_batch)
     buffers = tokens * (decoder.hidden_size + decoder.head_dim) * item
-    if not engines.descriptions["decoder"]["shared"]:  # new keys and values, before they are in the cache
+    if not engines.descriptions["decoder"].shared:  # new keys and values, before they are in the cache
         buffers += tokens * kv
     sampling = limits.max_batch * decoder.vocab_size * (4 + 4 + 4 + 1)
     patches = limits.max_pixels // vision.patch_size**2
@@ -37,7 +35,7 @@ def plan_engines(
     feature_bytes = 4 * decoder.hidden_size // vision.merge_size**2  # a patch's share, float32
     parts |= {
         "KV cache": limits.max_batch * limits.max_length * kv,
-        "scratch": max((size for one in figures.values() for size in one["activation_bytes"]), default=0),
+        "scratch": max((size for one in figures.values() for size in one.activation_bytes), default=0),
         "inputs, logits and sampling": buffers + sampling,
         "a picture's patches and features": patches * (patch_bytes + feature_bytes),
     }

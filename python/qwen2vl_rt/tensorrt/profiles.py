@@ -34,6 +34,11 @@ class Profile:
     name: str
     shapes: dict[str, tuple[Shape, Shape, Shape]]
 
+    @property
+    def largest(self) -> dict[str, Shape]:
+        """The largest shape of every input."""
+        return {name: largest for name, (_, _, largest) in self.shapes.items()}
+
 
 def decoder_profiles(
     geometry: DecoderGeometry, limits: SessionLimits, names: tuple[str, ...]

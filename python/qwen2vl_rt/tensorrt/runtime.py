@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.device_steps import Tensor
+from qwen2vl_rt.tensorrt.description import EngineDescription
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.logger import first_error
@@ -41,7 +42,7 @@ class Execution(Protocol):
 class Engine(Protocol):
     """An engine on a device."""
 
-    description: dict[str, Any]
+    description: EngineDescription
     """What is written beside it: `engines.EngineFile.describe`."""
     scratch_bytes: int
     """Device memory that a run needs besides inputs and outputs."""
@@ -53,7 +54,7 @@ class Engine(Protocol):
         """A way through the engine.
 
         Args:
-            profile: of `description["key"]["profiles"]`.
+            profile: of `description.key.profiles`.
             scratch: address and size of `scratch_bytes` or more; one run at a time uses it.
             fixed: it is bound once and runs with these shapes only.
         """
@@ -122,7 +123,7 @@ class TensorRTEngine(Engine):
             raise self.failure("cannot be opened on this machine's GPU")
         engine = self._engine
         self._tensors = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        described = {tensor["name"] for part in ("inputs", "outputs") for tensor in self.description[part]}
+        described = {tensor.name for tensor in self.description.tensors()}
         if described != self._tensors:
             differing = ", ".join(sorted(described ^ self._tensors))
             raise self.failure(f"and its description differ in {differing}")
@@ -155,7 +156,7 @@ class TensorRTEngine(Engine):
         if context is None:
             raise self.failure("has no execution context")
         context.set_device_memory(*scratch)
-        index = list(self.description["key"]["profiles"]).index(profile)
+        index = [one.name for one in self.description.key.profiles].index(profile)
         if not context.set_optimization_profile_async(index, self._stream):
             raise self.failure(f"has no profile {profile!r}")
         return TensorRTExecution(self, context, self._stream)

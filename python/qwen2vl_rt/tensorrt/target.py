@@ -10,7 +10,8 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.tensorrt.edition import INSTALL, Edition, installed_editions
 from qwen2vl_rt.tensorrt.gpu import compute_capability
 
-PORTABLE = "portable"  # SM 8.0 and later
+PORTABLE = "portable"
+PORTABLE_SINCE = (8, 0)  # every GPU from this compute capability on
 THIS = "this"
 BFLOAT16_SINCE = (8, 0)
 INT4_SINCE = (8, 0)
@@ -33,7 +34,7 @@ class Target:
 
     def has(self, since: tuple[int, int]) -> bool:
         """Whether every GPU of the target has what came with the compute capability `since`."""
-        return (self.capability or (8, 0)) >= since
+        return (self.capability or PORTABLE_SINCE) >= since
 
 
 def choose_target(text: str, edition: Edition) -> Target:
