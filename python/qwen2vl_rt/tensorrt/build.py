@@ -21,6 +21,7 @@ from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.description import EngineDescription
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
+from qwen2vl_rt.tensorrt.files import partial_path
 from qwen2vl_rt.tensorrt.network import Network
 from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
@@ -178,7 +179,7 @@ def _build_graph(
             drop_cache(bundle.file(name))
     if form.attention == "lengths":
         network.align_attention()
-    partial = file.path.with_suffix(".partial")
+    partial = partial_path(file.path)
     try:
         figures = build_engine(network, target, profiles, graph, partial, timing_file(folder, edition))
         inputs, outputs = network.tensors()

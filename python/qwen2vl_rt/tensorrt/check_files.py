@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.check_inputs import check_steps, expected_values, picture_sizes
 from qwen2vl_rt.tensorrt.check_memory import require_memory
+from qwen2vl_rt.tensorrt.files import write_whole
 from qwen2vl_rt.tensorrt.find import EngineSet
 
 VERSION = 2
@@ -72,10 +73,9 @@ def keep_expected(
     names = json.dumps({name: len(values) for name, values in expected.items()})
     with contextlib.suppress(OSError):  # a read-only folder: computed again next time
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            np.savez(file, names=np.array(names), **arrays)
-        os.replace(partial, path)
+        file = io.BytesIO()
+        np.savez(file, names=np.array(names), **arrays)
+        write_whole(path, file.getbuffer())
     return expected
 
 
@@ -113,7 +113,5 @@ def stored_result(chosen: EngineSet, machine: str) -> CheckResult | None:
 def store_result(chosen: EngineSet, result: CheckResult) -> None:
     """Write a result beside the decoder's engine; where that can't be, the next session checks again."""
     with contextlib.suppress(OSError):
-        file = result_file(chosen)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
-        os.replace(partial, file)
+        text = json.dumps(asdict(result), indent=1)
+        write_whole(result_file(chosen), f"{text}\n".encode())

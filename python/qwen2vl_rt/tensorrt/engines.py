@@ -20,6 +20,7 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.lowering.tensorrt import Form
 from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey
 from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.files import write_whole
 from qwen2vl_rt.tensorrt.profiles import Profile
 from qwen2vl_rt.tensorrt.target import Target
 
@@ -67,9 +68,7 @@ class EngineFile:
         self.description_path.unlink(missing_ok=True)
         os.replace(partial, self.path)
         text = json.dumps(description.to_json(), indent=1)
-        temporary = self.description_path.with_suffix(".json.partial")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.description_path)
+        write_whole(self.description_path, f"{text}\n".encode())
 
 
 def engine_key(

@@ -7,7 +7,6 @@ is written against them alone, so that it runs with another engine in their plac
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.tensorrt.description import EngineDescription
 from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import EngineFile
+from qwen2vl_rt.tensorrt.files import write_whole
 from qwen2vl_rt.tensorrt.logger import first_error
 
 ALIGNMENT = 256  # bytes, of every address bound: `IExecutionContext::setTensorAddress` asks for it
@@ -169,9 +169,7 @@ class TensorRTEngine(Engine):
         compiled = bytes(memoryview(serialized))
         if compiled and compiled != self._kept:
             try:
-                partial = self._cache_path.with_suffix(".partial")
-                partial.write_bytes(compiled)
-                os.replace(partial, self._cache_path)
+                write_whole(self._cache_path, compiled)
                 self._kept = compiled
             except OSError:
                 return

@@ -5,11 +5,11 @@ Only the full TensorRT times kernels when it builds; TensorRT for RTX chooses th
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from qwen2vl_rt.tensorrt.edition import Edition
+from qwen2vl_rt.tensorrt.files import write_whole
 
 
 def timing_file(folder: Path, edition: Edition) -> Path | None:
@@ -32,6 +32,4 @@ def keep_timings(config: Any, file: Path) -> None:
     """Write what is known after a build."""
     cache = config.get_timing_cache()
     if cache is not None:
-        partial = file.with_suffix(".partial")
-        partial.write_bytes(cache.serialize())
-        os.replace(partial, file)
+        write_whole(file, cache.serialize())
