@@ -29,7 +29,7 @@ from qwen2vl_rt.plan import GIB, plan_memory
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.session_limits import AskedLimits
 
-REPEATS = 3
+REPEATS = 3  # of what a figure is the median of; limits, of which the best counts, are measured more often
 LONG_SECONDS = 3.0  # what takes longer is measured once and not warmed up
 QUESTION, QUESTION_TOKENS = "What is in the picture?", 64  # the latter with the template's own, generously
 

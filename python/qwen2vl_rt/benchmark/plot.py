@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen2vl_rt.benchmark.report import DECODE, PREFILL, VISION, Figure, Report
 from qwen2vl_rt.errors import InputError
+from qwen2vl_rt.plan import GIB
 
 PANELS = (
     (VISION, "vision tower", "patches", "seconds"),
@@ -56,7 +57,7 @@ def write_plot(report: Report, file: Path) -> None:
     for kind, title, size, _ in PANELS[:2]:
         line = [f for f in _series(report, kind, 1) if f.memory is not None]
         panels[3].plot(
-            [f.size for f in line], [f.memory / 2**30 for f in line], "o-", label=f"{title}, by {size}"
+            [f.size for f in line], [f.memory / GIB for f in line], "o-", label=f"{title}, by {size}"
         )
     _scales(panels[3], "memory beyond the loaded bundle", "patches or tokens", "GiB")
     try:

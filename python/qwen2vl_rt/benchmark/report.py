@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qwen2vl_rt.benchmark.limits import Limits
+from qwen2vl_rt.plan import GIB
 
 VISION, PREFILL, DECODE, OTHER = "vision", "prefill", "decode", "other"
 
@@ -76,6 +77,6 @@ class Report:
                 "" if figure.ratio is None else f"{figure.ratio:.0%}",
             ]
             if with_memory:
-                cells.append("" if figure.memory is None else f"{figure.memory / 2**30:.2f} GiB")
+                cells.append("" if figure.memory is None else f"{figure.memory / GIB:.2f} GiB")
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
