@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
@@ -9,6 +11,8 @@ from qwen2vl_rt import cuda
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
 from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.tensorrt.check import expected_for, run_check
+from qwen2vl_rt.tensorrt.check_inputs import BATCH_REPLAY, REPLAY, check_steps
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
@@ -28,7 +32,7 @@ def bundle(tmp_path_factory):
 class Recorded:
     """A loop over stand-ins for engines, whose queueing goes through `queue(function, on_stream)`."""
 
-    def __init__(self, bundle, folder, monkeypatch, attention, queue):
+    def __init__(self, bundle, folder, monkeypatch, attention, queue, misread=None):
         if not emulation.is_emulated():
             pytest.skip("stand-ins compute on the CPU")
         self._bundle = bundle
@@ -37,10 +41,14 @@ class Recorded:
         self.stream = cuda.load().Stream()
         self.device = cuda.load().CudaDevice(self.stream)
         build_stand_ins(monkeypatch, bundle, LIMITS, folder, attention)
-        (chosen,) = found(bundle, folder)
+        (self.chosen,) = found(bundle, folder)
         on_stream = emulation.queue_on(self.stream.handle)
         self.engines = open_stand_ins(
-            bundle, chosen, self.device, queue=lambda function: queue(self, function, on_stream)
+            bundle,
+            self.chosen,
+            self.device,
+            queue=lambda function: queue(self, function, on_stream),
+            misread=misread,
         )
         steps, _, _ = tensorrt_decoder(bundle, LIMITS, self.engines)
         self._loop = decoder_loop(bundle, steps)
@@ -65,6 +73,37 @@ def test_engine_and_kernels_are_one_recording(bundle, tmp_path, monkeypatch, att
     decode = [one for one in recorded.engines.answer.executions if one.profile == "decode"]
     # Of each number of rows and slot of results a step to warm up and one to record: replays enqueue nothing.
     assert [one.runs for one in decode] == [4, 4]
+
+
+@pytest.mark.parametrize("attention", ["mask", "primitives"])
+@pytest.mark.parametrize("fault", ["none", "it keeps the lengths", "it is empty"])
+def test_the_self_check_finds_what_is_wrong_with_a_recording(bundle, tmp_path, monkeypatch, attention, fault):
+    """Of an engine whose steps are right when they are queued one by one."""
+    kept = []
+
+    def queue(recorded, function, on_stream):
+        if fault == "none" or not emulation.is_recorded(recorded.stream.handle):
+            on_stream(function)
+        elif fault == "it keeps the lengths":
+            past = function.__self__.array("past_length").copy()
+
+            def replay():
+                kept.append(past)
+                function()
+                kept.clear()
+
+            on_stream(replay)
+
+    recorded = Recorded(
+        bundle, tmp_path, monkeypatch, attention, queue, lambda *_: kept[-1] if kept else None
+    )
+    expected = expected_for(bundle, recorded.chosen, 2)
+    result = run_check(bundle, recorded.chosen, recorded.engines, "emulated", expected)
+    assert list(result.differing) == ([] if fault == "none" else [REPLAY, BATCH_REPLAY])
+    # Each direct step of one and of two rows, and a recording of both: replays enqueue nothing.
+    steps = Counter(step.rows for step in check_steps(LIMITS) if not step.prompt and not step.replayed)
+    runs = [one.runs for one in recorded.engines.answer.executions if one.profile == "decode" and one.runs]
+    assert runs == [steps[1] + 1, steps[2] + 1]
 
 
 def test_an_engine_that_cannot_be_recorded_runs_step_by_step(bundle, tmp_path, monkeypatch):

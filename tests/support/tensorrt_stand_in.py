@@ -202,30 +202,30 @@ class StandInExecution:
         wrong = logits = None
         if self.engine.misread and "past_length" in self.bound:
             wrong = self.engine.misread(
-                self.profile, self.bound["inputs_embeds"][0], self._array("past_length")
+                self.profile, self.bound["inputs_embeds"][0], self.array("past_length")
             )
         if wrong is not None:
             logits = self._logits_with(np.asarray(wrong, np.int64))
         self._run({})
         if logits is not None:
-            self._array("logits")[...] = logits
+            self.array("logits")[...] = logits
         if self.engine.spoil_vision and "visual_embeddings" in self.bound:
-            self._array("visual_embeddings")[-1, -1] = 0
+            self.array("visual_embeddings")[-1, -1] = 0
         most = self.engine.overflow_above
         if most is not None and "patches" in self.bound and self.bound["patches"][0][1] > most:
-            self._array("visual_embeddings")[0, 0, 0] = np.inf
+            self.array("visual_embeddings")[0, 0, 0] = np.inf
 
     def capturable(self) -> bool:
         return True
 
     def _logits_with(self, past: np.ndarray) -> np.ndarray:
         """The logits over a copy of the cache, each row's past taken for another."""
-        copies = {name: self._array(name).copy() for name in self.bound if name.startswith("past_k")}
-        copies |= {name: self._array(name).copy() for name in self.bound if name.startswith("past_v")}
+        copies = {name: self.array(name).copy() for name in self.bound if name.startswith("past_k")}
+        copies |= {name: self.array(name).copy() for name in self.bound if name.startswith("past_v")}
         shared = self.engine.description.shared
         copies |= {output: copies[name] for output, name in shared.items()}
         copies |= {
-            name: np.empty_like(self._array(name)) for name in self.engine.outputs if name not in copies
+            name: np.empty_like(self.array(name)) for name in self.engine.outputs if name not in copies
         }
         self._run(copies | {"past_length": past})
         return copies["logits"]
@@ -233,12 +233,12 @@ class StandInExecution:
     def _run(self, others: dict[str, np.ndarray]) -> None:
         binding = self.engine.session.io_binding()
         for name in (*self.engine.inputs, *self.engine.outputs):
-            array = others[name] if name in others else self._array(name)
+            array = others[name] if name in others else self.array(name)
             call = binding.bind_input if name in self.engine.inputs else binding.bind_output
             call(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.engine.session.run_with_iobinding(binding)
 
-    def _array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         """The bound memory."""
         shape, pointer = self.bound[name]
         dtype = np.dtype({**self.engine.inputs, **self.engine.outputs}[name])

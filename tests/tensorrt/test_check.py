@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -27,10 +28,12 @@ from qwen2vl_rt.tensorrt.check import (
 from qwen2vl_rt.tensorrt.check_files import CheckResult, store_result, stored_result
 from qwen2vl_rt.tensorrt.check_inputs import (
     BATCH,
+    BATCH_REPLAY,
     CHUNK,
     DECODE,
     LARGEST,
     PREFILL,
+    REPLAY,
     VISION,
     check_steps,
     picture_sizes,
@@ -40,7 +43,7 @@ from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_i
 
 LIMITS = SessionLimits(max_length=96, max_batch=3, max_pixels=28 * 28 * 64, prefill_chunk=40)
 GPU = "a GPU, CUDA driver 13000"
-COMPARED = [VISION, PREFILL, CHUNK, DECODE, BATCH]
+COMPARED = [VISION, PREFILL, CHUNK, DECODE, REPLAY, BATCH, BATCH_REPLAY]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,8 @@ def test_float16_is_within_its_rounding(exported, engines_of):
     assert 1e-4 < max(result.figures.values()) < 0.5 * ALLOWED["float16"]
 
 
-# What each wrong engine gets wrong, and nothing else.
+# What each wrong engine gets wrong, and nothing else. The CPU as a device replays nothing: see
+# tests/gpu/test_tensorrt_recorded.py.
 FAULTS = {
     VISION: {"spoil_vision": True},
     PREFILL: {
@@ -99,12 +103,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("attention", ["lengths", "mask", "primitives"])
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", FAULTS)
 def test_what_is_wrong_in_one_place_is_found_there(exported, engines_of, name, attention):
     """And by more than any number format's rounding would explain."""
     (chosen,) = engines_of(exported["fp32"], attention)
     result = result_of(exported["fp32"], chosen, **FAULTS[name])
-    assert list(result.differing) == [name]
+    assert list(result.differing) == {DECODE: [DECODE, REPLAY], BATCH: [BATCH, BATCH_REPLAY]}.get(
+        name, [name]
+    )
     assert result.figures[name] > max(*ALLOWED.values(), ALLOWED_INT8, ALLOWED_FP8)
     message = str(check.refusal(chosen, result))
     assert name in message and GPU in message and str(chosen.files["decoder"].path) in message
@@ -123,7 +129,7 @@ def test_a_forgotten_position_is_found(exported, engines_of):
     """The batch has a row of one token: a step that forgets it sees nothing but itself."""
     (chosen,) = engines_of(exported["fp32"], "mask")
     faults = {"misread": lambda profile, shape, past: np.maximum(past - 1, 0) if len(past) > 1 else None}
-    assert list(result_of(exported["fp32"], chosen, **faults).differing) == [BATCH]
+    assert list(result_of(exported["fp32"], chosen, **faults).differing) == [BATCH, BATCH_REPLAY]
 
 
 def test_alignment_as_the_parser_leaves_it_is_found(exported, engines_of):
@@ -270,10 +276,12 @@ def test_errors_are_of_deviations():
 )
 def test_steps_fit_what_engines_hold(limits):
     steps = check_steps(limits)
-    assert [step.name for step in steps[:3]] == [PREFILL, CHUNK, DECODE]
+    assert [step.name for step in steps[:4]] == [PREFILL, CHUNK, DECODE, REPLAY]
     assert (BATCH in {step.name for step in steps}) == (limits.max_batch > 1)
-    for before, step, after in zip(steps[::3], steps[1::3], steps[2:6:3], strict=False):
+    for before, step, after in zip(steps[::4], steps[1::4], steps[2:8:4], strict=False):
         assert step.past == (before.tokens,) and after.past == (before.tokens + step.tokens,)
+    for before, step in itertools.pairwise(steps):
+        assert not step.replayed or step.past == tuple(past + 1 for past in before.past)
     for step in steps:
         assert max(step.past) + step.tokens <= limits.max_length
         assert step.tokens <= (limits.prefill_chunk if step.prompt else 1)

@@ -1,15 +1,17 @@
 """The self-check of an engine on the machine that it runs on: its numbers beside the cpu backend's.
 
 An engine can't be run where it is built. So its first session compares, on inputs from a seed, vision
-features and the logits of a prefill, of its second chunk, of a decode step against a warm cache and of one
-over rows of different lengths, and looks at the largest picture's features, which must be finite; what came
-of it lies beside the engine, and an engine that differs is refused.
+features and the logits of a prefill, of its second chunk, of decode steps against a warm cache and of some
+over rows of different lengths, queued by the engine and replayed from a recording, and looks at the largest
+picture's features, which must be finite; what came of it lies beside the engine, and an engine that differs
+is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -34,6 +36,7 @@ from qwen2vl_rt.tensorrt.check_inputs import (
     pictures,
     step_inputs,
 )
+from qwen2vl_rt.tensorrt.check_recording import Recordings
 from qwen2vl_rt.tensorrt.find import EngineSet
 
 # The error that a format's rounding explains, by what the engine computes in; more where activations are
@@ -111,17 +114,23 @@ def _actual_values(
     for layer in range(geometry.layers):
         device.upload(cache.keys(layer), rubbish)
         device.upload(cache.values(layer), rubbish)
-    buffers, steps = decoder.buffers, check_steps(limits)
+    buffers, steps, recordings = decoder.buffers, check_steps(limits), Recordings(engines, engine)
     for step, inputs in zip(steps, step_inputs(bundle, steps, number_format), strict=True):
         for name in STEP_INPUTS:
             array = getattr(inputs, name)
             floats = array.dtype == np.float32
             device.upload(buffers[name], _words(array, number_format) if floats else array)
         longest = step.past[0] + step.tokens if step.prompt else cache.capacity
-        engine.enqueue(step.first_row, step.rows, step.tokens, longest, step.prompt)
+        queue = partial(engine.enqueue, step.first_row, step.rows, step.tokens, longest, step.prompt)
+        if step.replayed:
+            recordings.run(step.rows, queue)
+        else:
+            queue()
         logits = np.empty((step.rows, geometry.vocab_size), np.float32)
         device.download(logits, buffers[LOGITS])
         actual.setdefault(step.name, []).append(logits)
+        if not step.prompt:
+            recordings.record(step.rows, queue)
     return actual
 
 

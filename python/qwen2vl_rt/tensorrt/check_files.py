@@ -19,7 +19,7 @@ from qwen2vl_rt.tensorrt.check_memory import require_memory
 from qwen2vl_rt.tensorrt.files import write_whole
 from qwen2vl_rt.tensorrt.find import EngineSet
 
-VERSION = 2
+VERSION = 3
 """Of the check: its inputs, and what is compared how."""
 
 

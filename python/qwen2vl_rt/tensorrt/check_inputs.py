@@ -23,12 +23,14 @@ from qwen2vl_rt.weights import embedding_dtype
 
 SEED = 20
 LARGEST = "largest picture"  # whose features must be finite; the others are compared
-VISION, PREFILL, CHUNK, DECODE, BATCH = (
+VISION, PREFILL, CHUNK, DECODE, REPLAY, BATCH, BATCH_REPLAY = (
     "vision features",
     "prefill",
     "chunked prefill",
     "decode against a warm cache",
+    "replayed decode",
     "batch of different lengths",
+    "replayed batch",
 )
 
 
@@ -42,6 +44,8 @@ class Step:
     """Positions that each row holds before it."""
     tokens: int
     prompt: bool
+    replayed: bool = False
+    """Run as the replay of a recording, which was made after the step before."""
 
     @property
     def rows(self) -> int:
@@ -61,8 +65,8 @@ class StepInputs:
 
 
 def check_steps(limits: SessionLimits) -> list[Step]:
-    """A prompt in two chunks and a token after it, short, long, then filling a chunk; other rows; a token for
-    all rows.
+    """A prompt in two chunks and two tokens after it: short, long, then filling a chunk. Other rows; two
+    tokens for all rows.
 
     `limits`: a row's length, rows and chunk of the engines; long prompts are cut to what they hold.
     """
@@ -80,11 +84,14 @@ def check_steps(limits: SessionLimits) -> list[Step]:
             Step(PREFILL, 0, (0,), first, True),
             Step(CHUNK, 0, (first,), second, True),
             Step(DECODE, 0, (length,), 1, False),
+            Step(REPLAY, 0, (length + 1,), 1, False, replayed=True),
         ]
     others = [1, min(18, first), min(67, first)][: limits.max_batch - 1]
     steps += [Step(PREFILL, row, (0,), tokens, True) for row, tokens in enumerate(others, 1)]
     if others:
-        steps.append(Step(BATCH, 0, (length + 1, *others), 1, False))
+        past = (length, *others)
+        steps.append(Step(BATCH, 0, past, 1, False))
+        steps.append(Step(BATCH_REPLAY, 0, tuple(one + 1 for one in past), 1, False, replayed=True))
     return steps
 
 
