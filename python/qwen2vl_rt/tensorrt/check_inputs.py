@@ -73,7 +73,7 @@ def check_steps(limits: SessionLimits) -> list[Step]:
 
     def cut(first: int, second: int) -> tuple[int, int]:
         first = max(1, min(first, limits.prefill_chunk, limits.max_length // 2 - 1))
-        return first, max(1, min(second, limits.prefill_chunk, limits.max_length - first - 2))
+        return first, max(1, min(second, limits.prefill_chunk, limits.max_length - first - 3))
 
     steps = []
     for first, second in dict.fromkeys(
@@ -89,10 +89,10 @@ def check_steps(limits: SessionLimits) -> list[Step]:
     others = [1, min(18, first), min(67, first)][: limits.max_batch - 1]
     steps += [Step(PREFILL, row, (0,), tokens, True) for row, tokens in enumerate(others, 1)]
     if others:
-        past = (length, *others)
+        past = (length + 1, *others)  # where the last one was: behind it, row 0 is not filled
         steps.append(Step(BATCH, 0, past, 1, False))
         steps.append(Step(BATCH_REPLAY, 0, tuple(one + 1 for one in past), 1, False, replayed=True))
-    return steps
+    return [step for step in steps if max(step.past) + step.tokens <= limits.max_length]  # of the tiniest
 
 
 def picture_sizes(limits: SessionLimits, patch_size: int, merge: int) -> list[tuple[int, int, int]]:
