@@ -43,15 +43,8 @@ PYTEST = (
 MEMCHECK = (r"ERROR SUMMARY: ", r"ERROR SUMMARY: 0 errors")
 RACECHECK = (r"RACECHECK SUMMARY: ", r"RACECHECK SUMMARY: 0 hazards")
 FAILED_TEST = re.compile(r"^(?:FAILED tests/\S+|ERROR:? .{,200})", re.MULTILINE)
-# Kernels run a hundred times slower under compute-sanitizer: fewer cases, every kernel.
-CASES = (
-    "cuda and (rope or gather or cache or removed or patches or strided or published or overflowed "
-    "or visuals_may or norm_residual or rotated_heads or attention_over)"
-)
-KERNEL_TESTS = [
-    f"tests/gpu/test_{name}.py"
-    for name in ("kernels", "device_frames", "device_sampling", "device_linear", "decode_attention")
-]
+# Kernels run a hundred times slower under compute-sanitizer: the cases that are marked as some kernel's.
+KERNEL_CASES = "kernels and gpu"
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def _sanitizer(tool: str, summary: tuple[str, str], *options: str) -> Stage:
     def command(settings: Settings) -> list[str]:
         checked = ["compute-sanitizer", "--tool", tool, *options]
         checked += ["--error-exitcode", "9", "--target-processes", "all"]
-        return checked + _pytest(settings, "-k", CASES, *KERNEL_TESTS, "tests/gpu/test_device_decoder.py")
+        return checked + _pytest(settings, "-m", KERNEL_CASES, "tests/gpu")
 
     return Stage(command, 540, measures=False, summaries=(PYTEST, summary))
 

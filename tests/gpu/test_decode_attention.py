@@ -58,6 +58,7 @@ class Rows:
         return result
 
 
+@pytest.mark.kernels("attention/decode_attention.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("lengths", "heads", "kv_heads", "dim"),

@@ -129,6 +129,7 @@ def test_answers_are_those_of_the_cpus_loop(tmp_path, device, options):
             assert token[1] == pytest.approx(wanted[1], abs=1e-5)
 
 
+@pytest.mark.kernels("cuda/step_kernel.cu")
 def test_a_conversation_reuses_the_devices_cache(tmp_path, device):
     toy = DeviceToy(tmp_path, device)
     first = toy.generate(PROMPTS[1])
@@ -139,6 +140,7 @@ def test_a_conversation_reuses_the_devices_cache(tmp_path, device):
     assert again.token_ids == Toy(tmp_path).generate(longer).token_ids
 
 
+@pytest.mark.kernels("cuda/step_kernel.cu")
 def test_visuals_may_lie_on_the_device(tmp_path, device):
     prompt = PROMPTS[1]
     expected = Toy(tmp_path).generate(prompt).token_ids
@@ -172,6 +174,7 @@ def test_two_decoders_on_one_device_have_recordings_of_their_own(tmp_path, devic
             toy.cache.truncate(0, 0)
 
 
+@pytest.mark.kernels("cuda/step_kernel.cu")
 def test_an_answer_may_fill_the_cache(tmp_path, device):
     toy = DeviceToy(tmp_path, device, rows=2, capacity=24)
     prompts = [PROMPTS[0], PROMPTS[4]]

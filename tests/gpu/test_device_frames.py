@@ -22,6 +22,7 @@ def expected_patches(frame, height, width, vertical_first):
     return patches[0], pixels
 
 
+@pytest.mark.kernels("image/frame_kernel.cu")
 @pytest.mark.parametrize("vertical_first", [False, True])
 @pytest.mark.parametrize(
     ("size", "resized"),
@@ -62,6 +63,7 @@ def test_patches_equal_the_cpus(device, size, resized, vertical_first):
         assert (to_host(changed, (4,), np.uint64) != first).all()
 
 
+@pytest.mark.kernels("image/frame_kernel.cu")
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_strided_frames_slots_and_16_bit_patches(device, dtype):
     frame = noise(3, 90, 130, 4)

@@ -122,6 +122,7 @@ def test_products(device, dtype, form, rows, inputs, outputs):
     assert_close(run(device, dtype, form, x, matrices), products(x, matrices), dtype)
 
 
+@pytest.mark.kernels("linear/device_linear.cu", "linear/few_rows.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rows", [1, 6, 9])
@@ -143,6 +144,7 @@ def test_norm_residual_and_gate(device, dtype, form, rows):
     assert_close(actual, [products(x, [down])[0] + added.astype(np.float64)], dtype)
 
 
+@pytest.mark.kernels("linear/device_linear.cu", "linear/few_rows.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("rows", "head_dim", "heads"), [(1, 128, (6, 2)), (3, 16, (2, 1)), (12, 32, (3, 1))])

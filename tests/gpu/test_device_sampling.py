@@ -64,6 +64,7 @@ def test_tokens_equal_the_cpu_samplers(device, seed, vocab, scale, grain, option
         assert_same(*pair, logits)
 
 
+@pytest.mark.kernels("sampling/sample_kernel.cu")
 @pytest.mark.parametrize(
     "options",
     [
@@ -84,6 +85,7 @@ def test_a_published_vocabulary(device, options):
         assert_same(*pair, logits.astype(np.float32))
 
 
+@pytest.mark.kernels("sampling/sample_kernel.cu")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 16, 299])
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.3}, {"logprobs": 2}])

@@ -13,6 +13,7 @@ from tests.gpu.arrays import to_device, to_host
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
+@pytest.mark.kernels("rope/rope_kernel.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("head_dim", "sections"), [(128, (16, 24, 24)), (16, (2, 3, 3)), (24, (1, 4, 7))])
 def test_rope_rows(device, dtype, head_dim, sections):
@@ -32,6 +33,7 @@ def test_rope_rows(device, dtype, head_dim, sections):
         np.testing.assert_array_equal(to_host(block, (77, width), DTYPES[dtype]), want.astype(DTYPES[dtype]))
 
 
+@pytest.mark.kernels("rope/rope_kernel.cu")
 def test_rope_rows_of_text_have_one_position_on_all_axes(device):
     table = _core.RopeTable(16, 1e6, (2, 3, 3))
     positions = np.array([0, 5, 40000])
@@ -51,6 +53,7 @@ def test_rope_rows_of_text_have_one_position_on_all_axes(device):
     np.testing.assert_array_equal(to_host(sin, (3, 8), np.float32), expected[1])
 
 
+@pytest.mark.kernels("embedding/gather_kernel.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("table_dtype", [*DTYPES, "uint8"])
 @pytest.mark.parametrize("shared", [False, True], ids=["device memory", "host memory"])
@@ -161,6 +164,16 @@ def cache_view(device, cache, content):
     return read
 
 
+@pytest.mark.kernels("device/transpose.cu")
+@pytest.mark.parametrize("item", [np.uint8, np.uint16, np.uint32])
+def test_a_matrix_is_turned(device, item):
+    array = np.random.default_rng(4).integers(0, np.iinfo(item).max, (37, 300), item)
+    given, turned = to_device(device, array), device.allocate(array.nbytes)
+    device.transpose(given.pointer, turned.pointer, *array.shape, array.itemsize)
+    np.testing.assert_array_equal(to_host(turned, array.shape[::-1], item), array.T)
+
+
+@pytest.mark.kernels("cache/cache_kernels.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cache_append_writes_behind_each_rows_past(device, dtype):
     cache, content = filled_cache(device, dtype)
@@ -175,6 +188,7 @@ def test_cache_append_writes_behind_each_rows_past(device, dtype):
     np.testing.assert_array_equal(read_cache(device, cache, content), content)
 
 
+@pytest.mark.kernels("cache/cache_kernels.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [0, 1, 17, 24])
 def test_cache_rows_are_copied_and_moved(device, dtype, length):
@@ -188,6 +202,7 @@ def test_cache_rows_are_copied_and_moved(device, dtype, length):
     assert [cache.length(row) for row in range(3)] == [0, length, length]
 
 
+@pytest.mark.kernels("cache/cache_kernels.cu")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("begin", "end", "length"), [(2, 3, 24), (0, 11, 24), (5, 20, 22), (4, 4, 9), (7, 9, 9)]

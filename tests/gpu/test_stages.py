@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -130,6 +132,24 @@ def test_tests_fail_without_the_gpu_that_they_are_run_for(tmp_path):
     )
     assert done.returncode != 0
     assert "there is no GPU" in done.stdout + done.stderr
+
+
+def test_the_sanitizers_look_at_every_kernel():
+    tests = [
+        value
+        for file in (ROOT / "tests" / "gpu").glob("test_*.py")
+        for name, value in vars(importlib.import_module(f"tests.gpu.{file.stem}")).items()
+        if name.startswith("test_")
+    ]
+    marks = [
+        (test, mark) for test in tests for mark in getattr(test, "pytestmark", []) if mark.name == "kernels"
+    ]
+    csrc = ROOT / "csrc"
+    assert {file for _, mark in marks for file in mark.args} == {
+        str(file.relative_to(csrc)) for file in csrc.rglob("*.cu")
+    }
+    for test, _ in marks:  # on the GPU
+        assert "device" in inspect.signature(test).parameters
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
