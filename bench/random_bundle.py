@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from bench.random_checkpoint import GENERATION_CONFIG, PREPROCESSOR_CONFIG, PUBLISHED, published_config
+from bench.random_checkpoint import PREPROCESSOR_CONFIG, PUBLISHED, published_config, with_ids_of
+from bench.tiny import TINY
 from qwen2vl_export.bundle_writer import BundleWriter
 from qwen2vl_export.decoder import decoder_graph, embedding_weights, prefill_graph
 from qwen2vl_export.graph import Weight
@@ -34,6 +35,7 @@ from qwen2vl_rt.bundle import (
     CONFIG,
     DECODER_GRAPH,
     EMBEDDING,
+    GENERATION_CONFIG,
     PRECISIONS,
     PREFILL_GRAPH,
     TOKENIZER,
@@ -42,15 +44,11 @@ from qwen2vl_rt.bundle import (
     FileEntry,
 )
 from qwen2vl_rt.bundle import (
-    GENERATION_CONFIG as GENERATION_FILE,
-)
-from qwen2vl_rt.bundle import (
     PREPROCESSOR_CONFIG as PREPROCESSOR_FILE,
 )
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.number_formats import format_named
 
-TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny"
 POOL = 2**22  # random numbers, repeated
 LAYER = re.compile(r"^(layers|blocks)\.(\d+)\.")
 
@@ -96,10 +94,7 @@ def write_random_bundle(
     `distinct` no two layers are equal.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config, generation = (
-        value | _tokenizer_ids(file)
-        for value, file in ((config, "config.json"), (GENERATION_CONFIG, "generation_config.json"))
-    )
+    config, generation = with_ids_of(TINY, config)
     geometry = Geometry.from_config(config, generation)
     graphs = {
         VISION_GRAPH: vision_graph(geometry.vision, geometry.decoder.hidden_size, precision),
@@ -123,23 +118,17 @@ def write_random_bundle(
     for file, graph in graphs.items():
         where = {weight.name: places[weight.file][weight.name] for weight in graph.weights}
         writer.add(file, graph.model(where).SerializeToString())
-    writer.add(TOKENIZER, (TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
-    template = json.loads((TOKENIZER_FOLDER / "chat_template.json").read_text())
+    writer.add(TOKENIZER, (TINY / "tokenizer.json").read_bytes())
+    template = json.loads((TINY / "chat_template.json").read_text())
     for file, value in (
         (CHAT_TEMPLATE, template),
         (CONFIG, config),
         (PREPROCESSOR_FILE, PREPROCESSOR_CONFIG),
-        (GENERATION_FILE, generation),
+        (GENERATION_CONFIG, generation),
     ):
         writer.add_json(file, value)
     writer.finish(folder.name, precision, geometry, __version__)
     return Bundle.open(folder)
-
-
-def _tokenizer_ids(file: str) -> dict[str, Any]:
-    """The special token ids that go with the tokenizer."""
-    value = json.loads((TOKENIZER_FOLDER / file).read_text())
-    return {name: ids for name, ids in value.items() if name.endswith("token_id")}
 
 
 def _first(name: str, weights: dict[str, Weight]) -> str:

@@ -20,13 +20,13 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from bench.tiny import TINY
 from qwen2vl_export.decoder import EMBEDDING_SOURCE, decoder_graph
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.bundle import MANIFEST
 from qwen2vl_rt.geometry import Geometry
 
-TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"  # its tokenizer is as good as any
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 10**9
 BLOCK_NUMBERS = 2**22
@@ -136,7 +136,6 @@ def write_random_checkpoint(
     *,
     seed: int = 0,
     sparse: bool = False,
-    generation_config: dict[str, Any] = GENERATION_CONFIG,
 ) -> int:
     """Write the checkpoint and return the bytes of its weights (bfloat16).
 
@@ -144,7 +143,7 @@ def write_random_checkpoint(
     model's (a small tokenizer), the configuration states those.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config, generation_config = _with_ids_of(tokenizer / "tokenizer.json", config)
+    config, generation_config = with_ids_of(tokenizer, config)
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
     _write_json(folder / "generation_config.json", generation_config)
@@ -174,9 +173,10 @@ def write_random_checkpoint(
     return total
 
 
-def _with_ids_of(tokenizer: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and GENERATION_CONFIG with a tokenizer's special ids."""
-    added = {token["content"]: token["id"] for token in json.loads(tokenizer.read_text())["added_tokens"]}
+def with_ids_of(tokenizer: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and GENERATION_CONFIG with the special ids of the tokenizer in that folder."""
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
     ids = {key: added[name] for name, keys in SPECIAL_TOKENS.items() for key in keys}
     generation = GENERATION_CONFIG | {key: ids[key] for key in ("bos_token_id", "pad_token_id")}
     generation["eos_token_id"] = [ids["eos_token_id"], ids["bos_token_id"]]
