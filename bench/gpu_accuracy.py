@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.gpu import Figures, write_json
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.evaluate import Example, load_examples, score
 from qwen2vl_rt.session import Session
 
-TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 REFERENCE = "fp32"
 PRECISIONS = (REFERENCE, "bf16", "int4")  # on the GPU
 ANSWERS = "tiny-reference-answers.json"  # the CPU's in float32, by the question's id

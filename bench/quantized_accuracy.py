@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from bench.tiny import TINY
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
@@ -232,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--reference", type=Path, required=True, help="the float32 bundle")
-    parser.add_argument("--set", type=Path, default=Path("models/tiny/eval"))
+    parser.add_argument("--set", type=Path, default=TINY / "eval")
     parser.add_argument("--most", type=int, default=96, help="tokens of an answer")
     parser.add_argument("--every", type=int, default=1, help="take one question in so many")
     parser.add_argument("--threads", type=int, default=1, help="of each process")

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from bench.tiny import TINY  # noqa: E402
 from qwen2vl_export.checkpoint import Checkpoint  # noqa: E402
 from qwen2vl_export.decoder import decoder_graph  # noqa: E402
 from qwen2vl_export.errors import ExportError  # noqa: E402
@@ -27,8 +28,6 @@ from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.errors import InputError  # noqa: E402
 from tests.support.portable_graphs import PortableDecoder, PortableVision  # noqa: E402
 from tests.support.random_model import random_model, save_checkpoint  # noqa: E402
-
-TINY = Path(__file__).parents[2] / "models/tiny"
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:

@@ -14,24 +14,14 @@ from onnx.numpy_helper import to_array
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from bench.tiny import TINY
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from tests.support import quantized_checkpoint as layouts
 from tests.support.quantized_checkpoint import Layout, QuantizedCheckpoint, save_quantized
-from tests.support.random_model import random_model
-
-TINY = Path(__file__).parents[2] / "models/tiny"
-TINY_IDS = {
-    "image_token_id": 546,
-    "video_token_id": 547,
-    "vision_start_token_id": 543,
-    "vision_end_token_id": 544,
-    "eos_token_id": 536,
-    "bos_token_id": 534,
-    "pad_token_id": 534,
-}
+from tests.support.random_model import of_the_tiny_tokenizer, random_model
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +48,8 @@ def written(layout: Layout, mlp_size: int, folder: Path) -> QuantizedCheckpoint:
         hidden_size=128,
         mlp_size=mlp_size,
         mrope_section=(4, 4, 8),
-        vocab_size=768,
         tied=True,
-        special_ids=TINY_IDS,
+        **of_the_tiny_tokenizer(),
     )
     return save_quantized(model, folder / "checkpoint", layout, tokenizer=TINY)
 

@@ -1,10 +1,13 @@
-"""numpy arrays to a device's memory and back."""
+"""Number formats by name, and numpy arrays to a device's memory and back."""
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from qwen2vl_rt import _core
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 def to_device(device: _core.Device, array: np.ndarray) -> _core.DeviceBlock:

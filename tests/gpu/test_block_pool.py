@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import CancelToken, Session, _core
 from qwen2vl_rt.engine import Engine
@@ -20,7 +19,6 @@ from tests.gpu.arrays import to_host
 from tests.support.preparation import noise
 
 SETTINGS = PixelSettings.from_config({})
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 def test_a_block_that_nobody_holds_is_given_out_again(device):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import MemoryLimitError, Session, cuda
 from qwen2vl_rt.executors import cuda as cuda_backend
@@ -23,7 +24,6 @@ from tests.support.preparation import noise
 
 pytestmark = pytest.mark.gpu
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 SIZES = {"max_length": 512, "max_batch": 2, "max_pixels": 140 * 112}
 QUESTION = "What colour is the circle?"
 

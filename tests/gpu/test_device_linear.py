@@ -10,9 +10,8 @@ import pytest
 
 from qwen2vl_rt import _core, cuda
 from tests.gpu import emulation
-from tests.gpu.arrays import to_device, to_host
+from tests.gpu.arrays import DTYPES, to_device, to_host
 
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
 BLOCK = _core.BLOCK  # inputs that share a scale
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError
-from tests.gpu.arrays import to_device, to_host
-
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+from tests.gpu.arrays import DTYPES, to_device, to_host
 
 
 @pytest.mark.kernels("rope/rope_kernel.cu")

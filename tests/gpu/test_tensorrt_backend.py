@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import qwen2vl_rt
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.executors import select_backend
@@ -20,7 +20,6 @@ from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 pytestmark = pytest.mark.gpu
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=112 * 112, prefill_chunk=64)
 QUESTIONS = [
     {"prompt": "Describe the picture.", "images": [np.full((56, 84, 3), 90, np.uint8)]},

@@ -6,17 +6,17 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("skimage")
 
+from bench.tiny import TINY
 from models.training import draw, phrases, scenes
 from models.training.sample import Turn
 
-SET = Path(__file__).parents[2] / "models" / "tiny" / "eval" / "questions.jsonl"
+SET = TINY / "eval" / "questions.jsonl"
 COLOUR, SHAPE = (f"(?:{'|'.join(words)})" for words in (phrases.COLOUR_NAMES, phrases.SHAPES))
 NAME = f"(?:{COLOUR} )?{SHAPE}"
 SLOTS = {"colour": COLOUR, "shape": SHAPE, "name": NAME, "a": NAME, "b": NAME}

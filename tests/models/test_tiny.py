@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_rt import evaluate
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 SPECIAL = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
 SPECIAL += " vision_start vision_end vision_pad image_pad video_pad"
 

@@ -5,20 +5,18 @@ The reference computes with the matrices that the codes stand for, dequantized b
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import Session
 from tests.reference.reference import Reference, picture
 from tests.support import quantized_checkpoint as layouts
 from tests.support.quantized_checkpoint import save_quantized
-from tests.support.random_model import random_model
+from tests.support.random_model import of_the_tiny_tokenizer, random_model
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 TOKENS = 48
 LAYOUTS = {
     "gptq-int4": layouts.GPTQ_INT4,
@@ -50,10 +48,8 @@ def random_shape(seed: int, group: int) -> dict:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_greedy_tokens_equal_the_dequantized_model(name, tmp_path):
     seed, layout = list(LAYOUTS).index(name), LAYOUTS[name]
-    config = json.loads((TINY / "config.json").read_text())
-    ids = {name: config[name] for name in config if name.endswith("_token_id")}
     shape = random_shape(seed, layout.group)
-    model = random_model(seed, vocab_size=config["vocab_size"], special_ids=ids, **shape)
+    model = random_model(seed, **of_the_tiny_tokenizer(), **shape)
     checkpoint = save_quantized(model, tmp_path / "checkpoint", layout, tokenizer=TINY).path
     export_checkpoint(checkpoint, tmp_path / "bundle")
     reference = Reference(checkpoint, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import Session, _core
 from tests.reference.reference import Reference, frames, picture
-from tests.support.random_model import random_model, save_checkpoint
+from tests.support.random_model import of_the_tiny_tokenizer, random_model, save_checkpoint
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 SEEDS = range(12)
 TOKENS = 64
 
@@ -65,9 +64,7 @@ def pair(request, tmp_path_factory) -> Pair:
 
 
 def random_checkpoint(seed: int, folder: Path) -> tuple[Path, torch.nn.Module]:
-    config = json.loads((TINY / "config.json").read_text())
-    ids = {name: config[name] for name in config if name.endswith("_token_id")}
-    model = random_model(seed, vocab_size=config["vocab_size"], special_ids=ids, **random_shape(seed))
+    model = random_model(seed, **of_the_tiny_tokenizer(), **random_shape(seed))
     return save_checkpoint(model, folder / "checkpoint", tokenizer=TINY), model
 
 

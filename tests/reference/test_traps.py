@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import MemoryLimitError, Session, _core
 from qwen2vl_rt.executors.cpu import LEAST_CHUNK, CpuDecoder
 from tests.reference.reference import Reference, frames, picture
-from tests.support.random_model import random_model, save_checkpoint
+from tests.support.random_model import of_the_tiny_tokenizer, random_model, save_checkpoint
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 TOKENS = 32
 QUANTIZED = ("int8", "int4", "int4-int8")
 
@@ -40,9 +39,7 @@ def any_session(bundle) -> Session:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("traps")
-    config = json.loads((TINY / "config.json").read_text())
-    ids = {name: config[name] for name in config if name.endswith("_token_id")}
-    model = random_model(42, layers=3, vocab_size=config["vocab_size"], special_ids=ids, vision_depth=3)
+    model = random_model(42, layers=3, **of_the_tiny_tokenizer(), vision_depth=3)
     checkpoint = save_checkpoint(model, folder / "checkpoint", tokenizer=TINY)
     export_checkpoint(checkpoint, folder / "bundle", "fp32")
     return folder

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import Session
-
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 @pytest.fixture(scope="session")

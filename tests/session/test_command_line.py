@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.tiny import TINY
 from qwen2vl_rt.cli import info, main, output
-
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 def test_run_streams_the_answer_and_reports_timings(bundle, desk, capsys):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from bench.tiny import TINY
+
 VOCABULARY = 512
 IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END, END_OF_TEXT, IM_END = 505, 506, 502, 503, 500, 501
 
@@ -80,6 +82,14 @@ def random_model(
     model.generation_config.eos_token_id = [ids["eos_token_id"], ids["pad_token_id"]]
     model.generation_config.pad_token_id = ids["pad_token_id"]
     return model
+
+
+def of_the_tiny_tokenizer() -> dict[str, Any]:
+    """The arguments of `random_model` for a model that goes with the tiny checkpoint's tokenizer."""
+    config = json.loads((TINY / "config.json").read_text())
+    ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    ids["pad_token_id"] = ids["bos_token_id"]
+    return {"vocab_size": config["vocab_size"], "special_ids": ids}
 
 
 def save_checkpoint(

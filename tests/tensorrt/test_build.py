@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.tiny import TINY
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
@@ -37,7 +38,6 @@ trt = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT for RTX is not installed (no wheel for this system)"
 )
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=448 * 448, prefill_chunk=64)
 TARGETS = {
     "sm75": "fp16",

@@ -7,13 +7,13 @@ import json
 import os
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import qwen2vl_rt
+from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
@@ -38,7 +38,6 @@ from tests.support.tensorrt_stand_in import (
     stand_in_edition,
 )
 
-TINY = Path(__file__).parents[2] / "models" / "tiny"
 LIMITS = SessionLimits(max_length=512, max_batch=2, max_pixels=112 * 112, prefill_chunk=64)
 
 
