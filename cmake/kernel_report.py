@@ -89,7 +89,7 @@ def _short(mangled: str) -> str:
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"\(anonymous namespace\)::|qwen2vl::|cuda::", "", name).replace(", ", ",")
     name = re.sub(r"\(\w+\)(\d+)", r"\1", name)  # numbers of enumerations
-    return re.sub(r"\(.*", "", name).removeprefix("void ").split(" ")[-1]
+    return re.sub(r"\(.*", "", name).removeprefix("void ").replace(" >", ">")
 
 
 def main() -> int:
@@ -115,15 +115,17 @@ def main() -> int:
         "by architecture; shared memory a block, stack and spills a thread, in bytes, the most of any. No "
         "warnings. Numbers in names: the format (0 float32, 1 bfloat16, 2 float16), then the template's own.",
         "",
-        f"| kernel | {' | '.join(options.architectures)} | shared | stack | spills |",
-        "|---|" + "---|" * (len(options.architectures) + 3),
+        f"| file | kernel | {' | '.join(options.architectures)} | shared | stack | spills |",
+        "|---|---|" + "---|" * (len(options.architectures) + 3),
     ]
-    for name in dict.fromkeys(kernel.name for kernel in kernels):
-        found = {kernel.architecture: kernel for kernel in kernels if kernel.name == name}
-        registers = [getattr(found.get(number), "registers", None) for number in options.architectures]
+    entries: dict[tuple[str, str], dict[str, Kernel]] = {}
+    for kernel in kernels:
+        if kernel.registers is not None:
+            entries.setdefault((kernel.file, kernel.name), {})[kernel.architecture] = kernel
+    for (file, name), found in entries.items():
+        registers = [found[number].registers if number in found else "" for number in options.architectures]
         most = [max(getattr(one, field) for one in found.values()) for field in ("shared", "stack", "spills")]
-        row = [name, *("" if value is None else value for value in registers), *most]
-        lines.append("| " + " | ".join(str(value) for value in row) + " |")
+        lines.append("| " + " | ".join(str(value) for value in (file, name, *registers, *most)) + " |")
     options.output.write_text("\n".join(lines) + "\n")
     spilling = [f"{kernel.name} (sm_{kernel.architecture})" for kernel in kernels if kernel.spills]
     if spilling:
