@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bench.tiny import TINY
+from qwen2vl_rt.boxes import Box, draw_boxes
 from qwen2vl_rt.cli import info, main, output
 
 
@@ -41,11 +43,15 @@ def test_run_json_holds_the_whole_answer(bundle, desk, capsys):
     assert output.err == ""
 
 
-def test_run_draws_boxes(bundle, desk, tmp_path):
+def test_run_draws_boxes(bundle, desk, tmp_path, capsys):
     target = tmp_path / "drawn.png"
     arguments = ["run", str(bundle), "Where is the red block?", "--image", str(desk), "--draw", str(target)]
-    assert main([*arguments, "--max-new-tokens", "60"]) == 0
-    assert Image.open(target).size == (200, 140)
+    assert main([*arguments, "--max-new-tokens", "60", "--json"]) == 0
+    (box,) = (Box(**found) for found in json.loads(capsys.readouterr().out)["boxes"])
+    drawn, original = (np.asarray(Image.open(file)) for file in (target, desk))
+    np.testing.assert_array_equal(drawn, np.asarray(draw_boxes(desk, [box])))
+    changed = (drawn != original).any(axis=-1)
+    assert changed[75, int(box.x1)] and changed[75, int(box.x2)] and not changed[60:90, 50:80].any()
 
 
 def test_info_reports_geometry_and_plan(bundle, capsys):
@@ -54,14 +60,6 @@ def test_info_reports_geometry_and_plan(bundle, capsys):
     assert report["bundle"]["verified"] and report["plan"]["fits"]
     assert main(["info", str(bundle), "--memory-limit", "1M"]) == 0
     assert "refused" in capsys.readouterr().err
-
-
-def test_bench_prints_a_table(bundle, tmp_path, capsys):
-    file = tmp_path / "bench.json"
-    small = ["--pictures", "56x56", "--lengths", "16", "--decode-tokens", "4", "--json", str(file)]
-    assert main(["bench", str(bundle), *small]) == 0
-    assert "decode after 16" in capsys.readouterr().out
-    assert all(figure["value"] > 0 for figure in json.loads(file.read_text())["figures"])
 
 
 def test_eval_asks_as_many_questions_as_its_limit(bundle, tmp_path, capsys):
