@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwen2vl_export.precisions import BLOCK
+
 
 @dataclass(frozen=True)
 class GroupQuantized:
@@ -15,12 +17,16 @@ class GroupQuantized:
     scales[n, g] * (codes[n, k] - zero_points[n, g]).
     """
 
-    codes: np.ndarray  # uint8 [N, K], each 0 to 2**bits - 1
+    codes: np.ndarray  # uint8 [N, K], one a byte
     scales: np.ndarray  # float32 [N, G]
-    zero_points: np.ndarray  # uint8 [N, G], each 0 to 2**bits - 1
-    group: int
-    bits: int
+    zero_points: np.ndarray  # uint8 [N, G]
+    group: int = BLOCK
     order: np.ndarray | None = None  # [K], each input's group (act-order); None: k // group
+
+    def __getitem__(self, outputs: slice) -> GroupQuantized:
+        """Take some outputs."""
+        parts = (self.codes[outputs], self.scales[outputs], self.zero_points[outputs])
+        return GroupQuantized(*parts, self.group, self.order)
 
     def dequantized(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the matrix' inputs `start` to `stop` (all of them by default) in float32 [N, stop - start].

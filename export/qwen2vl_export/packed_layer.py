@@ -93,7 +93,6 @@ class PackedLayer:
             self._scales(start, stop),
             self._zero_points(start, stop),
             self.config.group,
-            self.config.bits,
             self._order(),
         )
 

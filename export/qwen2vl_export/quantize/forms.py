@@ -9,38 +9,15 @@ Scales of blocks have the 11 bits of float16, so that a runtime may keep them in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from qwen2vl_export.group_quantized import GroupQuantized
 from qwen2vl_export.packed_layer import PackedLayer
 from qwen2vl_export.precisions import BLOCK
 
 ZERO_POINTS = {4: 8, 8: 128}
 STEPS = {4: 8, 8: 127}  # steps that the largest magnitude of a block gets at round-to-nearest
 SMALLEST = np.float32(2**-29)  # scale of a block
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix [N, K] in blocks of BLOCK along K.
-
-    codes uint8 [N, K] (one a byte), scales float32 [N, G], zero_points uint8 [N, G].
-    """
-
-    codes: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray
-
-    def __getitem__(self, rows: slice) -> Blocks:
-        """Take some rows."""
-        return Blocks(self.codes[rows], self.scales[rows], self.zero_points[rows])
-
-    def dequantized(self) -> np.ndarray:
-        """Return the values that the codes stand for, float32 [N, K]."""
-        columns = self.codes.shape[1]
-        centred = self.codes.astype(np.float32) - spread(self.zero_points, columns)
-        return centred * spread(self.scales, columns)
 
 
 def spread(per_block: np.ndarray, columns: int) -> np.ndarray:
@@ -53,7 +30,7 @@ def peaks(matrix: np.ndarray) -> np.ndarray:
     return np.maximum.reduceat(np.abs(matrix), np.arange(0, matrix.shape[1], BLOCK), axis=1)
 
 
-def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = None) -> Blocks:
+def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = None) -> GroupQuantized:
     """Round a float32 matrix to the nearest codes; `scales` [N, G] by default reach each block's peak."""
     zero_point = ZERO_POINTS[bits]
     if scales is None:
@@ -61,7 +38,7 @@ def nearest_blocks(matrix: np.ndarray, bits: int, scales: np.ndarray | None = No
     steps = np.rint(matrix / spread(scales, matrix.shape[1]))
     low = 1 if bits == 8 else 0
     codes = np.clip(steps + zero_point, low, 2 * zero_point - 1).astype(np.uint8)
-    return Blocks(codes, scales, np.full(scales.shape, zero_point, np.uint8))
+    return GroupQuantized(codes, scales, np.full(scales.shape, zero_point, np.uint8))
 
 
 def nearest_rows(matrix: np.ndarray, scales: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +71,6 @@ def is_kept(layer: PackedLayer | None) -> bool:
     return layer is not None and layer.config.bits == 4 and layer.config.group == BLOCK and layer.in_order
 
 
-def kept_blocks(layer: PackedLayer | None) -> Blocks | None:
+def kept_blocks(layer: PackedLayer | None) -> GroupQuantized | None:
     """Return the matrix of a layer that `is_kept`, as it is; None for any other."""
-    if not is_kept(layer):
-        return None
-    found = layer.read(0, layer.outputs)
-    return Blocks(found.codes, found.scales, found.zero_points)
+    return layer.read(0, layer.outputs) if is_kept(layer) else None

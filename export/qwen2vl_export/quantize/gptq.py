@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwen2vl_export.group_quantized import GroupQuantized
 from qwen2vl_export.precisions import BLOCK
-from qwen2vl_export.quantize.forms import ZERO_POINTS, Blocks, short
+from qwen2vl_export.quantize.forms import ZERO_POINTS, short
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 # Columns that one H spans; wider matrices (7B and 72B down) are split, which only loses what crosses the
@@ -146,7 +147,7 @@ class Loss:
         return matrix
 
 
-def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:
+def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> GroupQuantized:
     """Round float32 [N, K] with the factors of its inputs."""
     zero_point = ZERO_POINTS[bits]
     codes = np.empty(matrix.shape, np.uint8)
@@ -159,7 +160,7 @@ def quantize(matrix: np.ndarray, found: list[Part], bits: int = 4) -> Blocks:
         codes[:, part.columns] = _round(columns, part, per_block, zero_point).T
         scales.append(per_block.T)
     scales = np.ascontiguousarray(np.concatenate(scales, axis=1))
-    return Blocks(codes, scales, np.full(scales.shape, zero_point, np.uint8))
+    return GroupQuantized(codes, scales, np.full(scales.shape, zero_point, np.uint8))
 
 
 def search_scales(columns: np.ndarray, importance: np.ndarray, zero_point: int) -> np.ndarray:

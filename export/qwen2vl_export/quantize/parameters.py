@@ -9,7 +9,8 @@ from onnx import TensorProto
 
 from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.graph import Weight
-from qwen2vl_export.quantize.forms import Blocks, kept_blocks
+from qwen2vl_export.group_quantized import GroupQuantized
+from qwen2vl_export.quantize.forms import kept_blocks
 
 _PIECE = 2**25  # numbers of a matrix that are worked on at a time
 
@@ -60,7 +61,7 @@ class Parameters:
         bias = self.bias(layer)
         return y if bias is None else y + bias
 
-    def kept(self, layer: str) -> Blocks | None:
+    def kept(self, layer: str) -> GroupQuantized | None:
         """Return a linear layer's matrix as the checkpoint quantized it, where int4 bundles keep it so."""
         return kept_blocks(self._checkpoint.packed.get(self._weights[f"{layer}.weight"].source))
 
