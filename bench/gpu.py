@@ -32,6 +32,7 @@ from onnx import TensorProto
 
 from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import PUBLISHED, published_config
+from qwen2vl_export.graph import ZERO_POINT
 from qwen2vl_rt import cuda
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
 from qwen2vl_rt.benchmark.timing import REPEATS, repeated, seconds
@@ -373,7 +374,7 @@ def step_bytes(bundle: Bundle) -> int:
     weights = 0.0
     for tensor in onnx.load(bundle.file(DECODER_GRAPH), load_external_data=False).graph.initializer:
         # Random weights' zero points are the middle of the codes: left out (lowering/matmul_nbits.py).
-        if tensor.data_type in sizes and not tensor.name.endswith(".zero_point"):
+        if tensor.data_type in sizes and not tensor.name.endswith(ZERO_POINT):
             weights += sizes[tensor.data_type] * math.prod(tensor.dims)
     return round(weights) + (PROMPT + ANSWER // 2) * kv_bytes_per_token(bundle.geometry, narrow)
 

@@ -26,7 +26,7 @@ from bench.random_checkpoint import PREPROCESSOR_CONFIG, PUBLISHED, published_co
 from bench.tiny import TINY
 from qwen2vl_export.bundle_writer import BundleWriter
 from qwen2vl_export.decoder import decoder_graph, embedding_weights, prefill_graph
-from qwen2vl_export.graph import Weight
+from qwen2vl_export.graph import SCALE, ZERO_POINT, Weight
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_export.weights import Places, layout
 from qwen2vl_rt import __version__
@@ -71,9 +71,9 @@ class RandomNumbers:
 
     def _pool(self, weight: Weight, codes: int) -> np.ndarray:
         spread = 1 / math.sqrt(weight.columns)
-        if weight.name.endswith(".zero_point"):
+        if weight.name.endswith(ZERO_POINT):
             return np.full(POOL, 0x88 if weight.element_type == TensorProto.UINT4 else 128, np.uint8)
-        if weight.name.endswith(".scale"):  # of codes that are uniform: their deviation is 4.6 or 73
+        if weight.name.endswith(SCALE):  # of codes that are uniform: their deviation is 4.6 or 73
             return np.full(POOL, spread / (4.6 if codes == TensorProto.UINT4 else 73), np.float32)
         if weight.element_type in (TensorProto.UINT4, TensorProto.UINT8):
             return self._bytes
@@ -142,7 +142,7 @@ def _first(name: str, weights: dict[str, Weight]) -> str:
 
 def _codes(name: str, weights: dict[str, Weight]) -> int:
     """The element type of a matrix, from its own name or that of its scale or zero point."""
-    return weights[name.removesuffix(".scale").removesuffix(".zero_point")].element_type
+    return weights[name.removesuffix(SCALE).removesuffix(ZERO_POINT)].element_type
 
 
 def _write(

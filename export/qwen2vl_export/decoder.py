@@ -15,7 +15,7 @@ from collections.abc import Container
 
 from onnx import TensorProto
 
-from qwen2vl_export.graph import Graph, Weight
+from qwen2vl_export.graph import Graph, Weight, float32_softmax
 from qwen2vl_export.linear import linear, table, table_product
 from qwen2vl_export.precisions import FORMS
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS
@@ -203,11 +203,3 @@ def _norm(graph: Graph, geometry: DecoderGeometry, name: str, x: str, source: st
     """RMS norm over the hidden size; the statistics are float32 in every precision (stash_type)."""
     scale = graph.weight(f"{name}.weight", [geometry.hidden_size], f"{source}.weight")
     return graph.op("RMSNormalization", name, x, scale, axis=-1, epsilon=geometry.rms_norm_eps, stash_type=1)
-
-
-def float32_softmax(graph: Graph) -> dict[str, int]:
-    """Return the attribute that keeps a 16-bit graph's softmax in float32, as the reference computes it.
-
-    TensorRT's parser refuses the attribute (its kernels accumulate in float32 anyway): its lowering drops it.
-    """
-    return {} if graph.element_type == TensorProto.FLOAT else {"softmax_precision": TensorProto.FLOAT}

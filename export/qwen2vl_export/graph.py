@@ -19,6 +19,7 @@ from qwen2vl_rt.graph_format import IR_VERSION, OPSET
 from qwen2vl_rt.number_formats import format_named
 
 FOUR_BITS = (TensorProto.UINT4,)
+SCALE, ZERO_POINT = ".scale", ".zero_point"  # behind a quantized matrix' name: the names of what goes with it
 
 Dim = int | str
 
@@ -31,7 +32,7 @@ class Weight:
     read as a matrix [source_shape[0], rest]; `transposed` stores that matrix the other way round. `shape`
     and `element_type` are those in the graph. `file` names the file of the bundle that holds the bytes.
 
-    A quantized matrix is several of these with one source: its codes, `NAME.scale`, `NAME.zero_point`.
+    A quantized matrix is several of these with one source: its codes, and what SCALE and ZERO_POINT name.
     """
 
     name: str
@@ -166,11 +167,11 @@ class Graph:
         of_blocks = (rows, -(-columns // BLOCK))
         for part, shape, kind in (
             (name, (rows, columns), element_type),
-            (f"{name}.scale", of_blocks, TensorProto.FLOAT),
-            (f"{name}.zero_point", of_blocks, element_type),
+            (f"{name}{SCALE}", of_blocks, TensorProto.FLOAT),
+            (f"{name}{ZERO_POINT}", of_blocks, element_type),
         ):
             self.weight(part, shape, source, file, kind, (rows, columns))
-        parts = (name, f"{name}.scale", f"{name}.zero_point")
+        parts = (name, f"{name}{SCALE}", f"{name}{ZERO_POINT}")
         return self.op("DequantizeLinear", f"{name}.dequantized", *parts, axis=1, block_size=BLOCK)
 
     def _declare(
@@ -218,3 +219,11 @@ class Graph:
         for key, value in (("location", weight.file), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
+
+
+def float32_softmax(graph: Graph) -> dict[str, int]:
+    """Return the attribute that keeps a 16-bit graph's softmax in float32, as the reference computes it.
+
+    TensorRT's parser refuses the attribute (its kernels accumulate in float32 anyway): its lowering drops it.
+    """
+    return {} if graph.element_type == TensorProto.FLOAT else {"softmax_precision": TensorProto.FLOAT}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from qwen2vl_export.graph import Graph
-
-SMALLEST_PEAK = 1e-10  # a token of zeros has no scale of its own; it takes this one
+from qwen2vl_export.graph import SCALE, Graph
+from qwen2vl_rt.number_formats import SMALLEST_PEAK
 
 
 def linear(graph: Graph, name: str, x: str, source: str, inputs: int, outputs: int, bias: bool) -> str:
@@ -63,7 +62,7 @@ def _int8(graph: Graph, name: str, product: str, x: str, source: str, inputs: in
     """Weights with a scale an output, activations with a scale a token: integers meet in the product."""
     codes = graph.linear_weight(f"{name}.weight", source, [inputs], outputs, TensorProto.INT8)  # [K, N]
     scale = graph.weight(
-        f"{name}.weight.scale", [outputs], source, None, TensorProto.FLOAT, [outputs, inputs]
+        f"{name}.weight{SCALE}", [outputs], source, None, TensorProto.FLOAT, [outputs, inputs]
     )
     zero_point = graph.constant("constant.zero_point", TensorProto.UINT8, 128)
     quantized = _quantized(graph, x)

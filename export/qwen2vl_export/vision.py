@@ -9,8 +9,7 @@ order. Pictures never see each other and every patch of one sees all the others,
 
 from __future__ import annotations
 
-from qwen2vl_export.decoder import float32_softmax
-from qwen2vl_export.graph import Graph
+from qwen2vl_export.graph import Graph, float32_softmax
 from qwen2vl_export.linear import linear
 from qwen2vl_export.precisions import FORMS
 from qwen2vl_rt.bundle import VISION_WEIGHTS
@@ -18,6 +17,7 @@ from qwen2vl_rt.geometry import VisionGeometry
 from qwen2vl_rt.graph_format import COS, PATCHES, SIN, VISUAL_EMBEDDINGS
 
 LAST = "visual.merger.mlp.2"
+QUICK_GELU = 1.702
 
 
 def vision_graph(geometry: VisionGeometry, hidden_size: int, precision: str) -> Graph:
@@ -73,13 +73,13 @@ def _attention(graph: Graph, geometry: VisionGeometry, block: int, x: str, cos: 
 
 
 def _mlp(graph: Graph, geometry: VisionGeometry, block: int, x: str) -> str:
-    """x + fc2(quick_gelu(fc1(norm x))), with quick_gelu(a) = a * sigmoid(1.702 a)."""
+    """x + fc2(quick_gelu(fc1(norm x))), with quick_gelu(a) = a * sigmoid(QUICK_GELU a)."""
     name, source = f"blocks.{block}.mlp", f"visual.blocks.{block}"
     width, inner = geometry.embed_dim, geometry.mlp_size
 
     normed = _norm(graph, geometry, f"{name}.norm", x, f"{source}.norm2")
     a = linear(graph, f"{name}.fc1", normed, f"{source}.mlp.fc1", width, inner, bias=True)
-    steeper = graph.op("Mul", f"{name}.scaled", a, graph.number("constant.quick_gelu", 1.702))
+    steeper = graph.op("Mul", f"{name}.scaled", a, graph.number("constant.quick_gelu", QUICK_GELU))
     gelu = graph.op("Mul", f"{name}.quick_gelu", a, graph.op("Sigmoid", f"{name}.sigmoid", steeper))
     y = linear(graph, f"{name}.fc2", gelu, f"{source}.mlp.fc2", inner, width, bias=True)
     return graph.op("Add", f"{name}.residual", x, y)

@@ -1,4 +1,6 @@
-"""The floating-point formats that graphs and caches have, by each of the names that they go by."""
+"""The floating-point formats that graphs and caches have, by each of the names that they go by; and what
+8-bit codes share.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,10 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto
+
+# The largest magnitude of a token that is rounded to 8-bit codes is taken for this at least: zeros have no
+# scale of their own. float16 could not hold it.
+SMALLEST_PEAK = 1e-10
 
 
 @dataclass(frozen=True)

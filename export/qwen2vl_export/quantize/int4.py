@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qwen2vl_export.graph import SCALE, ZERO_POINT
 from qwen2vl_export.quantize import gptq
 from qwen2vl_export.quantize.forms import nearest_blocks, packed
 from qwen2vl_export.quantize.network import Group
@@ -51,8 +52,8 @@ class Int4Linear:
             for name in ("codes", "scales", "zero_points")
         )
         self.stored[f"{layer}.weight"] = packed(codes) if bits == 4 else codes
-        self.stored[f"{layer}.weight.scale"] = scales
-        self.stored[f"{layer}.weight.zero_point"] = packed(zero_points) if bits == 4 else zero_points
+        self.stored[f"{layer}.weight{SCALE}"] = scales
+        self.stored[f"{layer}.weight{ZERO_POINT}"] = packed(zero_points) if bits == 4 else zero_points
         y = y.reshape(-1, outputs)
         bias = self._parameters.bias(layer)
         return y if bias is None else y + bias

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qwen2vl_export.linear import SMALLEST_PEAK
+from qwen2vl_export.graph import SCALE, ZERO_POINT
 from qwen2vl_export.quantize.forms import nearest_blocks, nearest_rows
 from qwen2vl_export.quantize.network import Group
 from qwen2vl_export.quantize.parameters import Parameters
+from qwen2vl_rt.number_formats import SMALLEST_PEAK
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # exponents that are tried; 0 is no smoothing
 SAMPLE = 512  # inputs that they are judged on
@@ -59,7 +60,7 @@ class Int8Linear:
             y[:, rows] = rounded @ of_rows.T.astype(np.float32)
         y *= scale
         y *= scales
-        self.stored[f"{layer}.weight"], self.stored[f"{layer}.weight.scale"] = codes, scales
+        self.stored[f"{layer}.weight"], self.stored[f"{layer}.weight{SCALE}"] = codes, scales
         bias = self._parameters.bias(layer)
         return y if bias is None else y + bias
 
@@ -70,7 +71,7 @@ class Int8Linear:
         for rows, matrix in self._parameters.pieces(layer):
             found.append(nearest_blocks(matrix, 8))
             y[:, rows] = x @ found[-1].dequantized().T
-        for part, name in (("", "codes"), (".scale", "scales"), (".zero_point", "zero_points")):
+        for part, name in (("", "codes"), (SCALE, "scales"), (ZERO_POINT, "zero_points")):
             values = np.concatenate([getattr(blocks, name) for blocks in found])
             self.stored[f"{layer}.weight{part}"] = values
         bias = self._parameters.bias(layer)
@@ -103,10 +104,10 @@ class Int8Linear:
     def _fold(self, group: Group, s: np.ndarray) -> None:
         """Divide what stands before the group by s."""
         before, rows = group.before, own(s, group)
-        if f"{before}.weight.scale" in self.stored:  # a layer: the channels are its last outputs
-            scales = self.stored[f"{before}.weight.scale"]
+        if f"{before}.weight{SCALE}" in self.stored:  # a layer: the channels are its last outputs
+            scales = self.stored[f"{before}.weight{SCALE}"]
             factors = np.concatenate([np.ones(len(scales) - len(rows), np.float32), rows])
-            self.stored[f"{before}.weight.scale"] = scales / factors
+            self.stored[f"{before}.weight{SCALE}"] = scales / factors
             if (bias := self._parameters.bias(before)) is not None:
                 self.stored[f"{before}.bias"] = bias / factors
             return

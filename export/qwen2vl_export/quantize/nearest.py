@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qwen2vl_export.checkpoint import Checkpoint
-from qwen2vl_export.graph import Weight
+from qwen2vl_export.graph import SCALE, ZERO_POINT, Weight
 from qwen2vl_export.quantize.forms import kept_blocks, nearest_blocks, nearest_rows, packed
 from qwen2vl_export.quantize.parameters import pieces
 from qwen2vl_export.quantize.tables import TableQuantizer
@@ -34,7 +34,7 @@ class NearestSource:
             yield from self._four_bits(weight)
         elif weight.element_type == TensorProto.INT8:
             codes = np.empty((weight.columns, weight.rows), np.int8)
-            scales = self._kept[f"{weight.name}.scale"] = np.empty(weight.rows, np.float32)
+            scales = self._kept[f"{weight.name}{SCALE}"] = np.empty(weight.rows, np.float32)
             for rows, matrix in pieces(self._checkpoint, weight):
                 found, scales[rows] = nearest_rows(matrix)
                 codes[:, rows] = found.T
@@ -53,5 +53,5 @@ class NearestSource:
                 found.append((blocks.scales, blocks.zero_points))
                 yield packed(blocks.codes)
         scales, zero_points = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        self._kept[f"{weight.name}.scale"] = scales
-        self._kept[f"{weight.name}.zero_point"] = packed(zero_points)
+        self._kept[f"{weight.name}{SCALE}"] = scales
+        self._kept[f"{weight.name}{ZERO_POINT}"] = packed(zero_points)

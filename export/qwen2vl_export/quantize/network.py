@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen2vl_export.quantize.parameters import Parameters
+from qwen2vl_export.vision import QUICK_GELU
 from qwen2vl_rt.geometry import DecoderGeometry, VisionGeometry
 
 _ROWS = 512  # queries of one head that are scored at a time
@@ -94,7 +95,7 @@ def vision_block(
     m = f"{name}.mlp"
     normed = layer_norm(x, parameters, f"{m}.norm", g.layer_norm_eps)
     (inner,) = linear(Group((f"{m}.fc1",), f"{m}.norm"), normed)
-    multiply_by_sigmoid(inner, np.float32(1.702) * inner)
+    multiply_by_sigmoid(inner, np.float32(QUICK_GELU) * inner)
     (y,) = linear(Group((f"{m}.fc2",)), inner)
     return x + y
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from qwen2vl_export.checkpoint import Checkpoint
-from qwen2vl_export.graph import Weight
+from qwen2vl_export.graph import SCALE, ZERO_POINT, Weight
 from qwen2vl_export.quantize.forms import nearest_blocks
 from qwen2vl_export.sources import BLOCK_BYTES
 
@@ -28,5 +28,5 @@ class TableQuantizer:
             scales.append(blocks.scales)
             zero_points.append(blocks.zero_points)
             yield blocks.codes
-        kept[f"{weight.name}.scale"] = np.concatenate(scales)
-        kept[f"{weight.name}.zero_point"] = np.concatenate(zero_points)
+        kept[f"{weight.name}{SCALE}"] = np.concatenate(scales)
+        kept[f"{weight.name}{ZERO_POINT}"] = np.concatenate(zero_points)

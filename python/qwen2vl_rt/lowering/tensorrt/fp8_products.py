@@ -11,8 +11,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from qwen2vl_rt.lowering.graph import Weights, add_weight, drop_unread, initializers, replace_nodes
-from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, SMALLEST_PEAK, product_of_codes, token_codes
-from qwen2vl_rt.number_formats import format_named
+from qwen2vl_rt.lowering.tensorrt.token_codes import FP8, product_of_codes, token_codes
+from qwen2vl_rt.number_formats import SMALLEST_PEAK, format_named
 
 KEPT = ("patch_embedding",)  # pictures enter here, and the layer is small
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, NodeProto, TensorProto
 
 from qwen2vl_rt.lowering.graph import constant, integers, op
-
-SMALLEST_PEAK = 1e-10  # of what shares a scale, as in the portable int8 graph; float16 could not hold it
+from qwen2vl_rt.number_formats import SMALLEST_PEAK
 
 
 @dataclass(frozen=True)
