@@ -9,16 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from qwen2vl_export.bundle_writer import check_target
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.hub import SIZES, download
 from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.bundle import PRECISIONS
+from qwen2vl_rt.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
 from qwen2vl_rt.errors import Qwen2VLError
-
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2 for a wrong option
+from qwen2vl_rt.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +40,7 @@ def _export(options: argparse.Namespace) -> None:
     output = Path(options.output or f"{name.lower()}-{options.precision}")
     check_target(output, options.force)  # before gigabytes are fetched
     checkpoint = download(options.size, quiet=quiet) if options.size else Path(options.checkpoint)
-    with tqdm(desc=f"writing {output}", unit="B", unit_scale=True, unit_divisor=1000, disable=quiet) as bar:
+    with progress_bar(f"writing {output}", None, "B", leave=True) as bar:
         bundle = export_checkpoint(
             checkpoint,
             output,

@@ -7,14 +7,16 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(title: str, total: int, unit: str = "it") -> tqdm:
-    """A bar on standard error that leaves no trace when standard error is not a terminal."""
+def progress_bar(title: str, total: int | None, unit: str = "it", leave: bool = False) -> tqdm:
+    """A bar on standard error that leaves no trace when standard error is not a terminal.
+
+    `total` may be None until it is known. `leave`: the finished bar stays on the terminal.
+    """
     return tqdm(
         total=total,
         desc=title,
         unit=unit,
         unit_scale=unit == "B",
-        unit_divisor=1024,
         disable=not sys.stderr.isatty(),
-        leave=False,
+        leave=leave,
     )
