@@ -19,7 +19,7 @@ from bench.gpu import Figures, write_json
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED
-from qwen2vl_rt.evaluate import Example, load_examples, score
+from qwen2vl_rt.evaluate import Example, load_examples, score, spread
 from qwen2vl_rt.session import Session
 
 REFERENCE = "fp32"
@@ -66,12 +66,6 @@ def reference_answers(examples: list[Example], work: Path) -> dict[str, str]:
     return known
 
 
-def spread(examples: list[Example], count: int | None) -> list[Example]:
-    """`count` of them, evenly spread, so that every task is asked; all if None."""
-    count = len(examples) if count is None else min(count, len(examples))
-    return [examples[i * len(examples) // count] for i in range(count)]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
@@ -82,7 +76,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.limit is not None and options.limit < 1:
         parser.error("--limit must be at least 1")
-    examples = spread(load_examples(TINY / "eval"), options.limit)
+    examples = load_examples(TINY / "eval")
+    if options.limit is not None:
+        examples = spread(examples, options.limit)
     expected = reference_answers(examples, options.work)
     if options.prepare:
         for precision in PRECISIONS:

@@ -11,7 +11,6 @@ Nothing here knows which runtime answers, so the reference and every backend are
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from qwen2vl_rt.boxes import Box, parse_boxes
 from qwen2vl_rt.errors import InputError
+from qwen2vl_rt.processing.conversation_file import read_conversations
 from qwen2vl_rt.progress import progress_bar
 
 QUESTIONS = "questions.jsonl"
@@ -105,21 +105,12 @@ class Report:
 
 def load_examples(folder: str | Path) -> list[Example]:
     """Read an evaluation set; raises InputError naming the line that can't be used."""
-    folder = Path(folder)
-    path = folder / QUESTIONS
+    path = Path(folder) / QUESTIONS
     if not path.is_file():
         raise InputError(f"{folder} is no evaluation set: it has no {QUESTIONS}")
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line)
-            messages = [_with_paths(message, folder) for message in raw["messages"]]
-            examples.append(Example(raw["id"], raw["task"], messages, raw["answer"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}, line {number}: not a question ({error!r})") from error
-    return examples
+    return read_conversations(
+        path, lambda raw: Example(raw["id"], raw["task"], raw["messages"], raw["answer"]), "a question"
+    )
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -130,20 +121,6 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     total = len(examples)
     count = min(count, total)
     return [examples[index * total // count] for index in range(count)]
-
-
-def _with_paths(message: Message, folder: Path) -> Message:
-    """The message with its pictures' and frames' names made absolute."""
-    if isinstance(message["content"], str):
-        return message
-    content = []
-    for part in message["content"]:
-        if part["type"] == "image":
-            part = {**part, "image": str((folder / part["image"]).resolve())}
-        elif part["type"] == "video":
-            part = {**part, "video": [str((folder / frame).resolve()) for frame in part["video"]]}
-        content.append(part)
-    return {**message, "content": content}
 
 
 def score(

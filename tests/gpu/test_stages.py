@@ -23,7 +23,6 @@ from bench.random_bundle import write_random_bundle
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from qwen2vl_rt.cli.info import installed_onnxruntime
-from qwen2vl_rt.evaluate import load_examples
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda_settings import CHOICES
 from qwen2vl_rt.executors.device_program import DeviceWeights
@@ -281,14 +280,6 @@ def test_a_run_that_breaks_leaves_the_accuracy_of_the_others(tmp_path, monkeypat
     assert [figure["value"] for figure in result["figures"]] == [100, 100, 9, 100, 9]
     # The CPU's answers are there for the next call.
     assert len(json.loads((tmp_path / gpu_accuracy.ANSWERS).read_text())) == 9
-
-
-def test_a_few_questions_are_of_all_tasks():
-    examples = load_examples(gpu_accuracy.TINY / "eval")
-    assert gpu_accuracy.spread(examples, None) == examples
-    few = gpu_accuracy.spread(examples, 100)
-    assert len({example.id for example in few}) == 100
-    assert {example.task for example in few} == {example.task for example in examples}
 
 
 def test_the_onnx_runtime_that_is_imported_is_named():

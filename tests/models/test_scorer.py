@@ -90,6 +90,9 @@ def test_unusable_sets_say_where(tmp_path):
     (tmp_path / evaluate.QUESTIONS).write_text('{"id": "1"}\n')
     with pytest.raises(ValueError, match="line 1"):
         evaluate.load_examples(tmp_path)
+    (tmp_path / evaluate.QUESTIONS).write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        evaluate.load_examples(tmp_path)
 
 
 def test_a_spread_keeps_the_order_and_every_large_task():

@@ -7,7 +7,6 @@ form, answers included; pictures and frames are named relative to the folder.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from qwen2vl_export.checkpoint import Checkpoint
 from qwen2vl_export.errors import ExportError
 from qwen2vl_export.quantize.network import Sequences, bounds
 from qwen2vl_rt import _core
+from qwen2vl_rt.errors import InputError
+from qwen2vl_rt.processing.conversation_file import read_conversations
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import Visual
 
@@ -81,36 +82,10 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
 
 
 def _conversations(folder: Path) -> list[list[dict[str, Any]]]:
-    file = folder / CONVERSATIONS
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(
-            f"{file} cannot be read: {error}; --calibration takes a folder that has one"
-        ) from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                found.append([_with_paths(message, folder) for message in json.loads(line)["messages"]])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{file}, line {number}: not a conversation ({error!r})") from error
-    return found
-
-
-def _with_paths(message: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the names of pictures and frames paths."""
-    if isinstance(message["content"], str):
-        return message
-    content = []
-    for part in message["content"]:
-        part = dict(part)
-        if "image" in part:
-            part["image"] = str(folder / part["image"])
-        if "video" in part:
-            part["video"] = [str(folder / frame) for frame in part["video"]]
-        content.append(part)
-    return {**message, "content": content}
+        return read_conversations(folder / CONVERSATIONS, lambda raw: raw["messages"], "a conversation")
+    except InputError as error:
+        raise ExportError(f"{error}; --calibration takes a folder of conversations") from error
 
 
 def _shown(prompts: Sequence[PreparedPrompt], visuals: dict[bytes, Visual], merge: int) -> np.ndarray:
