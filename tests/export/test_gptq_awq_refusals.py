@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantization_config import QuantizationConfig
+from qwen2vl_rt.bundle import DECODER_GRAPH
 from qwen2vl_rt.errors import CheckpointError
+from qwen2vl_rt.weights import load_graph
 from tests.support.quantized_checkpoint import (
     AWQ,
     GPTQ_ASYMMETRIC,
@@ -25,6 +28,7 @@ from tests.support.random_model import random_model
 
 UP = "model.layers.0.mlp.up_proj"
 DOWN = "model.layers.0.mlp.down_proj"
+DOWN_HERE = "layers.0.mlp.down.weight"  # the graph's name of it
 
 
 @pytest.fixture(scope="module")
@@ -232,13 +236,30 @@ def test_what_other_tools_leave_is_accepted(layout, pristine, tmp_path):
         tensors.pop(f"{DOWN}.{part}", None)
     tensors[f"{DOWN}.weight"] = np.ones((128, 256), np.float16)
     checkpoint.save()
-    export_checkpoint(checkpoint.path, tmp_path / "bundle")
+    found, expected = (
+        decoder(checkpoint, tmp_path / "found"),
+        decoder(pristine(layout), tmp_path / "expected"),
+    )
+    np.testing.assert_array_equal(found.pop(DOWN_HERE), np.ones((256, 128), np.float32))
+    del expected[DOWN_HERE]
+    assert_same(found, expected)
 
 
 def test_trivial_order_of_an_act_order_checkpoint_is_accepted(pristine, tmp_path):
     checkpoint = pristine(GPTQ_INT4).copy(tmp_path / "checkpoint")
     configure(checkpoint, lambda config: config["quantization_config"].update(desc_act=True))
-    export_checkpoint(checkpoint.path, tmp_path / "bundle")
+    assert_same(decoder(checkpoint, tmp_path / "found"), decoder(pristine(GPTQ_INT4), tmp_path / "expected"))
+
+
+def decoder(checkpoint: QuantizedCheckpoint, folder: Path) -> dict[str, np.ndarray]:
+    """The weights of the decoder's float32 export."""
+    return load_graph(export_checkpoint(checkpoint.path, folder), DECODER_GRAPH)[1]
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 values = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
