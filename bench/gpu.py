@@ -1,8 +1,8 @@
 """Measure a GPU backend on one model, or the GPU's own limits. `make bench-gpu` runs these as stages.
 
-    python bench/gpu.py limits --output limits.json
-    python bench/gpu.py model 2b bf16 --limits limits.json --output 2b-bf16.json
-    python bench/gpu.py model 2b bf16 --variants --output variants.json      (ways to run the engine)
+    python -m bench.gpu limits --output limits.json
+    python -m bench.gpu model 2b bf16 --limits limits.json --output 2b-bf16.json
+    python -m bench.gpu model 2b bf16 --variants --output variants.json      (ways to run the engine)
 
 Bundles of the published shapes with random weights are made in --work when they are first needed
 (bench/random_bundle.py). The bandwidth that bounds decode is a copy's, bytes read and written; the matrix

@@ -1,7 +1,7 @@
 """The tiny checkpoint on a GPU against the CPU: the same greedy tokens in float32, accuracy in bf16 and int4.
 
-    python bench/gpu_accuracy.py --output accuracy.json
-    python bench/gpu_accuracy.py --prepare --work DIR      (on any machine: bundles and the CPU's answers)
+    python -m bench.gpu_accuracy --output accuracy.json
+    python -m bench.gpu_accuracy --prepare --work DIR      (on any machine: bundles and the CPU's answers)
 
 What --prepare leaves in --work is taken from there, so that a GPU need not wait for it. A run that breaks is
 recorded, and the others go on. Exits with 1 when one did, or when a float32 answer differs, or an accuracy by

@@ -1,6 +1,6 @@
 """How long each kind of launch of a decode step takes on a GPU, and how much of its bandwidth that is.
 
-    python bench/gpu_operations.py 2b bf16 --limits limits.json --output 2b-operations.json
+    python -m bench.gpu_operations 2b bf16 --limits limits.json --output 2b-operations.json
 
 A kind's launches of all layers, each with its own weights, are recorded one after the other and replayed;
 the median of many replays is divided by their number. Before each replay other memory passes through the L2

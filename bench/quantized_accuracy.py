@@ -1,6 +1,6 @@
 """Compare quantized bundles with float32 on an evaluation set: accuracy by task, logits, greedy agreement.
 
-    python bench/quantized_accuracy.py --reference FP32_BUNDLE BUNDLE... [--output bench/results --name NAME]
+    python -m bench.quantized_accuracy --reference FP32_BUNDLE BUNDLE... [--output bench/results --name NAME]
 
 Each bundle answers every question greedily, in a Session on the CPU. Then its portable graphs (no lowering)
 are shown float32's own answers, token by token, and the logits there are compared: the KL divergence from
@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from bench.portable_graphs import DecoderSteps, open_portable
 from bench.tiny import TINY
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
-from qwen2vl_rt.executors.onnx_session import EXACT_INT8
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import Visual
 from qwen2vl_rt.progress import progress_bar
 from qwen2vl_rt.session import Session
+from qwen2vl_rt.weights import embedding_dtype
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,24 +38,23 @@ class PortableModel:
     """A bundle's portable graphs and its embedding table, for one prompt at a time."""
 
     def __init__(self, bundle: Bundle, threads: int):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry(*EXACT_INT8)
-
-        def load(name: str) -> onnxruntime.InferenceSession:
-            return onnxruntime.InferenceSession(bundle.file(name), options, ["CPUExecutionProvider"])
-
+        decoder = bundle.geometry.decoder
         self.bundle, self.processor = bundle, Processor(bundle.path, bundle.geometry)
         self.session = Session(bundle.path, threads=threads, max_length=4096)
-        self.vision, self.decoder = load(VISION_GRAPH), load(DECODER_GRAPH)
-        self.prefill = load(PREFILL_GRAPH) if PREFILL_GRAPH in bundle.files else self.decoder
-        self.table = _table(bundle)
+        self.vision, self.decoder = (
+            open_portable(bundle, graph, threads) for graph in (VISION_GRAPH, DECODER_GRAPH)
+        )
+        self.prefill = self.decoder
+        if PREFILL_GRAPH in bundle.files:
+            self.prefill = open_portable(bundle, PREFILL_GRAPH, threads)
+        self.table = _core.EmbeddingTable(
+            str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
+        )
 
     def embed(self, prompt: PreparedPrompt) -> np.ndarray:
         """Input embeddings [T, H], visual ones in the place of the pads."""
         ids, special = prompt.token_ids, self.bundle.geometry.special_ids
-        x = self.table[ids]
+        x = self.table.gather(ids)
         if prompt.visuals:
             parts = [self.encode(visual) for visual in prompt.visuals]
             x[(ids == special.image_pad) | (ids == special.video_pad)] = np.concatenate(parts)
@@ -70,23 +70,12 @@ class PortableModel:
         return out.reshape(-1, out.shape[-1])
 
 
-def _table(bundle: Bundle) -> np.ndarray:
-    g, raw = bundle.geometry.decoder, bundle.file(EMBEDDING).read_bytes()
-    if bundle.precision == "fp32":
-        return np.frombuffer(raw, np.float32).reshape(g.vocab_size, g.hidden_size)
-    count, blocks = g.vocab_size * g.hidden_size, -(-g.hidden_size // _core.BLOCK)
-    codes = np.frombuffer(raw, np.uint8, count).reshape(g.vocab_size, g.hidden_size)
-    scales = np.frombuffer(raw, np.float32, g.vocab_size * blocks, -(-count // 4096) * 4096)
-    scales = scales.reshape(-1, blocks).repeat(_core.BLOCK, axis=1)[:, : g.hidden_size]
-    return (codes.astype(np.float32) - 128) * scales
-
-
 class Run:
     """One prompt in a model: positions, cache, how far it is."""
 
     def __init__(self, model: PortableModel, prompt: PreparedPrompt, room: int):
         g, ids = model.bundle.geometry, model.bundle.geometry.special_ids
-        self.model, self.geometry, self.prompt, self.past = model, g.decoder, prompt, 0
+        self.model, self.prompt, self.past = model, prompt, 0
         tokens = len(prompt.token_ids)
         positions, delta = _core.mrope_positions(
             prompt.token_ids, prompt.grids, ids.image_pad, ids.video_pad, g.vision.merge_size
@@ -96,8 +85,7 @@ class Run:
         self.cos, self.sin = _core.rope_table(
             np.concatenate([positions, later], axis=1), d.head_dim, d.rope_theta, list(d.mrope_section)
         )
-        shape = (1, d.kv_heads, tokens + room, d.head_dim)
-        self.cache = {f"{kind}.{i}": np.zeros(shape, np.float32) for i in range(d.layers) for kind in "kv"}
+        self.steps = DecoderSteps(d, 1, tokens + room)
 
     def start(self) -> np.ndarray:
         """Run the prompt; logits [V] of its last token."""
@@ -105,23 +93,13 @@ class Run:
 
     def feed(self, ids: np.ndarray) -> np.ndarray:
         """Run more tokens; logits [n, V] of each."""
-        return self._step(self.model.decoder, self.model.table[ids], len(ids))
+        return self._step(self.model.decoder, self.model.table.gather(ids), len(ids))
 
-    def _step(self, session, x: np.ndarray, wanted: int) -> np.ndarray:
-        span = slice(self.past, self.past + len(x))
-        feeds = {
-            "inputs_embeds": x[None],
-            "cos": self.cos[None, span],
-            "sin": self.sin[None, span],
-            "past_length": np.array([self.past]),
-            "logit_rows": np.arange(len(x) - wanted, len(x))[None],
-            **{f"past_{name}": value for name, value in self.cache.items()},
-        }
-        names = ["logits", *(f"present_{name}" for name in self.cache)]
-        logits, *present = session.run(names, feeds)
-        self.cache = dict(zip(self.cache, present, strict=True))
+    def _step(self, session: onnxruntime.InferenceSession, x: np.ndarray, wanted: int) -> np.ndarray:
+        past, span = np.array([self.past]), slice(self.past, self.past + len(x))
+        cos, sin, logit_rows = self.cos[None, span], self.sin[None, span], np.arange(len(x) - wanted, len(x))
         self.past += len(x)
-        return logits[0]
+        return self.steps.step(session, x[None], cos, sin, past, logit_rows[None])[0]
 
 
 def answer(session: Session, example: Example, most: int) -> str:

@@ -1,6 +1,6 @@
 """Write a bundle of a published size with random weights in seconds, for measuring speed and memory.
 
-    python bench/random_bundle.py --size 72b --precision int4 --output DIR
+    python -m bench.random_bundle --size 72b --precision int4 --output DIR
 
 Every layer's weights are those of layer 0 (the last layer's, where they have another form): the graph points
 there, and the rest of the file is a hole that takes no room on the disk. An engine loads as many bytes as

@@ -1,7 +1,7 @@
 """Write a checkpoint of a published size with random weights: the layout of the hub, without a download.
 
-    python bench/random_checkpoint.py --size 2b --output DIR
-    python bench/random_checkpoint.py --size 72b --layers 4 --sparse --output DIR
+    python -m bench.random_checkpoint --size 2b --output DIR
+    python -m bench.random_checkpoint --size 72b --layers 4 --sparse --output DIR
 
 Weights go to disk block by block. `--sparse` writes only the headers and leaves holes (all weights zero) that
 take no room on the disk. `--tokenizer DIR` takes tokenizer.json, tokenizer_config.json and chat_template.json

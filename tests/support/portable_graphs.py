@@ -1,15 +1,11 @@
-"""The bundle's graphs as they are (no lowering) on ONNX Runtime's CPU, and cos/sin tables in plain numpy.
-
-What a backend does differently is measured against these.
-"""
+"""A bundle's portable graphs with cos and sin tables in plain numpy."""
 
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 
+from bench.portable_graphs import DecoderSteps, open_portable
 from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, VISION_GRAPH, Bundle
-from qwen2vl_rt.executors.onnx_session import EXACT_INT8
 
 
 def rope_tables(
@@ -39,7 +35,7 @@ class PortableVision:
 
     def __init__(self, bundle: Bundle):
         self.geometry = bundle.geometry.vision
-        self.session = onnxruntime.InferenceSession(bundle.file(VISION_GRAPH), _options())
+        self.session = open_portable(bundle, VISION_GRAPH)
 
     def __call__(self, patches: np.ndarray, grid_h: int, grid_w: int) -> np.ndarray:
         """Encode patches [N, h*w, values] of N pictures of one grid: [N, h*w/4, H]."""
@@ -49,7 +45,7 @@ class PortableVision:
         return self.session.run(None, {"patches": patches, **tables})[0]
 
 
-class PortableDecoder:
+class PortableDecoder(DecoderSteps):
     """decoder.onnx (or `graph`) of a bundle with float32 inputs; its cache is `rows` x `capacity`.
 
     `embedding` is the table where the bundle has it in float32, else None.
@@ -57,12 +53,8 @@ class PortableDecoder:
 
     def __init__(self, bundle: Bundle, rows: int, capacity: int, graph: str = DECODER_GRAPH):
         self.geometry = g = bundle.geometry.decoder
-        self.session = onnxruntime.InferenceSession(bundle.file(graph), _options())
-        shape = (rows, g.kv_heads, capacity, g.head_dim)
-        # Garbage in what was never written must not matter.
-        self.cache = {
-            f"{kind}.{i}": np.full(shape, 1e3, np.float32) for i in range(g.layers) for kind in ("k", "v")
-        }
+        super().__init__(g, rows, capacity)
+        self.session = open_portable(bundle, graph)
         self.embedding = None
         if bundle.precision == "fp32":
             table = np.fromfile(bundle.file(EMBEDDING), np.float32)
@@ -77,23 +69,5 @@ class PortableDecoder:
         """
         g = self.geometry
         tables = [rope_tables(p, g.head_dim, g.rope_theta, g.mrope_section) for p in positions.swapaxes(0, 1)]
-        feeds = {
-            "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
-            "cos": np.stack([cos for cos, _ in tables]),
-            "sin": np.stack([sin for _, sin in tables]),
-            "past_length": np.asarray(past_length, np.int64),
-            "logit_rows": np.asarray(logit_rows, np.int64),
-            **{f"past_{name}": value for name, value in self.cache.items()},
-        }
-        names = [output.name for output in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(names, feeds), strict=True))
-        self.cache = {name: outputs[f"present_{name}"] for name in self.cache}
-        return outputs["logits"]
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3  # without bound buffers each cache update warns that it copies
-    options.add_session_config_entry(*EXACT_INT8)
-    return options
+        cos, sin = (np.stack(table) for table in zip(*tables, strict=True))
+        return self.step(self.session, embeddings, cos, sin, past_length, logit_rows)
