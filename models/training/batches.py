@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from . import phrases
 from .digits import handwritten
-from .draw import resized
+from .draw import TRAINING_PHOTOS, resized
 from .drills import drill
 from .pictures import several
 from .sample import CELL, Sample, Turn
@@ -37,20 +37,29 @@ CELL_LABELS = ("colour", "shape", "glyph", "box", "motion", "beside", "spelling"
 Layout = list[tuple[int, int, int]]  # frames, width, height of each block, in pixels
 
 
-def draw_sample(rng: np.random.Generator, kind: str, layout: Layout, level: float) -> Sample:
-    """One sample of a kind; level 0..1 is how far the curriculum has come."""
+def draw_sample(
+    rng: np.random.Generator,
+    kind: str,
+    layout: Layout,
+    level: float,
+    photos: tuple[str, ...] = TRAINING_PHOTOS,
+) -> Sample:
+    """One sample of a kind; level 0..1 is how far the curriculum has come.
+
+    `photos` may stand behind what is drawn; drills take training's.
+    """
     frames, width, height = layout[0]
     if kind == "scene":
-        return scene(rng, width, height, most=3 + round(3 * level), questions=5, asked=TAUGHT)
+        return scene(rng, width, height, most=3 + round(3 * level), questions=5, asked=TAUGHT, photos=photos)
     if kind == "printed":
-        return printed(rng, width, height, words=COMMON_WORDS, shares=(0.3, 0.4))
+        return printed(rng, width, height, words=COMMON_WORDS, shares=(0.3, 0.4), photos=photos)
     if kind == "handwritten":
         return handwritten(rng, width, height)
     if kind == "drill":
         return drill(rng, width, height)
     if kind == "video":
-        return video(rng, frames, width, height, most=2 + round(level))
-    return several(rng, [(w, h) for _, w, h in layout], most=2 + round(level))
+        return video(rng, frames, width, height, most=2 + round(level), photos=photos)
+    return several(rng, [(w, h) for _, w, h in layout], most=2 + round(level), photos=photos)
 
 
 def draw_layout(rng: np.random.Generator, kind: str, level: float) -> Layout:

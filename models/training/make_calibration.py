@@ -31,9 +31,6 @@ TEXTS = Path(__file__).with_name("calibration_texts.jsonl")
 
 
 def make(folder: Path) -> None:
-    # Of the backgrounds only those free of rights: the pictures are shipped.
-    any_background = draw.background
-    draw.background = lambda rng, w, h, photos=(): any_background(rng, w, h, draw.HELD_OUT_PHOTOS)
     rng = np.random.default_rng(SEED)
     lines = [
         line for kind, wanted in SAMPLES.items() for _ in range(wanted) for line in _drawn(rng, kind, folder)
@@ -46,7 +43,8 @@ def make(folder: Path) -> None:
 def _drawn(rng: np.random.Generator, kind: str, folder: Path) -> list[list[dict]]:
     """One sample: a conversation for each of some of its questions, with the answer."""
     layout = fitting(rng, kind, LARGEST.get(kind, LARGEST_OTHERS))
-    sample: Sample = draw_sample(rng, kind, layout, 1.0)
+    # Of the photographs only those free of rights: the pictures are shipped.
+    sample: Sample = draw_sample(rng, kind, layout, 1.0, draw.HELD_OUT_PHOTOS)
     content: list[dict] = []
     for block in sample.blocks:
         names = [_save(Image.fromarray(frame), folder) for frame in block.frames]
