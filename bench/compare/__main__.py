@@ -25,9 +25,11 @@ from bench.compare.material import Prompts
 from bench.compare.report import markdown, ratios
 from bench.compare.rounds import Found, Group, Protocol, to_json
 from bench.compare.runtimes import GROUPS, OURS, Contestant, Worker, installed, prepare
-from bench.random_checkpoint import TINY, random_checkpoint
+from bench.random_checkpoint import random_checkpoint
+from bench.tiny import TINY
 from qwen2vl_rt.benchmark.limits import measure_limits
 from qwen2vl_rt.benchmark.measure import machine
+from qwen2vl_rt.cli.bench import size
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -133,11 +135,6 @@ def _skip(skipped: list[str], line: str) -> None:
     print(f"skipped: {line}", file=sys.stderr, flush=True)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, height = (int(part) for part in text.split("x"))
-    return width, height
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog="See the module's own text for the peers' installation."
@@ -155,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=Protocol.rounds)
     parser.add_argument("--prompt-tokens", type=int, default=Protocol.prompt_tokens)
     parser.add_argument("--new-tokens", type=int, default=Protocol.new_tokens)
-    parser.add_argument("--pictures", type=_size, nargs="+", default=Protocol.pictures, metavar="WxH")
+    parser.add_argument("--pictures", type=size, nargs="+", default=Protocol.pictures, metavar="WxH")
     parser.add_argument("--prepare-only", action="store_true", help="convert what is missing, then stop")
     parser.add_argument("--name", default="cpu", help="of the results: compare-NAME.md and .json")
     parser.add_argument("--output", type=Path, default=RESULTS)

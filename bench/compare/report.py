@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from bench.compare.rounds import picture_name
 from bench.compare.runtimes import OURS
 
 HIGHER_IS_BETTER = ("prefill", "decode")
@@ -54,7 +55,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     protocol, machine, limits = report["protocol"], report["machine"], report["limits"]
     contestants = report["contestants"]
-    columns = ["prefill", "decode", *(f"vision {w}x{h}" for w, h in protocol["pictures"])]
+    columns = ["prefill", "decode", *map(picture_name, protocol["pictures"])]
     lines = [
         f"# Runtimes compared: {machine['cpu']}, {protocol['threads']} threads",
         "",
