@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.gpu import Figures, write_json
+from bench.gpu_figures import Figures, write_json
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.quantize.calibration import SHIPPED

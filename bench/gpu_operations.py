@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu import CONTEXT, PROMPT, Figures, open_bundle, read_limits
+from bench.gpu_figures import Figures, read_limits
+from bench.gpu_model import CONTEXT, PROMPT
+from bench.random_bundle import published_bundle
 from bench.random_checkpoint import PUBLISHED
 from qwen2vl_rt import _core, cuda
-from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda_settings import CudaSettings
 from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
@@ -112,10 +114,7 @@ class Operations:
         limits = AskedLimits(max_length=context, max_pixels=28 * 28).for_bundle(bundle)
         self._decoder, self._cache = device_steps(bundle, limits, self._device, dtype)
         self._early = CudaSettings.from_environment().early
-        # As program_engine does it.
-        model, weights = device_onnx._lowered(
-            bundle, DECODER_GRAPH, narrow=device_onnx._narrow(bundle, dtype), own_products=True
-        )
+        model, weights = device_onnx.step_graph(bundle, dtype)
         self._weights = DeviceWeights(self._device, model, weights)
         self._memory = self._program()
         geometry, buffers = bundle.geometry.decoder, self._decoder.buffers
@@ -205,12 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("size", choices=sorted(PUBLISHED))
     parser.add_argument("precision")
-    parser.add_argument("--limits", type=Path, help="what `bench/gpu.py limits` wrote")
+    parser.add_argument("--limits", type=Path, help="what bench/gpu_limits.py wrote")
     parser.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
     limits = read_limits(options.limits)
-    bundle = open_bundle(options.size, options.precision, options.work, distinct=False)
+    bundle = published_bundle(options.size, options.precision, options.work, distinct=False)
     measure(Operations(bundle), Figures(options.output), limits.get("copy_bytes_per_second"))
 
 

@@ -1,6 +1,6 @@
 """transformers on a GPU, for comparison: bfloat16, static cache, torch.compile, random weights.
 
-    python bench/gpu_peer.py 2b --output peer-2b.json
+    python -m bench.gpu_peer 2b --output peer-2b.json
 
 With a static cache on a GPU transformers (4.57 and 5) compiles decode steps by itself (torch.compile,
 "reduce-overhead": CUDA graphs). What the compiler counted is part of the result; exits with 1 when it
@@ -23,7 +23,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from bench.random_checkpoint import PUBLISHED, published_config
 
-PROMPT, ANSWER, REPEATS = 512, 128, 5  # as bench/gpu.py
+PROMPT, ANSWER, REPEATS = 512, 128, 5  # as bench/gpu_model.py
 
 
 def compiler_counts() -> dict[str, dict[str, int]]:

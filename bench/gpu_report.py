@@ -105,7 +105,7 @@ def _bounded(name: str, *arguments: str, seconds: int = 300) -> Stage:
 
 
 def _model(size: str, precision: str, *more: str, seconds: int = 300) -> Stage:
-    return _bounded("gpu", "model", size, precision, *more, seconds=seconds)
+    return _bounded("gpu_model", size, precision, *more, seconds=seconds)
 
 
 # In the report's order.
@@ -117,7 +117,7 @@ STAGES = {
     "memcheck": _sanitizer("memcheck", MEMCHECK, "--report-api-errors", "no"),
     "racecheck": _sanitizer("racecheck", RACECHECK),
     "accuracy": _script("gpu_accuracy", seconds=540),
-    "limits": _script("gpu", "limits", seconds=120, bundles=False),
+    "limits": _script("gpu_limits", seconds=120, bundles=False),
     "2b-bf16": _model("2b", "bf16"),
     "2b-int4": _model("2b", "int4"),
     "2b-operations": _bounded("gpu_operations", "2b", "bf16"),

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from qwen2vl_rt.bundle import (
     DECODER_GRAPH,
     EMBEDDING,
     GENERATION_CONFIG,
+    MANIFEST,
     PRECISIONS,
     PREFILL_GRAPH,
     TOKENIZER,
@@ -128,6 +130,15 @@ def write_random_bundle(
     ):
         writer.add_json(file, value)
     writer.finish(folder.name, precision, geometry, __version__)
+    return Bundle.open(folder)
+
+
+def published_bundle(size: str, precision: str, work: Path, distinct: bool) -> Bundle:
+    """The bundle of a published size with random weights, made once; `distinct`: no two layers are equal."""
+    folder = work / f"{size}-{precision}{'-distinct' if distinct else ''}"
+    if not (folder / MANIFEST).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_random_bundle(folder, published_config(size), precision, distinct)
     return Bundle.open(folder)
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from bench import gpu, gpu_accuracy, gpu_operations, gpu_report
+from bench import gpu_accuracy, gpu_model, gpu_operations, gpu_report
+from bench.gpu_figures import Figures
 from bench.gpu_report import Settings, Stage
 from bench.random_bundle import write_random_bundle
 from qwen2vl_rt import _core, cuda
-from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.executors import device_onnx
 from qwen2vl_rt.executors.cuda_settings import CHOICES
@@ -185,12 +186,12 @@ def wait_until(true) -> None:
 
 
 def test_tensorrt_is_skipped_where_it_does_not_support_the_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_model, "compute_capability", lambda: (9, 0))
     monkeypatch.setattr(target, "installed_editions", list)
     settings = Settings(sys.executable, tmp_path, tmp_path, tmp_path)
     _, *command = gpu_report.STAGES["2b-bf16-tensorrt"].command(settings)
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "result.json")])
-    gpu.main()
+    gpu_model.main()
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["skipped"].startswith("TensorRT is not installed")
     assert not (tmp_path / "bundles").exists()
@@ -205,14 +206,11 @@ def one_layer(folder: Path, precision: str) -> Bundle:
 def test_a_steps_bytes_are_those_that_the_gpu_holds(tmp_path, precision):
     bundle = one_layer(tmp_path, precision)
     dtype = device_onnx.compute_dtype(bundle)
-    lowered = device_onnx._lowered(
-        bundle, DECODER_GRAPH, narrow=device_onnx._narrow(bundle, dtype), own_products=True
-    )
-    weights = DeviceWeights(_core.HostDevice(), *lowered)
-    past = gpu.PROMPT + gpu.ANSWER // 2
+    weights = DeviceWeights(_core.HostDevice(), *device_onnx.step_graph(bundle, dtype))
+    past = gpu_model.PROMPT + gpu_model.ANSWER // 2
     cache = past * kv_bytes_per_token(bundle.geometry, 4 if dtype == "float32" else 2)
     held = sum(block.bytes for block in weights._blocks.values())
-    assert gpu.step_bytes(bundle) == held + cache
+    assert gpu_model.step_bytes(bundle) == held + cache
 
 
 @pytest.mark.gpu
@@ -223,7 +221,7 @@ def test_all_kinds_of_launches_are_measured(tmp_path, monkeypatch, precision):
     monkeypatch.setattr(gpu_operations, "OTHER_BYTES", 1 << 20)
     bundle = one_layer(tmp_path, precision)
     operations = gpu_operations.Operations(bundle, context=64, past=48)
-    gpu_operations.measure(operations, gpu.Figures(tmp_path / "result.json"), 1e9)
+    gpu_operations.measure(operations, Figures(tmp_path / "result.json"), 1e9)
     figures = json.loads((tmp_path / "result.json").read_text())["figures"]
     assert all(figure["value"] > 0 for figure in figures)
     names = "\n".join(figure["name"] for figure in figures)
@@ -232,32 +230,33 @@ def test_all_kinds_of_launches_are_measured(tmp_path, monkeypatch, precision):
         assert f"{kind}, " in names
     # All but the norms, which the launches' inputs pass through.
     read = sum(launch.read_bytes for launch in operations.launches)
-    past = gpu.PROMPT + gpu.ANSWER // 2 - 48
+    past = gpu_model.PROMPT + gpu_model.ANSWER // 2 - 48
     norms = 3 * bundle.geometry.decoder.hidden_size * 2
-    assert read == gpu.step_bytes(bundle) - past * kv_bytes_per_token(bundle.geometry, 2) - norms
+    assert read == gpu_model.step_bytes(bundle) - past * kv_bytes_per_token(bundle.geometry, 2) - norms
 
 
 def test_a_way_to_run_decode_that_fails_leaves_the_others(tmp_path, monkeypatch):
-    load = gpu.Measurement.load
+    load = gpu_model.Measurement.load
 
-    def fail_once(measurement: gpu.Measurement, name: str) -> None:
+    def fail_once(measurement: gpu_model.Measurement, name: str) -> None:
         if "in-turn" in name:
             raise RuntimeError("broken")
         load(measurement, name)
 
-    monkeypatch.setattr(gpu.Measurement, "load", fail_once)
-    monkeypatch.setattr(gpu, "ANSWER", 4)
+    monkeypatch.setattr(gpu_model.Measurement, "load", fail_once)
+    monkeypatch.setattr(gpu_model, "ANSWER", 4)
     for name, values in CHOICES.values():
         monkeypatch.setenv(name, values[0])  # what the ways leave there goes with the test
     output = tmp_path / "result.json"
-    measurement = gpu.Measurement(one_layer(tmp_path / "bundle", "bf16"), {}, "cpu", output)
+    measurement = gpu_model.Measurement(one_layer(tmp_path / "bundle", "bf16"), {}, "cpu", output)
     with pytest.raises(SystemExit, match="in-turn"):
         measurement.variants()
     result = json.loads(output.read_text())
     assert result["failed"] == {"QWEN2VL_CUDA_STARTS=in-turn": "RuntimeError: broken"}
-    assert sum(figure["name"].startswith("decode") for figure in result["figures"]) == len(gpu.VARIANTS) - 1
+    ways = gpu_model.VARIANTS
+    assert sum(figure["name"].startswith("decode") for figure in result["figures"]) == len(ways) - 1
     choices = dict(CHOICES.values())
-    assert all(choices[name].index(value) for way in gpu.VARIANTS for name, value in way.items())
+    assert all(choices[name].index(value) for way in ways for name, value in way.items())
 
 
 def test_a_run_that_breaks_leaves_the_accuracy_of_the_others(tmp_path, monkeypatch):

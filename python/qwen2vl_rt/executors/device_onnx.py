@@ -100,11 +100,10 @@ def program_engine(
     grouped: bool,
 ) -> _core.DeviceEngine:
     """The same with decode steps of the project's own kernels, on the weights that prompts use, too."""
-    narrow = _narrow(bundle, dtype)
-    step, weights = _lowered(bundle, DECODER_GRAPH, narrow=narrow, own_products=True)
+    step, weights = step_graph(bundle, dtype)
     on_device = DeviceWeights(device, step, weights)
     tensors = StepTensors(bundle, decoder, cache, dtype)
-    lowering = {"narrow": narrow, "grouped": grouped, "own_products": provider.operators}
+    lowering = {"narrow": _narrow(bundle, dtype), "grouped": grouped, "own_products": provider.operators}
     if provider.operators and PREFILL_GRAPH not in bundle.files:
         prompt = _copy(step) if grouped else _lowered(bundle, DECODER_GRAPH, **lowering)[0]
         to_weight_inputs(prompt, weights, on_device.shapes)
@@ -119,6 +118,11 @@ def program_engine(
     ProgramWriter(program, on_device, decoder.buffers, bundle.geometry.decoder, dtype).write(step)
     program.weights = on_device  # as long as the program
     return program
+
+
+def step_graph(bundle: Bundle, dtype: str) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """The graph that a decode step of the project's own kernels is written from, and its external weights."""
+    return _lowered(bundle, DECODER_GRAPH, narrow=_narrow(bundle, dtype), own_products=True)
 
 
 def _session_engine(

@@ -1,28 +1,21 @@
-"""Measure a GPU backend on one model, or the GPU's own limits. `make bench-gpu` runs these as stages.
+"""Measure a GPU backend on one model. `make bench-gpu` runs this as stages.
 
-    python -m bench.gpu limits --output limits.json
-    python -m bench.gpu model 2b bf16 --limits limits.json --output 2b-bf16.json
-    python -m bench.gpu model 2b bf16 --variants --output variants.json      (ways to run the engine)
+    python -m bench.gpu_model 2b bf16 --limits limits.json --output 2b-bf16.json
+    python -m bench.gpu_model 2b bf16 --variants --output variants.json      (ways to run the engine)
 
 Bundles of the published shapes with random weights are made in --work when they are first needed
-(bench/random_bundle.py). The bandwidth that bounds decode is a copy's, bytes read and written; the matrix
-rate is that of PyTorch's bfloat16 product of 8192^3 random numbers.
+(bench/random_bundle.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
-import json
 import math
 import os
-import platform
-import shutil
 import statistics
 import subprocess
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +23,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from bench.random_bundle import write_random_bundle
-from bench.random_checkpoint import PUBLISHED, published_config
+from bench.gpu_figures import Figures, read_limits, write_json
+from bench.random_bundle import published_bundle
+from bench.random_checkpoint import PUBLISHED
 from qwen2vl_export.graph import ZERO_POINT
 from qwen2vl_rt import cuda
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
-from qwen2vl_rt.benchmark.timing import REPEATS, repeated, seconds
+from qwen2vl_rt.benchmark.timing import REPEATS, repeated
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREPROCESSOR_CONFIG, Bundle
-from qwen2vl_rt.cli.info import installed_onnxruntime
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors import Backend
 from qwen2vl_rt.options import GenerationOptions
@@ -66,137 +59,6 @@ VARIANTS = (
     {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_CALLS": "python", "QWEN2VL_CUDA_GRAPHS": "0"},
     {"QWEN2VL_CUDA_LAYERS": "onnxruntime", "QWEN2VL_CUDA_GRAPHS": "0", "QWEN2VL_CUDA_ATTENTION": "portable"},
 )
-
-
-@dataclass
-class Figure:
-    """One median, and the bound that the machine's limits set it, in the same unit."""
-
-    name: str
-    value: float
-    unit: str
-    bound: float | None = None
-
-    @property
-    def share(self) -> float | None:
-        """Of the bound reached: bound over value for times, value over bound for rates."""
-        if self.bound is None:
-            return None
-        return self.bound / self.value if self.unit in ("s", "us") else self.value / self.bound
-
-
-class Figures:
-    """What a stage measured, written to `output` after each figure: what was found before something went
-    wrong is kept.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.failed: dict[str, str] = {}
-        """What went wrong, by what was tried."""
-        self._progress: dict[str, str] = {}
-        self._figures: list[Figure] = []
-        self._output = output
-
-    def add(self, name: str, value: float, unit: str, bound: float | None = None) -> None:
-        """Print and write a figure."""
-        self._figures.append(Figure(name, value, unit, bound))
-        print(f"  {name}: {value:.4g} {unit}", flush=True)
-        self.write()
-
-    def fail(self, name: str, error: Exception) -> None:
-        """Print and write what went wrong."""
-        self.failed[name] = f"{type(error).__name__}: {error}"
-        print(f"  {name}: {self.failed[name]}", flush=True)
-        self.write()
-
-    def note(self, name: str, progress: str) -> None:
-        """Write how far something is that has no figure yet."""
-        self._progress[name] = progress
-        self.write()
-
-    def write(self) -> None:
-        """All so far."""
-        figures = [asdict(figure) | {"share": figure.share} for figure in self._figures]
-        result = {"figures": figures, "failed": self.failed, "progress": self._progress}
-        write_json(self._output, {name: part for name, part in result.items() if part or name == "figures"})
-
-
-def read_limits(file: Path | None) -> dict[str, Any]:
-    """The limits that the stage of that name wrote; none where it failed."""
-    return json.loads(file.read_text()).get("limits", {}) if file is not None and file.exists() else {}
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second that a device-to-device copy of 1 GiB reads and writes."""
-    module = cuda.load()
-    stream, size = module.Stream(), 1 << 30
-    buffers = [module.DeviceBuffer(size) for _ in range(2)]
-    start, end = module.Event(timing=True), module.Event(timing=True)
-    seconds = []
-    for _ in range(10):
-        start.record(stream)
-        module.copy_on_device(buffers[1].pointer, buffers[0].pointer, size, stream)
-        end.record(stream)
-        end.synchronize()
-        seconds.append(end.milliseconds_since(start) / 1e3)
-    return 2 * size / statistics.median(seconds[2:])
-
-
-def matrix_rate() -> float | None:
-    """bfloat16 FLOP/s of PyTorch's matrix product on random numbers; None without PyTorch for this GPU."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-
-    def multiply() -> None:
-        a @ b
-        torch.cuda.synchronize()
-
-    warm = time.perf_counter() + 0.5  # an idle GPU's clock takes its time
-    while time.perf_counter() < warm:
-        multiply()
-    return 2 * 8192**3 / statistics.median(seconds(multiply) for _ in range(50))
-
-
-def machine() -> dict[str, object]:
-    """What ran: GPU, driver, versions."""
-    info = cuda.load().device_info()
-    version, distribution = installed_onnxruntime()
-    versions = {"onnxruntime": version and f"{version} ({distribution})"}
-    packages = ("tensorrt", "tensorrt_rtx", "torch", "transformers", "numpy")
-    for package in ("qwen2vl_rt", *packages):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = None
-    return {
-        "gpu": info.name,
-        "compute_capability": info.compute_capability / 10,
-        "memory_bytes": info.total_bytes,
-        "driver": driver,
-        "cuda_driver": info.driver_version,
-        "toolkit": cuda.status().toolkit,
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def open_bundle(size: str, precision: str, work: Path, distinct: bool) -> Bundle:
-    """The bundle of a published size with random weights, made once; `distinct`: no two layers are equal."""
-    folder = work / f"{size}-{precision}{'-distinct' if distinct else ''}"
-    if not (folder / "manifest.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        write_random_bundle(folder, published_config(size), precision, distinct)
-    return Bundle.open(folder)
 
 
 def memory_in_use() -> int | None:
@@ -388,29 +250,22 @@ def skip_reason(backend: str) -> str:
 def main() -> None:
     """Measure, print, write; what its GPU has no use for is written as skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    what = parser.add_subparsers(dest="what", required=True)
-    model = what.add_parser("model", help="one bundle")
-    model.add_argument("size", choices=sorted(PUBLISHED))
-    model.add_argument("precision")
-    model.add_argument("--variants", action="store_true", help="decode, with each way to run the engine")
-    model.add_argument("--limits", type=Path, help="what `limits` wrote")
-    model.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
-    model.add_argument("--backend", default="cuda", choices=("cuda", "tensorrt", "cpu"))
-    model.add_argument("--attention", help="with tensorrt: as of `qwen2vl build`")
-    for command in (model, what.add_parser("limits", help="the GPU's copy bandwidth and matrix rate")):
-        command.add_argument("--output", type=Path, required=True, help="JSON")
+    parser.add_argument("size", choices=sorted(PUBLISHED))
+    parser.add_argument("precision")
+    parser.add_argument("--variants", action="store_true", help="decode, with each way to run the engine")
+    parser.add_argument("--limits", type=Path, help="what bench/gpu_limits.py wrote")
+    parser.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
+    parser.add_argument("--backend", default="cuda", choices=("cuda", "tensorrt", "cpu"))
+    parser.add_argument("--attention", help="with tensorrt: as of `qwen2vl build`")
+    parser.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()
     in_use = memory_in_use()
-    if options.what == "limits":
-        rates = {"copy_bytes_per_second": copy_bandwidth(), "matrix_flops": matrix_rate()}
-        write_json(options.output, {"machine": machine(), "limits": rates})
-        return
     if reason := skip_reason(options.backend):
         write_json(options.output, {"skipped": reason})
         print(f"skipped: {reason}")
         return
     limits = read_limits(options.limits)
-    bundle = open_bundle(
+    bundle = published_bundle(
         options.size, options.precision, options.work, distinct=options.backend == "tensorrt"
     )
     measurement = Measurement(bundle, limits, options.backend, options.output, options.attention, in_use)
@@ -418,12 +273,6 @@ def main() -> None:
         measurement.variants()
     else:
         measurement.everything()
-
-
-def write_json(output: Path, result: dict[str, Any]) -> None:
-    """Write a stage's result."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
