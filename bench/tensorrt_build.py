@@ -20,17 +20,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.export_memory import machine
+from bench.shaped_graphs import shaped
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
-from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.lowering.tensorrt import Form
 from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.tensorrt.build import lower_graph
 from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.network import Network
-from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
-from tests.support.shaped_graphs import shaped
 
 DECODER = DecoderGeometry(1536, 28, 12, 2, 128, 8960, 151936, 1e6, (16, 24, 24), 1e-6, tied_embedding=True)
 VISION = VisionGeometry(32, 1280, 16, 5120, 14, 2, 2, 3)
@@ -74,16 +74,12 @@ def build(graph: str, precision: str, attention: str, gpu: str, layers: int | No
     geometry = Geometry(decoder, vision, IDS)
     if graph == "decoder":
         portable = decoder_graph(decoder, precision)
-        model, weights = shaped(portable)
-        lower_decoder(model, weights, geometry, form, LIMITS.max_length)
-        profiles = decoder_profiles(decoder, LIMITS, ("prefill", "decode"))
     else:
         portable = vision_graph(vision, decoder.hidden_size, precision)
-        model, weights = shaped(portable)
-        lower_vision(model, weights, geometry, form)
-        profiles = vision_profiles(vision, LIMITS)
+    model, weights = shaped(portable)
+    profiles = lower_graph(graph, model, weights, geometry, LIMITS, form)
     network = Network(edition, model, weights)
-    if graph == "decoder" and attention == "lengths":
+    if attention == "lengths":
         network.align_attention()
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.shaped_graphs import shaped
 from bench.tiny import TINY
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.export import export_checkpoint
@@ -22,17 +23,15 @@ from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt import build as build_module
 from qwen2vl_rt.tensorrt import build_memory, builder
 from qwen2vl_rt.tensorrt import network as network_module
-from qwen2vl_rt.tensorrt.build import build_engines
+from qwen2vl_rt.tensorrt.build import build_engines, lower_graph
 from qwen2vl_rt.tensorrt.build_memory import MARGIN, SMALLEST_WORKSPACE, limit_workspace
 from qwen2vl_rt.tensorrt.builder import build_engine
 from qwen2vl_rt.tensorrt.description import DESCRIPTION_VERSION, Figures
 from qwen2vl_rt.tensorrt.edition import find_edition
 from qwen2vl_rt.tensorrt.network import Network, parse_from_files
-from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import choose_target
 from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
 from qwen2vl_rt.weights import drop_cache, load_graph
-from tests.support.shaped_graphs import shaped
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT for RTX is not installed (no wheel for this system)"
@@ -153,14 +152,10 @@ def build_shape(
     """Build 2B-shaped layers; the figures, and the bytes of the bundle's weights."""
     if graph == "decoder":
         portable = decoder_graph(DECODER_2B, precision)
-        model, weights = shaped(portable)
-        lower_decoder(model, weights, SHAPES_2B, Form("bf16", attention), LIMITS_2B.max_length)
-        profiles = decoder_profiles(DECODER_2B, LIMITS_2B, ("prefill", "decode"))
     else:
         portable = vision_graph(VISION, DECODER_2B.hidden_size, precision)
-        model, weights = shaped(portable)
-        lower_vision(model, weights, SHAPES_2B, Form("bf16"))
-        profiles = vision_profiles(VISION, LIMITS_2B)
+    model, weights = shaped(portable)
+    profiles = lower_graph(graph, model, weights, SHAPES_2B, LIMITS_2B, Form("bf16", attention))
     network = Network(edition, model, weights)
     if attention == "lengths":
         network.align_attention()

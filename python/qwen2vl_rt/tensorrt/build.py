@@ -12,6 +12,7 @@ from onnx import ModelProto
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.graph_format import cache_tensors
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.session_limits import SessionLimits
@@ -165,7 +166,8 @@ def _build_graph(
     if graph == "vision" and form.attention == "lengths":
         form = replace(form, attention="mask")  # it has neither: one engine serves both
     model, weights = load_graph(bundle, f"{graph}.onnx")
-    profiles = _lower(bundle, graph, model, weights, limits, form)
+    apart = PREFILL_GRAPH in bundle.files
+    profiles = lower_graph(graph, model, weights, bundle.geometry, limits, form, prompts_apart=apart)
     key = engine_key(bundle, graph, model, edition, target, form, profiles)
     file = engine_file(folder, graph, key)
     if file.exists:
@@ -201,18 +203,27 @@ def _build_graph(
     return Built(graph, file, description, reused=False)
 
 
-def _lower(
-    bundle: Bundle, graph: str, model: ModelProto, weights: dict, limits: SessionLimits, form: Form
+def lower_graph(
+    graph: str,
+    model: ModelProto,
+    weights: dict,
+    geometry: Geometry,
+    limits: SessionLimits,
+    form: Form,
+    *,
+    prompts_apart: bool = False,
 ) -> list[Profile]:
-    """Lower a graph in place; the profiles that it is built for."""
-    geometry = bundle.geometry
+    """Lower a graph in place; the profiles that it is built for.
+
+    `prompts_apart`: the decoder's graph takes answers only, prompts have one of their own.
+    """
     if graph == "vision":
         lower_vision(model, weights, geometry, form)
         return vision_profiles(geometry.vision, limits)
     lower_decoder(model, weights, geometry, form, limits.max_length)
-    if PREFILL_GRAPH not in bundle.files:
+    if not prompts_apart:
         names = ("prefill", "decode")
-    else:  # the prompt has a graph of its own
+    else:
         names = ("prefill",) if graph == "prefill" else ("decode",)
     return decoder_profiles(geometry.decoder, limits, names)
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from qwen2vl_export.graph import Graph
+from qwen2vl_export.graph import SCALE, ZERO_POINT, Graph
 
 
 def shaped(graph: Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -14,7 +14,7 @@ def shaped(graph: Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     weights = {}
     for weight in graph.weights:
-        if weight.name.endswith(".zero_point"):
+        if weight.name.endswith(ZERO_POINT):
             middle = 0x88 if weight.element_type == TensorProto.UINT4 else 0x80
             weights[weight.name] = np.full(weight.nbytes, middle, np.uint8)
         elif weight.element_type in (TensorProto.UINT4, TensorProto.UINT8, TensorProto.INT8):
@@ -22,7 +22,7 @@ def shaped(graph: Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         else:
             dtype = helper.tensor_dtype_to_np_dtype(weight.element_type)
             numbers = rng.standard_normal(4096, np.float32).astype(dtype) * dtype.type(0.02)
-            if weight.name.endswith(".scale"):
+            if weight.name.endswith(SCALE):
                 numbers = np.abs(numbers) + dtype.type(0.001)
             weights[weight.name] = np.resize(numbers, weight.shape)
     return graph.model({weight.name: (0, weight.nbytes) for weight in graph.weights}), weights
