@@ -53,7 +53,7 @@ def format_named(name: str | int) -> NumberFormat:
     return _BY_NAME[name]
 
 
-def graph_format(precision: str) -> NumberFormat:
+def format_of_graphs(precision: str) -> NumberFormat:
     """What a bundle's graphs have where they are not quantized: their own format; float32 in quantized ones.
 
     `precision`: the bundle's, one of `bundle.PRECISIONS`.
@@ -61,6 +61,6 @@ def graph_format(precision: str) -> NumberFormat:
     return _BY_NAME.get(precision, FLOAT32)
 
 
-def device_format(precision: str) -> NumberFormat:
+def format_on_a_gpu(precision: str) -> NumberFormat:
     """What a GPU computes a bundle in: its graphs' own format; bfloat16 for quantized ones."""
     return _BY_NAME.get(precision, BFLOAT16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.geometry import Geometry
-from qwen2vl_rt.number_formats import FLOAT32, graph_format
+from qwen2vl_rt.number_formats import FLOAT32, format_of_graphs
 from qwen2vl_rt.plan import kv_bytes_per_token
 
 
@@ -71,4 +71,4 @@ def decode_work(bundle: Bundle, context: int, batch: int) -> Work:
 
 def _widening(bundle: Bundle) -> int:
     """Bytes in memory over bytes in the bundle: the CPU widens 16-bit weights to float32."""
-    return FLOAT32.item_bytes // graph_format(bundle.precision).item_bytes
+    return FLOAT32.item_bytes // format_of_graphs(bundle.precision).item_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.machine import available_memory
-from qwen2vl_rt.number_formats import device_format
+from qwen2vl_rt.number_formats import format_on_a_gpu
 from qwen2vl_rt.plan import MIB, PROCESS_BYTES, kv_bytes_per_token, largest_picture
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 from qwen2vl_rt.session_limits import SessionLimits
@@ -22,7 +22,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     """Bytes by part on the GPU, at the limits in full use. The token table is on the host: `host_parts`."""
     geometry = bundle.geometry
     decoder, vision = geometry.decoder, geometry.vision
-    item = device_format(bundle.precision).item_bytes
+    item = format_on_a_gpu(bundle.precision).item_bytes
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     int8 = INT8_SCALES if bundle.quantized else 1.0
     lm_head = sizes[EMBEDDING] if decoder.tied_embedding else 0

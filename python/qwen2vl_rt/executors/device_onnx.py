@@ -26,7 +26,7 @@ from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.graph_format import PAST_LENGTH
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.weight_inputs import to_weight_inputs
-from qwen2vl_rt.number_formats import FLOAT32, device_format, format_named, graph_format
+from qwen2vl_rt.number_formats import FLOAT32, format_named, format_of_graphs, format_on_a_gpu
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import load_graph
 
@@ -182,13 +182,13 @@ def device_decoder(
 
 
 def compute_dtype(bundle: Bundle) -> str:
-    """The name of `device_format`."""
-    return device_format(bundle.precision).dtype
+    """The name of what a GPU computes the bundle in."""
+    return format_on_a_gpu(bundle.precision).dtype
 
 
 def _narrow(bundle: Bundle, dtype: str) -> int | None:
     """The element type that a float32 graph is narrowed to, None where the graph has it already."""
-    stored, wanted = graph_format(bundle.precision), format_named(dtype)
+    stored, wanted = format_of_graphs(bundle.precision), format_named(dtype)
     return wanted.element_type if stored is FLOAT32 and wanted is not FLOAT32 else None
 
 
