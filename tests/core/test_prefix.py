@@ -126,7 +126,7 @@ def test_two_generators_share_a_cache_without_confusion(toy):
     """Identities live in the cache: the second generator knows what the first left there."""
     prompt = Prompt([1, 2]) + picture(1) + Prompt([3, 4])
     answer = check(toy, prompt, 0).token_ids
-    toy.generator = _core.Generator(toy.executor, toy.cache, toy.embedding, toy.token_text, **toy.settings)
+    toy.generator = toy.generator_over(toy.executor)
     check(toy, prompt + Prompt([*answer, 40, 41]), len(prompt.ids) + len(answer) - 1)
     check(toy, Prompt([1, 2]) + picture(2) + Prompt([3, 4]), 2)
 
