@@ -192,9 +192,15 @@ QWEN2VL_TEAM Cutoff select_cutoff(const Team& team, SampleShared& shared, const 
 // tokens still fit 64 bits.
 struct FixedWeight {
   float peak, inverse_temperature;
+
+  // To the nearest, half up. By the weight's digits: many a GPU has next to no arithmetic of 64-bit floats,
+  // nor conversions from there.
   QWEN2VL_TEAM uint64_t of(float logit) const {
-    return static_cast<uint64_t>(
-        static_cast<double>(exp_nonpositive((logit - peak) * inverse_temperature)) * 0x1.0p44 + 0.5);
+    const uint32_t bits = bits_of_float(exp_nonpositive((logit - peak) * inverse_temperature));
+    const uint64_t digits = (bits & 0x7FFFFFu) | 0x800000u;
+    const int32_t shift = static_cast<int32_t>(bits >> 23) - (127 + 23 - 44);
+    if (shift >= 0) return digits << shift;
+    return shift < -24 ? 0 : (digits + (uint64_t{1} << (-shift - 1))) >> -shift;
   }
 };
 
