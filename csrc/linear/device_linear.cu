@@ -82,15 +82,23 @@ struct Dequantize {
 
 constexpr int kFinishThreads = 256, kFinishedUnits = 2;  // of a thread, loaded side by side
 
-// What products of matrices left, finished: of a gated step the second matrix' in `gate`. Block (x, y): units
-// of one row after the other.
+// Whether a product of matrix m is not yet what the step's result is.
+QWEN2VL_HOST_DEVICE bool is_unfinished(const LinearStep& step, int32_t m) {
+  return step.gated != 0 || step.added != nullptr || m < step.rotated || step.matrix[m].bias != nullptr;
+}
+
+// What products of matrices left in the results, finished there: of a gated step the second matrix' is in
+// `gate`. Block (x, y, z): units of one row after the other; matrix z.
 template <FloatType type>
-__global__ void __launch_bounds__(kFinishThreads)
-    finish_kernel(LinearStep step, int32_t m, const void* source, const void* gate) {
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(LinearStep step, const void* gate) {
+  const auto m = static_cast<int32_t>(blockIdx.z);
+  if (!is_unfinished(step, m)) return;
   const auto units = static_cast<int>(output_units(step, m));
   const int first_unit =
       static_cast<int>(blockIdx.x) * kFinishThreads * kFinishedUnits + static_cast<int>(threadIdx.x);
+  if (first_unit - static_cast<int>(threadIdx.x) >= units) return;
   const DeviceMatrix& matrix = step.matrix[m];
+  const void *const source = matrix.result, *const second_source = step.gated ? gate : source;
   const FloatType product_type = step.result_type == FloatType::kFloat32 ? FloatType::kFloat32 : type;
   for (int64_t row = blockIdx.y; row < step.rows; row += gridDim.y) {
     OutputPair pairs[kFinishedUnits];
@@ -102,7 +110,7 @@ __global__ void __launch_bounds__(kFinishThreads)
       pairs[i] = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
       const int64_t second = min(pairs[i].second, matrix.outputs - 1);  // beyond the last nobody looks
       products[i][0] = load_bits(source, product_type, row * matrix.outputs + pairs[i].first);
-      products[i][1] = load_bits(step.gated ? gate : source, product_type, row * matrix.outputs + second);
+      products[i][1] = load_bits(second_source, product_type, row * matrix.outputs + second);
       terms[i] = pair_terms(step, type, m, row, pairs[i]);
     }
 #pragma unroll
@@ -115,21 +123,24 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 template <FloatType type>
-void finish(const LinearStep& step, int32_t m, const void* source, const void* gate, StreamHandle stream) {
+void finish(const LinearStep& step, const void* gate, StreamHandle stream) {
   constexpr int64_t kMostRows = 65535, kEach = kFinishThreads * kFinishedUnits;
-  const dim3 blocks(static_cast<unsigned>((output_units(step, m) + kEach - 1) / kEach),
-                    static_cast<unsigned>(std::min(step.rows, kMostRows)));
-  launch(finish_kernel<type>, blocks, kFinishThreads, stream, "finishing a layer", step, m, source, gate);
+  const int32_t matrices = step.gated ? 1 : step.matrices;
+  int64_t most = 0;
+  for (int32_t m = 0; m < matrices; ++m) most = std::max(most, output_units(step, m));
+  const dim3 blocks(static_cast<unsigned>((most + kEach - 1) / kEach),
+                    static_cast<unsigned>(std::min(step.rows, kMostRows)), static_cast<unsigned>(matrices));
+  launch(finish_kernel<type>, blocks, kFinishThreads, stream, "finishing a layer", step, gate);
 }
 
-void finish(const LinearStep& step, int32_t m, const void* source, const void* gate, StreamHandle stream) {
+void finish(const LinearStep& step, const void* gate, StreamHandle stream) {
   switch (step.type) {
     case FloatType::kFloat32:
-      return finish<FloatType::kFloat32>(step, m, source, gate, stream);
+      return finish<FloatType::kFloat32>(step, gate, stream);
     case FloatType::kBFloat16:
-      return finish<FloatType::kBFloat16>(step, m, source, gate, stream);
+      return finish<FloatType::kBFloat16>(step, gate, stream);
     case FloatType::kFloat16:
-      return finish<FloatType::kFloat16>(step, m, source, gate, stream);
+      return finish<FloatType::kFloat16>(step, gate, stream);
   }
 }
 
@@ -205,18 +216,19 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
     step.x = memory + layout.normalized;
     step.norm = nullptr;
   }
-  for (int32_t m = 0; m < (step.gated ? 1 : step.matrices); ++m) {
+  const int32_t matrices = step.gated ? 1 : step.matrices;
+  void* const gate = memory + layout.gate;
+  bool unfinished = false;
+  for (int32_t m = 0; m < matrices; ++m) {
     if (step.rows <= kFewRows) {
       few_products(step, m, stream);
       continue;
     }
-    void *const gate = memory + layout.gate, *const product = step.matrix[m].result;
-    multiply(step, step.matrix[m], memory + layout.unpacked, product, stream);
+    multiply(step, step.matrix[m], memory + layout.unpacked, step.matrix[m].result, stream);
     if (step.gated) multiply(step, step.matrix[1], memory + layout.unpacked, gate, stream);
-    if (step.gated || step.added != nullptr || m < step.rotated || step.matrix[m].bias != nullptr) {
-      finish(step, m, product, gate, stream);
-    }
+    unfinished = unfinished || is_unfinished(step, m);
   }
+  if (unfinished) finish(step, gate, stream);
 }
 
 }  // namespace qwen2vl::cuda
