@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.executors.cpu import CpuDecoder
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.weights import embedding_table
 
 DOCUMENTS = ("LICENSE", "docs/bundle-format.md", "docs/architecture.md", "docs/preparation.md")
 PIECE = re.compile(r" ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\d|\s+")
@@ -88,9 +88,7 @@ def main() -> None:
         decoder.layers, 1, decoder.kv_heads, options.prompt + options.answer + 1, decoder.head_dim
     )
     executor = ScriptedDecoder(bundle, cache, options.threads)
-    table = _core.EmbeddingTable(
-        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
+    table = embedding_table(bundle)
     rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
     generator = _core.Generator(
         _core.HostDecoder(executor, cache, table, rope, prefill_chunk=512),

@@ -23,13 +23,13 @@ import onnxruntime
 from bench.portable_graphs import DecoderSteps, open_portable
 from bench.tiny import TINY
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import DECODER_GRAPH, EMBEDDING, PREFILL_GRAPH, VISION_GRAPH, Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.evaluate import Example, Report, judge, load_examples
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.processing.visuals import Visual
 from qwen2vl_rt.progress import progress_bar
 from qwen2vl_rt.session import Session
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.weights import embedding_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,7 +38,6 @@ class PortableModel:
     """A bundle's portable graphs and its embedding table, for one prompt at a time."""
 
     def __init__(self, bundle: Bundle, threads: int):
-        decoder = bundle.geometry.decoder
         self.bundle, self.processor = bundle, Processor(bundle.path, bundle.geometry)
         self.session = Session(bundle.path, threads=threads, max_length=4096)
         self.vision, self.decoder = (
@@ -47,9 +46,7 @@ class PortableModel:
         self.prefill = self.decoder
         if PREFILL_GRAPH in bundle.files:
             self.prefill = open_portable(bundle, PREFILL_GRAPH, threads)
-        self.table = _core.EmbeddingTable(
-            str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-        )
+        self.table = embedding_table(bundle)
 
     def embed(self, prompt: PreparedPrompt) -> np.ndarray:
         """Input embeddings [T, H], visual ones in the place of the pads."""

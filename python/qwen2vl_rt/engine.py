@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import EMBEDDING, GENERATION_CONFIG, PREFILL_GRAPH, Bundle
+from qwen2vl_rt.bundle import GENERATION_CONFIG, PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.executors.opened import Opened
 from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.position_keys import position_keys, visual_spans
@@ -19,11 +20,9 @@ from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.vision import VisionExecutor, VisionTower
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.vision import VisionTower
 
 if TYPE_CHECKING:
-    from qwen2vl_rt.executors.tensorrt import Engines
     from qwen2vl_rt.tensorrt.find import EngineSet
 
 # Called with a prompt's index and the text that its newest token completed.
@@ -53,62 +52,30 @@ class Engine:
     ) -> None:
         self._geometry = geometry = bundle.geometry
         self._defaults = generation_defaults(bundle.file(GENERATION_CONFIG))
+        self._opened = opened = _open(bundle, limits, threads, backend, engines)
         decoder, special_ids = geometry.decoder, geometry.special_ids
         text = _core.TokenText(tokenizer.token_bytes(decoder.vocab_size), sorted(tokenizer.special_ids))
-        settings = {
-            "hidden_size": decoder.hidden_size,
-            "vocab_size": decoder.vocab_size,
-            "merge_size": geometry.vision.merge_size,
-            "image_pad": special_ids.image_pad,
-            "video_pad": special_ids.video_pad,
-            "answers_apart": PREFILL_GRAPH in bundle.files,
-        }
-        # What prepares pictures that are in the GPU's memory; None on the CPU.
-        self.device_frames: DeviceFrames | None = None
-        self._device: _core.Device | None = None
-        self._opened: Engines | None = None  # with tensorrt
-        # The largest graph first: while a quantized one loads, its weights are in memory twice.
-        if backend == "cuda":
-            from qwen2vl_rt.executors.cuda import cuda_device
-            from qwen2vl_rt.executors.cuda_frames import cuda_frames
-            from qwen2vl_rt.executors.device_onnx import DeviceVision, compute_dtype, device_decoder
+        self._generator = _core.Generator(
+            opened.decoder,
+            text,
+            hidden_size=decoder.hidden_size,
+            vocab_size=decoder.vocab_size,
+            merge_size=geometry.vision.merge_size,
+            image_pad=special_ids.image_pad,
+            video_pad=special_ids.video_pad,
+            answers_apart=PREFILL_GRAPH in bundle.files,
+            least_chunk=opened.least_chunk,
+        )
+        self._vision = VisionTower(opened.vision, geometry.vision)
 
-            self._device, provider = cuda_device()
-            steps: _core.Decoder = device_decoder(bundle, limits, self._device, provider)[0]
-            vision: VisionExecutor = DeviceVision(bundle, self._device, compute_dtype(bundle), provider)
-            self.device_frames = cuda_frames(compute_dtype(bundle))
-        elif backend == "tensorrt":
-            from qwen2vl_rt.executors.cuda_frames import cuda_frames
-            from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
-            from qwen2vl_rt.tensorrt.load import load_engines
-
-            opened = load_engines(bundle, engines, threads)
-            self._device = opened.device
-            steps = tensorrt_decoder(bundle, limits, opened)[0]
-            vision = TensorRTVision(bundle, opened)
-            self.device_frames = cuda_frames(opened.dtype)
-            self._opened = opened
-        else:
-            from qwen2vl_rt.executors.cpu import LEAST_CHUNK, CpuDecoder, CpuVision
-
-            cache = _core.KVCache(
-                decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
-            )
-            executor = CpuDecoder(bundle, cache, threads)
-            vision = CpuVision(bundle, threads)
-            table = _core.EmbeddingTable(
-                str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-            )
-            rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
-            steps = _core.HostDecoder(executor, cache, table, rope, limits.prefill_chunk)
-            settings["least_chunk"] = LEAST_CHUNK
-        self._generator = _core.Generator(steps, text, **settings)
-        self._vision = VisionTower(vision, geometry.vision)
+    @property
+    def device_frames(self) -> DeviceFrames | None:
+        """What prepares pictures that are in the GPU's memory; None on the CPU."""
+        return self._opened.frames
 
     def close(self) -> None:
         """What is worth keeping for the next session goes to disk; the memory is freed with the object."""
-        if self._opened is not None:
-            self._opened.keep_kernels()
+        self._opened.keep()
 
     def generate(
         self,
@@ -147,8 +114,8 @@ class Engine:
 
     def synchronize(self) -> None:
         """Wait for what is queued on a GPU."""
-        if self._device is not None:
-            self._device.synchronize()
+        if self._opened.device is not None:
+            self._opened.device.synchronize()
 
     def _requests(
         self,
@@ -193,3 +160,20 @@ class Engine:
             stop_strings=option.stop,
             prompt_lookup=option.prompt_lookup,
         )
+
+
+def _open(
+    bundle: Bundle, limits: SessionLimits, threads: int, backend: str, engines: Sequence[EngineSet]
+) -> Opened:
+    """The backend's executors; only this backend's modules are imported."""
+    if backend == "cuda":
+        from qwen2vl_rt.executors.cuda import open_cuda
+
+        return open_cuda(bundle, limits)
+    if backend == "tensorrt":
+        from qwen2vl_rt.tensorrt.load import open_tensorrt
+
+        return open_tensorrt(bundle, limits, engines, threads)
+    from qwen2vl_rt.executors.cpu import open_cpu
+
+    return open_cpu(bundle, limits, threads)

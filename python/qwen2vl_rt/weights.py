@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.errors import BundleError
 from qwen2vl_rt.graph_format import PATCHES, STEP_INPUTS, cache_tensors
 from qwen2vl_rt.number_formats import format_named
@@ -67,9 +68,11 @@ def map_weights(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def embedding_dtype(bundle: Bundle) -> str:
-    """How `_core.EmbeddingTable` reads the bundle's embedding.bin."""
-    return "uint8" if bundle.quantized else format_named(bundle.precision).dtype
+def embedding_table(bundle: Bundle) -> _core.EmbeddingTable:
+    """The token embeddings [vocab_size, hidden_size], which are no graph's: rows are read from their file."""
+    decoder = bundle.geometry.decoder
+    dtype = "uint8" if bundle.quantized else format_named(bundle.precision).dtype
+    return _core.EmbeddingTable(str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, dtype)
 
 
 def drop_pages(weights: Iterable[np.ndarray]) -> None:

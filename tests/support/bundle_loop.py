@@ -10,7 +10,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.executors.cpu import CpuDecoder
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.weights import embedding_table
 
 
 def cpu_loop(bundle: Bundle, limits: SessionLimits) -> _core.Generator:
@@ -19,9 +19,7 @@ def cpu_loop(bundle: Bundle, limits: SessionLimits) -> _core.Generator:
     cache = _core.KVCache(
         decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim
     )
-    table = _core.EmbeddingTable(
-        str(bundle.file("embedding.bin")), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
+    table = embedding_table(bundle)
     rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
     executor = CpuDecoder(bundle, cache, 2)
     return decoder_loop(bundle, _core.HostDecoder(executor, cache, table, rope, limits.prefill_chunk))

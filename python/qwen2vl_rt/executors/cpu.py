@@ -10,6 +10,7 @@ from onnx import ModelProto
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.executors.onnx_session import OnnxSession, bind
+from qwen2vl_rt.executors.opened import Opened
 from qwen2vl_rt.graph_format import (
     COS,
     HEAD_INPUT,
@@ -24,13 +25,29 @@ from qwen2vl_rt.graph_format import (
 )
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.head import split_head
-from qwen2vl_rt.weights import load_graph
+from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.weights import embedding_table, load_graph
 
 # Shapes of steps kept bound: drafts of every length, some batches, some chunks of prompts.
 KEPT_BINDINGS = _core.LONGEST_DRAFT + 16
 
 # Tokens that attend as a prompt's many do (csrc/attention/attention.h).
 LEAST_CHUNK = _core.FEW_ATTENDING_TOKENS + 1
+
+
+def open_cpu(bundle: Bundle, limits: SessionLimits, threads: int) -> Opened:
+    """A bundle's executors on the CPU, `threads` to an operator; 0 takes all cores."""
+    geometry = bundle.geometry.decoder
+    cache = _core.KVCache(
+        geometry.layers, limits.max_batch, geometry.kv_heads, limits.max_length, geometry.head_dim
+    )
+    # The largest graph first: while a quantized one loads, its weights are in memory twice.
+    executor = CpuDecoder(bundle, cache, threads)
+    vision = CpuVision(bundle, threads)
+    table = embedding_table(bundle)
+    rope = _core.RopeTable(geometry.head_dim, geometry.rope_theta, geometry.mrope_section)
+    decoder = _core.HostDecoder(executor, cache, table, rope, limits.prefill_chunk)
+    return Opened(decoder, vision, LEAST_CHUNK)
 
 
 class CpuDecoder(_core.Executor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.graph_format import (
     COS,
     INPUTS_EMBEDS,
@@ -20,7 +20,7 @@ from qwen2vl_rt.graph_format import (
 from qwen2vl_rt.lowering.group_query_attention import LAST, LONGEST
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.weights import embedding_table
 
 
 class Tensor(NamedTuple):
@@ -99,8 +99,6 @@ def device_steps(
     cache = _core.DeviceCache(
         device, decoder.layers, limits.max_batch, decoder.kv_heads, limits.max_length, decoder.head_dim, dtype
     )
-    table = _core.EmbeddingTable(
-        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
+    table = embedding_table(bundle)
     rope = _core.RopeTable(decoder.head_dim, decoder.rope_theta, decoder.mrope_section)
     return _core.DeviceDecoder(device, cache, table, rope, limits.prefill_chunk, dtype), cache

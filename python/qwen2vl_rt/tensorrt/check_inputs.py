@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.bundle import EMBEDDING, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.geometry import VisionGeometry
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.profiles import USUAL_PATCHES
-from qwen2vl_rt.weights import embedding_dtype
+from qwen2vl_rt.weights import embedding_table
 
 SEED = 20
 LARGEST = "largest picture"  # whose features must be finite; the others are compared
@@ -116,9 +116,7 @@ def _squarish(most: int) -> tuple[int, int, int]:
 def step_inputs(bundle: Bundle, steps: list[Step], number_format: np.dtype) -> Iterator[StepInputs]:
     """Inputs of each step: rows of the embedding table, and positions that differ on the three axes."""
     decoder, rng = bundle.geometry.decoder, np.random.default_rng(SEED)
-    table = _core.EmbeddingTable(
-        str(bundle.file(EMBEDDING)), decoder.vocab_size, decoder.hidden_size, embedding_dtype(bundle)
-    )
+    table = embedding_table(bundle)
 
     def rounded(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.astype(number_format).astype(np.float32))

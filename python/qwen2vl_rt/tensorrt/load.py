@@ -7,13 +7,30 @@ from pathlib import Path
 
 from qwen2vl_rt import cuda
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.tensorrt import Engines
+from qwen2vl_rt.executors.cuda_frames import cuda_frames
+from qwen2vl_rt.executors.opened import Opened
+from qwen2vl_rt.executors.tensorrt import Engines, TensorRTVision, tensorrt_decoder
+from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.build import build_engines
 from qwen2vl_rt.tensorrt.check import checked
 from qwen2vl_rt.tensorrt.engines import EngineFile
 from qwen2vl_rt.tensorrt.find import EngineSet
 from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
 from qwen2vl_rt.tensorrt.target import choose_target
+
+
+def open_tensorrt(
+    bundle: Bundle, limits: SessionLimits, candidates: Sequence[EngineSet], threads: int
+) -> Opened:
+    """A bundle's executors on the best engines that are right here. Raises as `load_engines` does."""
+    engines = load_engines(bundle, candidates, threads)
+    return Opened(
+        tensorrt_decoder(bundle, limits, engines)[0],
+        TensorRTVision(bundle, engines),
+        device=engines.device,
+        frames=cuda_frames(engines.dtype),
+        keep=engines.keep_kernels,
+    )
 
 
 def load_engines(bundle: Bundle, candidates: Sequence[EngineSet], threads: int) -> Engines:
