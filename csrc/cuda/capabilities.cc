@@ -40,8 +40,10 @@ void set_once(const void* kernel, cudaFuncAttribute attribute, int value) {
   int device = 0;
   check(cudaGetDevice(&device), "asking for the GPU");
   const std::lock_guard<std::mutex> lock(mutex);
-  if (!done->insert({device, kernel, attribute}).second) return;
+  const std::tuple setting{device, kernel, attribute};
+  if (done->count(setting) > 0) return;
   check(cudaFuncSetAttribute(kernel, attribute, value), "preparing a kernel");
+  done->insert(setting);
 }
 
 }  // namespace
