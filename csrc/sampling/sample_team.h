@@ -196,7 +196,9 @@ struct FixedWeight {
   // To the nearest, half up. By the weight's digits: many a GPU has next to no arithmetic of 64-bit floats,
   // nor conversions from there.
   QWEN2VL_TEAM uint64_t of(float logit) const {
-    const uint32_t bits = bits_of_float(exp_nonpositive((logit - peak) * inverse_temperature));
+    const float exponent = (logit - peak) * inverse_temperature;
+    if (exponent < -31.25f) return 0;  // most tokens: their weight is less than 2^-45
+    const uint32_t bits = bits_of_float(exp_nonpositive(exponent));
     const uint64_t digits = (bits & 0x7FFFFFu) | 0x800000u;
     const int32_t shift = static_cast<int32_t>(bits >> 23) - (127 + 23 - 44);
     if (shift >= 0) return digits << shift;
@@ -280,8 +282,9 @@ QWEN2VL_TEAM_CALL double team_softmax_sum(Team team, SampleShared& shared, const
     }
     for (int64_t i = 0; i < kLogitBlock / kLogitLanes; ++i) {
       const int64_t id = begin + lane + i * kLogitLanes;
-      const bool counts = id < end && above_cutoff(values[i], static_cast<int32_t>(id), cutoff);
-      sum += counts ? exp_nonpositive((values[i] - peak) * inverse_temperature) : 0.0f;
+      if (id < end && above_cutoff(values[i], static_cast<int32_t>(id), cutoff)) {  // few do
+        sum += exp_nonpositive((values[i] - peak) * inverse_temperature);
+      }
     }
     lane_sums[item] = sum;
   }
