@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) single_head_kernel(DecodeAttention a
   for (int i = 0; i < per; ++i) q[i] = number(attention.q, row * attention.heads + head, i);
   Sums<per> sums;
   sums.clear();
-#pragma unroll 2
+#pragma unroll 1
   for (int64_t position = piece.begin + warp; position < piece.end; position += kWarps) {
     const bool is_new = position == past;
     const int64_t vector = is_new ? row * cache.kv_heads + kv_head : position;
