@@ -3,8 +3,8 @@
 // and not run. What the provider decides on the host is therefore its own: which kernels it takes for a
 // graph, what it allocates, when it waits, what it records.
 //
-// Compiled against the toolkit's headers; null_gpu.sh makes libraries of the names that the provider asks
-// for.
+// Compiled against the toolkit's headers; cmake/test-null-gpu.sh makes libraries of the names that the
+// provider asks for.
 
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
