@@ -50,19 +50,17 @@ struct Sums {
   }
 };
 
-// A row's scratch memory: of each head a count of the pieces that are done; of each head and piece the
-// largest score and the weights' sum; their weighted values.
+// A row's scratch memory.
 struct PieceSums {
   int32_t* done;
   float *peaks, *values;
 
   __device__ PieceSums(const DecodeAttention& attention, int64_t row) {
-    const int64_t heads = attention.heads, all = heads * kAttentionPieces;
-    auto* const memory =
-        static_cast<float*>(attention.scratch) + row * (heads + all * (2 + attention.cache.head_dim));
+    const auto layout = AttentionScratch::of(attention.heads, attention.cache.head_dim);
+    auto* const memory = static_cast<float*>(attention.scratch) + row * layout.all;
     done = reinterpret_cast<int32_t*>(memory);
-    peaks = memory + heads;
-    values = memory + heads + 2 * all;
+    peaks = memory + layout.peaks;
+    values = memory + layout.values;
   }
 };
 

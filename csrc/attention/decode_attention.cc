@@ -5,9 +5,7 @@
 namespace qwen2vl {
 
 int64_t decode_attention_scratch(int64_t rows, int64_t heads, int64_t head_dim) {
-  // A piece's largest score, sum of weights and weighted values of each head; a counter of each head's
-  // pieces.
-  return rows * heads * (kAttentionPieces * (head_dim + 2) + 1) * static_cast<int64_t>(sizeof(float));
+  return rows * AttentionScratch::of(heads, head_dim).all * static_cast<int64_t>(sizeof(float));
 }
 
 bool decode_attention_fits(int64_t head_dim) { return head_dim == 32 || head_dim == 64 || head_dim == 128; }

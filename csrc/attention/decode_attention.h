@@ -30,6 +30,18 @@ struct DecodeAttention {
 // it.
 constexpr int64_t kAttentionPieces = 32;
 
+// A row's scratch memory, in floats: of each head a count of the pieces that are done, so many that what
+// follows lies at a multiple of 16 bytes; of each head and piece the largest score and the weights' sum; of
+// each the weighted values.
+struct AttentionScratch {
+  int64_t peaks, values, all;  // where these begin; the length
+
+  QWEN2VL_HOST_DEVICE static AttentionScratch of(int64_t heads, int64_t head_dim) {
+    const int64_t peaks = (heads + 3) / 4 * 4, values = peaks + 2 * heads * kAttentionPieces;
+    return {peaks, values, values + heads * kAttentionPieces * head_dim};
+  }
+};
+
 // Bytes of scratch memory for so many rows.
 int64_t decode_attention_scratch(int64_t rows, int64_t heads, int64_t head_dim);
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 
 struct uint3 {
   unsigned x, y, z;
@@ -33,6 +34,8 @@ struct float4 {
 };
 template <typename Value>
 Value __ldcg(const Value* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(Value) != 0)
+    throw std::logic_error("numbers that are loaded together lie at a multiple of their bytes");
   return *address;
 }
 // Bytes of x (0 to 3) and y (4 to 7), chosen by the four last digits of `choice`.
