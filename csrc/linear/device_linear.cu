@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(LinearStep step,
   const auto units = static_cast<int>(output_units(step, m));
   const int first_unit =
       static_cast<int>(blockIdx.x) * kFinishThreads * kFinishedUnits + static_cast<int>(threadIdx.x);
-  if (first_unit - static_cast<int>(threadIdx.x) >= units) return;
+  if (first_unit >= units) return;
   const DeviceMatrix& matrix = step.matrix[m];
   const void *const source = matrix.result, *const second_source = step.gated ? gate : source;
   const FloatType product_type = step.result_type == FloatType::kFloat32 ? FloatType::kFloat32 : type;
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(LinearStep step,
     uint32_t products[kFinishedUnits][2];
 #pragma unroll
     for (int i = 0; i < kFinishedUnits; ++i) {
-      const int unit = min(first_unit + i * kFinishThreads, units - 1);
+      // Beyond the last its own first again: others' are overwritten meanwhile.
+      const int own = first_unit + i * kFinishThreads, unit = own < units ? own : first_unit;
       pairs[i] = step.gated ? OutputPair{unit, unit} : output_pair(step, m, unit);
       const int64_t second = min(pairs[i].second, matrix.outputs - 1);  // beyond the last nobody looks
       products[i][0] = load_bits(source, product_type, row * matrix.outputs + pairs[i].first);

@@ -37,7 +37,7 @@ struct SampleShared {
 };
 
 // use(id, logit) for the member's share of ids [begin, end), smallest first. Several loads are under way at
-// once.
+// once; none is of another member's.
 template <typename Team, typename Use>
 QWEN2VL_TEAM void each_logit(const Team& team, const float* logits, int64_t begin, int64_t end, Use use) {
   constexpr int kAhead = 8;
@@ -46,7 +46,7 @@ QWEN2VL_TEAM void each_logit(const Team& team, const float* logits, int64_t begi
     float values[kAhead];
     for (int i = 0; i < kAhead; ++i) {
       const int64_t id = first + i * step;
-      values[i] = logits[id < end ? id : end - 1];
+      values[i] = logits[id < end ? id : first];
     }
     for (int i = 0; i < kAhead; ++i) {
       const int64_t id = first + i * step;
