@@ -21,11 +21,15 @@ if(QWEN2VL_CUDA STREQUAL "OFF")
 endif()
 if(QWEN2VL_CUDA STREQUAL "EMULATED")
   file(GLOB emulator CONFIGURE_DEPENDS tests/emulated_cuda/*.cc)
-  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${kernels} ${emulator})
-  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -xc++)
+  file(GLOB kernels CONFIGURE_DEPENDS csrc/*/*.cu tests/emulated_cuda/*.cu)
+  # Kernels first: of functions that others have, too, theirs are taken, which report their loads and stores.
+  pybind11_add_module(_cuda MODULE NO_EXTRAS ${kernels} ${cuda_sources} ${emulator})
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+    "-xc++;-fsanitize=thread;--param=tsan-instrument-func-entry-exit=0;-g1")
   target_include_directories(_cuda PRIVATE tests/emulated_cuda)
   target_compile_options(_cuda PRIVATE -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing)
-  target_link_libraries(_cuda PRIVATE qwen2vl_core)
+  target_link_libraries(_cuda PRIVATE qwen2vl_core ${CMAKE_DL_LIBS})
+  target_link_options(_cuda PRIVATE -Wl,-T,${CMAKE_CURRENT_SOURCE_DIR}/tests/emulated_cuda/shared_memory.ld)
   string(REPLACE ";" " " architecture_list "${QWEN2VL_CUDA_ARCHITECTURES}")
   target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}" QWEN2VL_CUDA_NEWEST=120
                                            QWEN2VL_EMULATED_CUDA)

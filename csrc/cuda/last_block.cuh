@@ -14,7 +14,7 @@ __device__ inline int32_t count_up(int32_t* counter) {
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 #else
-  return atomicAdd(counter, 1);
+  return emulated_cuda::count_up(counter);
 #endif
 }
 

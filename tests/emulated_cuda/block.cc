@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cuda_pipeline_primitives.h"
@@ -18,8 +19,7 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
-extern char __start_emulated_shared[] __attribute__((weak));
-extern char __stop_emulated_shared[] __attribute__((weak));
+extern char __start_emulated_shared[], __stop_emulated_shared[];
 
 namespace emulated_cuda {
 
@@ -40,6 +40,7 @@ struct Copy {
   void* to;
   const void* from;
   size_t bytes;
+  const void* place;  // of the code
 };
 
 struct Thread {
@@ -48,8 +49,8 @@ struct Thread {
   std::unique_ptr<char[]> stack;
   uint3 index;
   State state = State::kFinished;
-  uint64_t exchange = 0;                    // of its warp, that it waits for
-  bool waited = false;                      // for the kernels before
+  uint64_t exchange = 0;  // of its warp, that it waits for
+  ThreadClock clock;
   std::deque<std::vector<Copy>> copies{1};  // under way, by commits; the last has had none yet
 };
 
@@ -63,23 +64,35 @@ struct Warp {
 
 class Block {
  public:
-  void begin(const Shape& shape, uint3 index, const std::function<void()>& body) {
+  // early: its threads have to wait for the kernels before.
+  void begin(const Shape& shape, uint32_t number, uint3 index, const std::function<void()>& body, Order order,
+             bool early) {
     shape_ = shape;
     index_ = index;
     body_ = &body;
+    clock_ = {};
+    clock_.order = order;
+    clock_.number = number;
+    clock_.blocks = shape.grid.x * shape.grid.y * shape.grid.z;
     count_ = shape.block.x * shape.block.y * shape.block.z;
     finished_ = 0;
     dynamic_.assign((shape.shared_bytes + sizeof(Line) - 1) / sizeof(Line) + 1, Line{});
     std::memset(dynamic_.data(), kRubbish, dynamic_.size() * sizeof(Line));
-    shared_.assign(__stop_emulated_shared - __start_emulated_shared, kRubbish);
+    std::fill(__start_emulated_shared, __stop_emulated_shared, static_cast<char>(kRubbish));
+    clock_.shared[0] = __start_emulated_shared;
+    clock_.shared[1] = __stop_emulated_shared;
+    clock_.dynamic[0] = dynamic_.data()->bytes;
+    clock_.dynamic[1] = clock_.dynamic[0] + shape.shared_bytes;
     enter();
-    prepare(count_);
+    prepare(count_, early);
   }
 
   // Lets the threads run until all have finished, or, before the kernels in front of them are done, wait for
   // those.
   void run(bool kernels_before_done) {
     enter();
+    std::copy(put_away_.begin(), put_away_.end(), __start_emulated_shared);
+    put_away_.clear();
     kernels_before_done_ = kernels_before_done;
     const auto warps = static_cast<unsigned>(warps_.size());
     while (finished_ < count_) {
@@ -91,13 +104,18 @@ class Block {
       for (unsigned i = 0; i < warps; ++i, at = (at + step) % warps) {
         while (run_warp(at, count_) > 0) moved = true;
       }
+      const std::string race = races::take_report();
+      if (!race.empty()) throw std::runtime_error(race);
       if (moved) continue;
       unsigned at_barrier = 0, held = 0;
       for (unsigned i = 0; i < count_; ++i) {
         at_barrier += threads_[i].state == State::kAtBarrier;
         held += threads_[i].state == State::kAtKernelsBefore;
       }
-      if (held > 0) break;
+      if (held > 0) {
+        put_away_.assign(__start_emulated_shared, __stop_emulated_shared);
+        return;
+      }
       if (at_barrier < count_) {
         throw std::runtime_error(finished_ > 0 ? "threads returned while others wait for them"
                                                : "threads wait for each other at different places");
@@ -109,15 +127,21 @@ class Block {
                     [](unsigned char byte) { return byte != kRubbish; })) {
       throw std::runtime_error("a kernel wrote behind its shared memory");
     }
-    std::copy(__start_emulated_shared, __stop_emulated_shared, shared_.begin());
   }
 
   bool all_waited() const {
     return std::all_of(threads_.begin(), threads_.begin() + count_,
-                       [](const Thread& one) { return one.waited; });
+                       [](const Thread& one) { return one.clock.waited; });
   }
 
-  void barrier() { leave(State::kAtBarrier); }
+  void barrier() {
+    leave(State::kAtBarrier);
+    ++current_->clock.barriers;
+  }
+  void warp_barrier() {
+    exchange({});
+    ++current_->clock.warp_barriers;
+  }
 
   // What all lanes of the warp have brought, by their number, until the next but one of these calls.
   const Brought* exchange(const Brought& mine) {
@@ -140,6 +164,8 @@ class Block {
 
   // Nothing is there before somebody waits for it.
   void begin_copy(const Copy& copy) {
+    races::access(races::Kind::kRead, copy.from, copy.bytes, copy.place);
+    races::access(races::Kind::kWrite, copy.to, copy.bytes, copy.place);
     std::memset(copy.to, kRubbish, copy.bytes);
     current_->copies.back().push_back(copy);
   }
@@ -147,13 +173,16 @@ class Block {
   void wait_for_copies(size_t prior) {
     auto& groups = current_->copies;
     for (; groups.size() > prior + 1; groups.pop_front()) {
-      for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+      for (const Copy& copy : groups.front()) {
+        races::access(races::Kind::kWrite, copy.to, copy.bytes, copy.place);
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
     }
   }
 
   void wait_for_kernels_before() {
-    current_->waited = true;
     if (!kernels_before_done_) leave(State::kAtKernelsBefore);
+    current_->clock.waited = true;
   }
 
  private:
@@ -163,7 +192,6 @@ class Block {
     gridDim = shape_.grid;
     blockDim = shape_.block;
     blockIdx = index_;
-    std::copy(shared_.begin(), shared_.end(), __start_emulated_shared);
   }
 
   static uint64_t draw() { return (draws = draws * 6364136223846793005u + 1442695040888963407u) >> 33; }
@@ -191,7 +219,7 @@ class Block {
     return ran;
   }
 
-  void prepare(unsigned threads) {
+  void prepare(unsigned threads, bool early) {
     if (threads_.size() < threads) threads_ = std::vector<Thread>(threads);
     warps_.assign((threads + kWarp - 1) / kWarp, Warp{});
     for (unsigned i = 0; i < threads; ++i) {
@@ -199,7 +227,6 @@ class Block {
       const unsigned x = i % blockDim.x, rest = i / blockDim.x;
       thread.index = {x, rest % blockDim.y, rest / blockDim.y};
       thread.state = State::kReady;
-      thread.waited = false;
       thread.copies.assign(1, {});
       if (!thread.stack) {
         thread.stack.reset(new char[kStackBytes]);  // not zeroed: untouched pages cost nothing
@@ -210,6 +237,12 @@ class Block {
         current_ = &thread;
         if (_setjmp(scheduler_) == 0) setcontext(&thread.birth);
       }
+      thread.clock = {};
+      thread.clock.block = &clock_;
+      thread.clock.number = static_cast<uint16_t>(i);
+      thread.clock.waited = !early;
+      thread.clock.stack[0] = thread.stack.get();
+      thread.clock.stack[1] = thread.stack.get() + kStackBytes;
     }
   }
 
@@ -228,7 +261,9 @@ class Block {
     current_ = &thread;
     thread.state = State::kReady;
     threadIdx = thread.index;
+    races::running = &thread.clock;
     if (_setjmp(scheduler_) == 0) _longjmp(thread.place, 1);
+    races::running = nullptr;
   }
 
   void leave(State state) {
@@ -248,10 +283,11 @@ class Block {
 
   Shape shape_;
   uint3 index_{};
+  BlockClock clock_;
   std::vector<Line> dynamic_;  // shared memory that the launch decided on, and a little more that it did not
   unsigned count_ = 0, finished_ = 0;
   bool kernels_before_done_ = true;
-  std::vector<char> shared_;  // while another block runs
+  std::vector<char> put_away_;  // shared memory, while other blocks run
 };
 
 namespace {
@@ -278,21 +314,22 @@ Grid::Grid(const Shape& shape, std::function<void()> body, bool early)
 
 Grid::~Grid() = default;
 
-uint3 Grid::index(uint64_t number) const {
+void Grid::begin(Block* block, uint64_t number, Order order) const {
   const dim3 grid = shape_.grid;
-  return {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-          static_cast<unsigned>(number / grid.x / grid.y)};
+  const uint3 index{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                    static_cast<unsigned>(number / grid.x / grid.y)};
+  block->begin(shape_, static_cast<uint32_t>(number), index, body_, order, early_);
 }
 
-void Grid::start() {
+void Grid::start(Order order) {
   if (started_) return;
   started_ = take_block();
   started_number_ = draws % blocks_;
-  started_->begin(shape_, index(started_number_), body_);
+  begin(started_.get(), started_number_, order);
   started_->run(false);
 }
 
-void Grid::run() {
+void Grid::run(Order order) {
   static uint64_t launches = 0;
   const bool backwards = ++launches % 2 == 0;
   // What goes wrong leaves threads behind: its block is not used again.
@@ -303,7 +340,7 @@ void Grid::run() {
       block = std::move(started_);
     } else {
       block = take_block();
-      block->begin(shape_, index(number), body_);
+      begin(block.get(), number, order);
     }
     block->run(true);
     if (early_ && !block->all_waited()) {
@@ -320,6 +357,7 @@ void __syncthreads() { emulated_cuda::running->barrier(); }
 
 using emulated_cuda::Brought;
 using emulated_cuda::running;
+namespace races = emulated_cuda::races;
 
 namespace emulated_cuda {
 
@@ -352,7 +390,30 @@ float __shfl_sync(uint32_t mask, float value, int from) {
   return value;
 }
 
-void __syncwarp() { emulated_cuda::exchange({}); }
+void __syncwarp() {
+  require_all(0xFFFFFFFFu);
+  running->warp_barrier();
+}
+
+// Only one thread runs at a time, and is exchanged for another at what waits only.
+template <typename Number>
+static Number add_atomically(Number* target, Number value, const void* place,
+                             races::Kind kind = races::Kind::kAtomic) {
+  races::access(kind, target, sizeof(Number), place);
+  const Number before = *target;
+  *target += value;
+  return before;
+}
+unsigned long long atomicAdd(unsigned long long* target, unsigned long long value) {
+  return add_atomically(target, value, __builtin_return_address(0));
+}
+unsigned atomicAdd(unsigned* target, unsigned value) {
+  return add_atomically(target, value, __builtin_return_address(0));
+}
+int atomicAdd(int* target, int value) { return add_atomically(target, value, __builtin_return_address(0)); }
+int32_t emulated_cuda::count_up(int32_t* counter) {
+  return add_atomically(counter, 1, __builtin_return_address(0), races::Kind::kAcquireRelease);
+}
 
 void cudaGridDependencySynchronize() { running->wait_for_kernels_before(); }
 
@@ -361,7 +422,7 @@ void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
   if ((bytes != 4 && bytes != 8 && bytes != 16) || places % bytes != 0) {
     throw std::logic_error("a copy into shared memory of so many bytes, or not from and to whole ones");
   }
-  running->begin_copy({to, from, bytes});
+  running->begin_copy({to, from, bytes, __builtin_return_address(0)});
 }
 void __pipeline_commit() { running->commit_copies(); }
 void __pipeline_wait_prior(size_t prior) { running->wait_for_copies(prior); }

@@ -8,6 +8,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include "races.h"
+
 struct uint3 {
   unsigned x, y, z;
 };
@@ -46,22 +48,9 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t choice) {
     result |= static_cast<uint32_t>(bytes >> (choice >> 4 * i & 7) * 8 & 255) << 8 * i;
   return result;
 }
-// Only one thread runs at a time, and is exchanged for another at the calls above only.
-inline unsigned long long atomicAdd(unsigned long long* target, unsigned long long value) {
-  const unsigned long long before = *target;
-  *target += value;
-  return before;
-}
-inline unsigned atomicAdd(unsigned* target, unsigned value) {
-  const unsigned before = *target;
-  *target += value;
-  return before;
-}
-inline int atomicAdd(int* target, int value) {
-  const int before = *target;
-  *target += value;
-  return before;
-}
+unsigned long long atomicAdd(unsigned long long* target, unsigned long long value);
+unsigned atomicAdd(unsigned* target, unsigned value);
+int atomicAdd(int* target, int value);
 
 // Of a kernel that may start early: what is in front of it is done, and its writes are seen, once this
 // returns.
@@ -77,6 +66,9 @@ const Brought* exchange(const Brought& mine);
 unsigned lane();
 
 void* dynamic_shared_memory();
+
+// Adds one, acquires and releases: see csrc/cuda/last_block.cuh.
+int32_t count_up(int32_t* counter);
 
 // The products of csrc/cuda/tensor_core.cuh.
 void load_matrices(uint32_t (&words)[4], const void* row);
@@ -99,14 +91,14 @@ class Grid {
   ~Grid();
 
   // Before its turn: lets one of its blocks run up to where that waits for the kernels before.
-  void start();
+  void start(Order order);
   // The rest, or all of it. Throws std::runtime_error when threads wait for each other forever, some return
-  // while others wait, or one of a kernel that may start early never waits for those before.
-  void run();
+  // while others wait, one of a kernel that may start early never waits for those before, or there is a race.
+  void run(Order order);
   bool early() const { return early_; }
 
  private:
-  uint3 index(uint64_t number) const;
+  void begin(Block* block, uint64_t number, Order order) const;
 
   Shape shape_;
   std::function<void()> body_;

@@ -13,8 +13,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-// One block runs at a time. The section is filled with rubbish before each.
-#define __shared__ static __attribute__((section("emulated_shared")))
+// One block runs at a time, and has these variables for itself: shared_memory.ld.
+#define __shared__ static
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {

@@ -9,6 +9,7 @@
 
 #include "cuda_runtime_api.h"
 #include "launch.h"
+#include "races.h"
 #include "stream.h"
 
 namespace emulated_cuda {
@@ -66,6 +67,7 @@ bool Memory::release(void* pointer, Kind kind) {
   const bool intact = std::all_of(found->first + block.bytes, reinterpret_cast<const char*>(end),
                                   [](char byte) { return static_cast<unsigned char>(byte) == kBehind; });
   if (kind == Kind::kDevice) used_ -= block.bytes;
+  races::forget(block.pages, block.page_bytes);
   blocks_.erase(found);
   // The addresses stay taken, so that a use after this is seen.
   mmap(block.pages, block.page_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,

@@ -58,6 +58,7 @@ thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 thread_local cudaError_t last_error = cudaSuccess;
 bool idle = false;  // kernels do nothing
 uint64_t launched = 0;
+Order order;                       // of the work that is being done
 cudaError_t broken = cudaSuccess;  // from the first kernel that failed on, as with a GPU
 
 // Shared memory that launches of a kernel may decide on.
@@ -91,10 +92,22 @@ bool known(CUstream_st* stream) { return streams().count(stream) > 0; }
 template <typename Queue>
 void do_first(const Queue& waiting, size_t first = 0) {
   constexpr size_t kFurthest = 3;
-  for (size_t i = first + 1; i < waiting.size() && i <= first + kFurthest && waiting[i].start && !idle; ++i) {
-    waiting[i].start();
+  const Work& work = waiting[first];
+  const auto early = [](const Work& one) { return one.kernel != nullptr && one.kernel->early(); };
+  ++order.number;
+  if (!early(work)) order.last_in_turn = order.number;
+  Order later = order;
+  later.number += work.inside;
+  for (size_t i = first + 1; i < waiting.size() && i <= first + kFurthest && early(waiting[i]) && !idle;
+       ++i) {
+    ++later.number;
+    waiting[i].kernel->start(later);
   }
-  if (!idle || !waiting[first].kernel) waiting[first].run();
+  if (work.kernel == nullptr) {
+    if (!idle || !work.computes) work.run();
+  } else if (!idle) {
+    work.kernel->run(order);
+  }
 }
 
 // Runs the stream's work up to a place. Order between streams is what events make it, and no more.
@@ -185,10 +198,7 @@ cudaError_t launch(const Shape& shape, cudaStream_t stream, bool early, const vo
   if (shape.shared_bytes > shared_limit(kernel)) return fail(cudaErrorInvalidValue);
   if (!load(kernel)) return fail(cudaErrorStreamCaptureUnsupported);
   ++launched;
-  const auto run = std::make_shared<Grid>(shape, std::move(body), early);
-  Work work{[run] { run->run(); }, nullptr, true};
-  if (early) work.start = [run] { run->start(); };
-  return enqueue(stream, std::move(work));
+  return enqueue(stream, {nullptr, std::make_shared<Grid>(shape, std::move(body), early)});
 }
 
 }  // namespace emulated_cuda
@@ -345,9 +355,13 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   const Lock lock(gpu());
-  return enqueue(stream, {[work = executable->work] {
-                   for (size_t i = 0; i < work->size(); ++i) emulated_cuda::do_first(*work, i);
-                 }});
+  const auto& recorded = executable->work;
+  return enqueue(stream, {[recorded] {
+                            for (size_t i = 0; i < recorded->size(); ++i) {
+                              emulated_cuda::do_first(*recorded, i);
+                            }
+                          },
+                          nullptr, false, static_cast<uint32_t>(recorded->size())});
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <memory>
 
+#include "block.h"
 #include "cuda_runtime_api.h"
 
 namespace emulated_cuda {
@@ -16,10 +19,12 @@ void finish_all();
 void set_idle(bool idle);
 // Kernels launched or recorded so far.
 uint64_t launches();
-// One thing that a stream does, and what of it may be done before its turn, if anything.
+// One thing that a stream does.
 struct Work {
-  std::function<void()> run, start = nullptr;
-  bool kernel = false;
+  std::function<void()> run;               // of what is no kernel
+  std::shared_ptr<Grid> kernel = nullptr;  // may start before its turn
+  bool computes = false;                   // in a kernel's place: nothing where kernels do nothing
+  uint32_t inside = 0;                     // how much work it consists of, if it does
 };
 // Adds work to a stream, or to what is recorded there.
 cudaError_t enqueue(cudaStream_t stream, Work work);

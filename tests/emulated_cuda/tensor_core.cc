@@ -17,7 +17,9 @@ void load_matrices(uint32_t (&words)[4], const void* row) {
   for (unsigned matrix = 0; matrix < 4; ++matrix) {
     const char* from;
     std::memcpy(&from, all[matrix * 8 + lane() / 4].data(), sizeof from);
-    std::memcpy(&words[matrix], from + lane() % 4 * sizeof(uint32_t), sizeof(uint32_t));
+    from += lane() % 4 * sizeof(uint32_t);
+    races::access(races::Kind::kRead, from, sizeof(uint32_t), __builtin_return_address(0));
+    std::memcpy(&words[matrix], from, sizeof(uint32_t));
   }
   exchange({});  // nobody writes there before all have read
 }

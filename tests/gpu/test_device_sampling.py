@@ -42,7 +42,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(0, 10_000),
     st.sampled_from([1, 2, 17, 255, 256, 257, 300, 2000]),
