@@ -40,15 +40,33 @@ struct Sums {
     sum = 0;
     for (int i = 0; i < per; ++i) values[i] = 0;
   }
-  // Takes in other sums, whose values lie at `other_values`.
-  __device__ void add(float other_largest, float other_sum, const float* other_values) {
-    const float peak = fmaxf(largest, other_largest);
-    const float own = expf(largest - peak), weight = expf(other_largest - peak);
+  // Takes in a position.
+  __device__ void add(float score, const float (&value)[per]) {
+    const float peak = fmaxf(largest, score);
+    const float own = expf(largest - peak), weight = expf(score - peak);
     largest = peak;
-    sum = fmaf(other_sum, weight, sum * own);
-    for (int i = 0; i < per; ++i) values[i] = fmaf(other_values[i], weight, values[i] * own);
+    sum = fmaf(sum, own, weight);
+    for (int i = 0; i < per; ++i) values[i] = fmaf(value[i], weight, values[i] * own);
   }
 };
+
+// The sums of `count` sums: peak_of(i) points to the largest score and the weights' sum of number i,
+// values_of(i) to its values. All weights at once: one after the other, each would wait for the exponentials
+// before it.
+template <int per, int count, typename PeakOf, typename ValuesOf>
+__device__ Sums<per> sum_of(PeakOf peak_of, ValuesOf values_of) {
+  Sums<per> total;
+  total.clear();
+#pragma unroll
+  for (int i = 0; i < count; ++i) total.largest = fmaxf(total.largest, peak_of(i)[0]);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const float weight = expf(peak_of(i)[0] - total.largest);
+    total.sum = fmaf(peak_of(i)[1], weight, total.sum);
+    for (int n = 0; n < per; ++n) total.values[n] = fmaf(values_of(i)[n], weight, total.values[n]);
+  }
+  return total;
+}
 
 // A row's scratch memory.
 struct PieceSums {

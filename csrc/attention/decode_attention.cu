@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) single_head_kernel(DecodeAttention a
       }
     }
     for (int distance = kWarp / 2; distance > 0; distance /= 2) score += shuffled(score, distance);
-    sums.add(score * scale, 1.0f, value);
+    sums.add(score * scale, value);
   }
   if (lane == 0) {
     warp_peaks[warp][0] = sums.largest;
@@ -59,11 +59,8 @@ __global__ void __launch_bounds__(kThreads) single_head_kernel(DecodeAttention a
   }
   for (int i = 0; i < per; ++i) warp_values[warp][lane * per + i] = sums.values[i];
   __syncthreads();
-  if (warp == 0) {
-    for (int other = 1; other < kWarps; ++other) {
-      sums.add(warp_peaks[other][0], warp_peaks[other][1], &warp_values[other][lane * per]);
-    }
-  }
+  sums = sum_of<per, kWarps>([&](int other) { return warp_peaks[other]; },
+                             [&](int other) { return &warp_values[other][lane * per]; });
   join_pieces<type>(attention, row, piece_number, head, 1, sums);
 }
 

@@ -66,6 +66,10 @@ struct alignas(16) FourFloats {
   float numbers[4];
 };
 
+// Where four of head g's numbers lie, in shared memory: eight lanes' that are written at once, and eight that
+// are read, in eight different places of 128 bytes.
+__device__ inline int four_place(int four, int g) { return four ^ (four / 8 % 2 + g % 2 * 2); }
+
 // A warp's softmax sums of its tiles' positions, for head g in lane 4 g + t: the largest score and the lane's
 // part of the weights' sum, and of the weighted values those of product j, e with 8 (2 t), 8 (2 t + 1)
 // numbers before.
@@ -203,15 +207,14 @@ __global__ void __launch_bounds__(kGroupedThreads) grouped_attention_kernel(Deco
     const int j = i / 4, k = i / 2 % 2, e = i % 2 * 4;
     FourFloats four;
     for (int n = 0; n < 4; ++n) four.numbers[n] = sums.values[j][e + n][k] + sums.values[j][e + n][k + 2];
-    warp_values[warp][g][16 * j + 4 * t + i % 4] = four;
+    warp_values[warp][g][four_place(16 * j + 4 * t + i % 4, g)] = four;
   }
   __syncthreads();
-  Sums<kPer> total;
-  total.clear();
-  for (int other = 0; warp < heads && other < kGroupedWarps; ++other) {
-    total.add(warp_peaks[other][warp][0], warp_peaks[other][warp][1],
-              warp_values[other][warp][0].numbers + lane * kPer);
-  }
+  const auto total = sum_of<kPer, kGroupedWarps>(
+      [&](int other) { return warp_peaks[other][warp]; },
+      [&](int other) {
+        return warp_values[other][warp][four_place(lane * kPer / 4, warp)].numbers + lane * kPer % 4;
+      });
   join_pieces<type>(attention, row, piece_number, first_head, heads, total);
 }
 

@@ -18,7 +18,8 @@ struct CopyRowChunk {
 constexpr int kShiftThreads = 512;
 
 // One block a head of one tensor. Positions go in rising order, a tile at a time: a tile is read by all
-// threads before any of it is written, and what is written lies below everything that is still to be read.
+// threads before any of it is written, and what is written lies below all tiles that are still to be read,
+// so that nobody need wait before the next.
 __global__ void __launch_bounds__(kShiftThreads) shift_kernel(CacheShift shift) {
   const int64_t unit = blockIdx.x;
   const int64_t half = shift.cache.head_dim / 2, pairs = shift.count * half;
@@ -29,7 +30,6 @@ __global__ void __launch_bounds__(kShiftThreads) shift_kernel(CacheShift shift) 
     if (index < pairs) pair = read_shifted(shift, unit, position, column);
     __syncthreads();
     if (index < pairs) write_shifted(shift, unit, position, column, pair);
-    __syncthreads();
   }
 }
 

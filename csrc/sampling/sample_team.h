@@ -143,7 +143,8 @@ QWEN2VL_TEAM uint32_t select_key(const Team& team, SampleShared& shared, const f
     team.sync();
     for (int32_t i = team.rank(); i < kDigitGroups; i += team.size()) {
       uint64_t sum = 0;
-      for (int32_t j = 0; j < group; ++j) sum += shared.histogram[i * group + j];
+      // Each begins elsewhere: the groups' first lie in the same of shared memory's banks.
+      for (int32_t j = 0; j < group; ++j) sum += shared.histogram[i * group + ((i + j) & (group - 1))];
       shared.groups[i] = sum;
     }
     team.sync();
