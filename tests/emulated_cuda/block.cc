@@ -57,6 +57,7 @@ struct Thread {
 struct Warp {
   Brought values[2][kWarp];  // of this exchange and the one before, by turns
   unsigned arrived = 0;
+  Together kind{};  // of this exchange
   uint64_t exchanges = 0;
 };
 
@@ -104,8 +105,9 @@ class Block {
       for (unsigned i = 0; i < warps; ++i, at = (at + step) % warps) {
         while (run_warp(at, count_) > 0) moved = true;
       }
-      const std::string race = races::take_report();
-      if (!race.empty()) throw std::runtime_error(race);
+      const std::string report = accesses::take_report();
+      if (!report.empty()) throw std::runtime_error(report);
+      if (!failure_.empty()) throw std::runtime_error(failure_);
       if (moved) continue;
       unsigned at_barrier = 0, held = 0;
       for (unsigned i = 0; i < count_; ++i) {
@@ -139,14 +141,16 @@ class Block {
     ++current_->clock.barriers;
   }
   void warp_barrier() {
-    exchange({});
+    exchange(Together::kBarrier, {});
     ++current_->clock.warp_barriers;
   }
 
   // What all lanes of the warp have brought, by their number, until the next but one of these calls.
-  const Brought* exchange(const Brought& mine) {
+  const Brought* exchange(Together kind, const Brought& mine) {
     const auto number = static_cast<unsigned>(current_ - threads_.data());
     Warp& warp = warps_[number / kWarp];
+    if (warp.arrived == 0) warp.kind = kind;
+    if (warp.kind != kind) throw std::logic_error("lanes of a warp meet at different instructions");
     const uint64_t exchange = warp.exchanges;
     warp.values[exchange % 2][number % kWarp] = mine;
     if (++warp.arrived == kWarp) {
@@ -164,8 +168,8 @@ class Block {
 
   // Nothing is there before somebody waits for it.
   void begin_copy(const Copy& copy) {
-    races::access(races::Kind::kRead, copy.from, copy.bytes, copy.place);
-    races::access(races::Kind::kWrite, copy.to, copy.bytes, copy.place);
+    accesses::check(accesses::Kind::kRead, copy.from, copy.bytes, copy.place);
+    accesses::check(accesses::Kind::kWrite, copy.to, copy.bytes, copy.place);
     std::memset(copy.to, kRubbish, copy.bytes);
     current_->copies.back().push_back(copy);
   }
@@ -174,7 +178,7 @@ class Block {
     auto& groups = current_->copies;
     for (; groups.size() > prior + 1; groups.pop_front()) {
       for (const Copy& copy : groups.front()) {
-        races::access(races::Kind::kWrite, copy.to, copy.bytes, copy.place);
+        accesses::check(accesses::Kind::kWrite, copy.to, copy.bytes, copy.place);
         std::memcpy(copy.to, copy.from, copy.bytes);
       }
     }
@@ -252,7 +256,11 @@ class Block {
     Thread* const self = block.current_;
     for (;;) {
       if (_setjmp(self->place) == 0) _longjmp(block.scheduler_, 1);
-      (*block.body_)();
+      try {
+        (*block.body_)();
+      } catch (const std::exception& error) {
+        if (block.failure_.empty()) block.failure_ = error.what();
+      }
       self->state = State::kFinished;
     }
   }
@@ -261,9 +269,9 @@ class Block {
     current_ = &thread;
     thread.state = State::kReady;
     threadIdx = thread.index;
-    races::running = &thread.clock;
+    accesses::running = &thread.clock;
     if (_setjmp(scheduler_) == 0) _longjmp(thread.place, 1);
-    races::running = nullptr;
+    accesses::running = nullptr;
   }
 
   void leave(State state) {
@@ -287,6 +295,7 @@ class Block {
   std::vector<Line> dynamic_;  // shared memory that the launch decided on, and a little more that it did not
   unsigned count_ = 0, finished_ = 0;
   bool kernels_before_done_ = true;
+  std::string failure_;         // what a thread ended with
   std::vector<char> put_away_;  // shared memory, while other blocks run
 };
 
@@ -357,15 +366,15 @@ void __syncthreads() { emulated_cuda::running->barrier(); }
 
 using emulated_cuda::Brought;
 using emulated_cuda::running;
-namespace races = emulated_cuda::races;
+namespace accesses = emulated_cuda::accesses;
 
 namespace emulated_cuda {
 
-const Brought* exchange(const Brought& mine) {
+const Brought* exchange(Together kind, const Brought& mine) {
   if (blockDim.x * blockDim.y * blockDim.z % kWarp != 0) {
     throw std::logic_error("only whole warps are emulated");
   }
-  return running->exchange(mine);
+  return running->exchange(kind, mine);
 }
 unsigned lane() { return running->lane(); }
 void* dynamic_shared_memory() { return running->dynamic_shared_memory(); }
@@ -378,14 +387,15 @@ static void require_all(uint32_t mask) {
 
 uint32_t __shfl_xor_sync(uint32_t mask, uint32_t value, int lane_mask) {
   require_all(mask);
-  return emulated_cuda::exchange({value})[emulated_cuda::lane() ^ lane_mask][0];
+  return emulated_cuda::exchange(emulated_cuda::Together::kShuffle,
+                                 {value})[emulated_cuda::lane() ^ lane_mask][0];
 }
 
 float __shfl_sync(uint32_t mask, float value, int from) {
   require_all(mask);
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  bits = emulated_cuda::exchange({bits})[from][0];
+  bits = emulated_cuda::exchange(emulated_cuda::Together::kShuffle, {bits})[from][0];
   memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -398,8 +408,8 @@ void __syncwarp() {
 // Only one thread runs at a time, and is exchanged for another at what waits only.
 template <typename Number>
 static Number add_atomically(Number* target, Number value, const void* place,
-                             races::Kind kind = races::Kind::kAtomic) {
-  races::access(kind, target, sizeof(Number), place);
+                             accesses::Kind kind = accesses::Kind::kAtomic) {
+  accesses::check(kind, target, sizeof(Number), place);
   const Number before = *target;
   *target += value;
   return before;
@@ -412,7 +422,7 @@ unsigned atomicAdd(unsigned* target, unsigned value) {
 }
 int atomicAdd(int* target, int value) { return add_atomically(target, value, __builtin_return_address(0)); }
 int32_t emulated_cuda::count_up(int32_t* counter) {
-  return add_atomically(counter, 1, __builtin_return_address(0), races::Kind::kAcquireRelease);
+  return add_atomically(counter, 1, __builtin_return_address(0), accesses::Kind::kAcquireRelease);
 }
 
 void cudaGridDependencySynchronize() { running->wait_for_kernels_before(); }

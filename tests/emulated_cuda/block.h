@@ -8,7 +8,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "races.h"
+#include "accesses.h"
 
 struct uint3 {
   unsigned x, y, z;
@@ -60,9 +60,11 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 
 namespace emulated_cuda {
 
-// For what a warp does as one: what its lanes have brought, by their number, once all of them have come.
+// For what a warp does as one: what its lanes have brought, by their number, once all of them have come, to
+// the same kind of instruction.
+enum class Together { kBarrier, kShuffle, kMatrices, kProducts };
 using Brought = std::array<uint32_t, 6>;
-const Brought* exchange(const Brought& mine);
+const Brought* exchange(Together kind, const Brought& mine);
 unsigned lane();
 
 void* dynamic_shared_memory();
@@ -93,7 +95,8 @@ class Grid {
   // Before its turn: lets one of its blocks run up to where that waits for the kernels before.
   void start(Order order);
   // The rest, or all of it. Throws std::runtime_error when threads wait for each other forever, some return
-  // while others wait, one of a kernel that may start early never waits for those before, or there is a race.
+  // while others wait, one of a kernel that may start early never waits for those before, does what a GPU
+  // refuses, or what accesses.h finds wrong.
   void run(Order order);
   bool early() const { return early_; }
 

@@ -6,7 +6,7 @@
 //
 // There are two GPUs, so that work on the wrong one shows; memory is the first one's.
 //
-// Not emulated: a GPU's arithmetic (this is the C++ compiler's), its speed, and races between blocks.
+// Not emulated: a GPU's arithmetic (this is the C++ compiler's), and its speed.
 
 #include <cstddef>
 #include <cstdint>

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "accesses.h"
 #include "cuda_runtime_api.h"
 #include "launch.h"
-#include "races.h"
 #include "stream.h"
 
 namespace emulated_cuda {
@@ -67,7 +67,7 @@ bool Memory::release(void* pointer, Kind kind) {
   const bool intact = std::all_of(found->first + block.bytes, reinterpret_cast<const char*>(end),
                                   [](char byte) { return static_cast<unsigned char>(byte) == kBehind; });
   if (kind == Kind::kDevice) used_ -= block.bytes;
-  races::forget(block.pages, block.page_bytes);
+  accesses::forget(block.pages, block.page_bytes);
   blocks_.erase(found);
   // The addresses stay taken, so that a use after this is seen.
   mmap(block.pages, block.page_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
@@ -94,6 +94,19 @@ bool Memory::holds(const void* pointer, size_t bytes) const {
       block == nullptr ? nullptr
                        : block->pages + block->page_bytes - rounded(block->bytes, kAlignment) + block->bytes;
   return block != nullptr && static_cast<const char*>(pointer) + bytes <= end;
+}
+
+void Memory::bounds(const void* address, const char** begin, const char** end) const {
+  const auto* const at = static_cast<const char*>(address);
+  auto found = blocks_.upper_bound(at);  // whose data are behind, in its first page's rest, or the one before
+  if (found == blocks_.end() || at < found->second.pages) {
+    if (found == blocks_.begin()) return;
+    --found;
+  }
+  const Block& block = found->second;
+  if (at >= block.pages + block.page_bytes) return;
+  *begin = found->first;
+  *end = found->first + block.bytes;
 }
 
 void Memory::protect(const Block& block, bool open) const {

@@ -22,6 +22,8 @@ class Memory {
   // False for what is no block of this kind, or was written behind its end.
   bool release(void* pointer, Kind kind);
   Kind kind(const void* pointer) const;
+  // What may be touched of the block whose pages an address is in, if it is in one.
+  void bounds(const void* address, const char** begin, const char** end) const;
   // Whether [pointer, pointer + bytes) lies in one block.
   bool holds(const void* pointer, size_t bytes) const;
   size_t free_bytes() const;

@@ -65,18 +65,18 @@ def driver() -> ctypes.CDLL:
     return ctypes.CDLL(cuda.load().__file__ if is_emulated() else "libcuda.so.1")
 
 
-def race_examples() -> list[str]:
-    """The names of the kernels that have a race (tests/emulated_cuda/race_examples.cu)."""
+def examples() -> list[str]:
+    """The names of the kernels that have a mistake (tests/emulated_cuda/access_examples.cu)."""
     if not is_emulated():
         return []
-    name_of = ctypes.CDLL(cuda.load().__file__).emulated_cuda_race_name
+    name_of = ctypes.CDLL(cuda.load().__file__).emulated_cuda_example_name
     name_of.restype = ctypes.c_char_p
     return [name.decode() for name in iter(map(name_of, itertools.count()).__next__, None)]
 
 
-def find_race(number: int, wrong: bool) -> str:
-    """What the emulated GPU says of an example with its race, or without; empty when it finds nothing."""
+def run_example(number: int, wrong: bool) -> str:
+    """What the emulated GPU says of an example with its mistake, or without; empty when it finds nothing."""
     report = ctypes.create_string_buffer(2048)
-    run = ctypes.CDLL(cuda.load().__file__).emulated_cuda_race
+    run = ctypes.CDLL(cuda.load().__file__).emulated_cuda_example
     run(ctypes.c_size_t(number), int(wrong), report, ctypes.c_size_t(len(report)))
     return report.value.decode()

@@ -1,4 +1,4 @@
-// Kernels with a race each, and without it: what races.h claims to find, and what it must not report.
+// Kernels with a mistake each, and without it: what accesses.h claims to find, and what it must not report.
 
 #include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
@@ -6,7 +6,10 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <mutex>
 #include <string>
+
+#include "memory.h"
 
 namespace {
 
@@ -16,6 +19,7 @@ constexpr unsigned kThreads = 64, kWarp = 32;
 int numbers[2 * kThreads] = {1};
 unsigned char bytes[2 * kThreads] = {1};
 int counter = 1;
+int* allocated = numbers;  // kThreads + 1 of it; behind them lies what nobody may touch, and could
 
 template <int>
 int* shared_numbers() {  // in a template, as most kernels are
@@ -25,6 +29,8 @@ int* shared_numbers() {  // in a template, as most kernels are
 
 void barrier(bool wrong) {
   int* const shared = shared_numbers<0>();
+  shared[threadIdx.x] = 0;
+  __syncthreads();
   shared[threadIdx.x] = 1;
   if (!wrong) __syncthreads();
   numbers[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
@@ -49,6 +55,8 @@ void shuffle_for_a_barrier(bool wrong) {
 
 void warp_barrier_for_a_blocks(bool wrong) {
   int* const shared = shared_numbers<3>();
+  shared[threadIdx.x] = 0;
+  __syncthreads();
   shared[threadIdx.x] = 1;
   wrong ? __syncwarp() : __syncthreads();
   numbers[threadIdx.x] = shared[threadIdx.x ^ kWarp];
@@ -132,6 +140,31 @@ void write_before_waiting(bool wrong) {
   numbers[kThreads + threadIdx.x] = 1;
 }
 
+void read_behind(bool wrong) { numbers[threadIdx.x] = allocated[threadIdx.x + (wrong ? 2 : 0)]; }
+
+void read_in_front(bool wrong) { numbers[threadIdx.x] = (allocated - (wrong ? 1 : 0))[threadIdx.x]; }
+
+void never_written(bool wrong) {
+  int* const shared = shared_numbers<6>();
+  if (!wrong || threadIdx.x > 0) shared[threadIdx.x] = 1;
+  __syncthreads();
+  numbers[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
+}
+
+void misaligned(bool wrong) {
+  const auto* const pair =
+      reinterpret_cast<const float2*>(reinterpret_cast<const float*>(numbers) + (wrong ? 1 : 0));
+  numbers[kThreads + threadIdx.x] = __ldcg(pair).x > 0 ? 1 : 0;
+}
+
+void different_instructions(bool wrong) {
+  if (wrong && threadIdx.x % 2 > 0) {
+    __syncwarp();
+  } else {
+    __shfl_xor_sync(~0u, 0, 1);
+  }
+}
+
 struct Example {
   const char* name;
   void (*kernel)(bool wrong);
@@ -153,6 +186,11 @@ constexpr Example kExamples[] = {
     {"last block without barrier", last_block_without_barrier, 2},
     {"read before waiting", read_before_waiting, 1, true},
     {"write before waiting", write_before_waiting, 1, true},
+    {"read behind", read_behind},
+    {"read in front", read_in_front},
+    {"never written", never_written},
+    {"misaligned", misaligned},
+    {"different instructions", different_instructions},
 };
 
 }  // namespace
@@ -160,18 +198,22 @@ constexpr Example kExamples[] = {
 extern "C" {
 
 // The name of an example, null behind the last.
-__attribute__((visibility("default"))) const char* emulated_cuda_race_name(size_t number) {
+__attribute__((visibility("default"))) const char* emulated_cuda_example_name(size_t number) {
   return number < std::size(kExamples) ? kExamples[number].name : nullptr;
 }
 
 // Runs an example; what is found is written to `report`, of `capacity` bytes.
-__attribute__((visibility("default"))) void emulated_cuda_race(size_t number, int wrong, char* report,
-                                                               size_t capacity) {
+__attribute__((visibility("default"))) void emulated_cuda_example(size_t number, int wrong, char* report,
+                                                                  size_t capacity) {
   using namespace emulated_cuda;
   static uint32_t launches = 1u << 30;  // behind whatever else ran
   const Example& example = kExamples[number];
   const Shape shape{{example.blocks, 1, 1}, {kThreads, 1, 1}};
   counter = 0;
+  Memory& memory = Memory::one();
+  const std::lock_guard<std::recursive_mutex> lock(gpu());
+  allocated = static_cast<int*>(memory.allocate((kThreads + 1) * sizeof(int), Kind::kDevice));
+  const Memory::Open open;
   const Order first{launches, launches}, second{launches + 1, example.early ? launches : launches + 1};
   launches += 2;
   std::string found;
@@ -184,6 +226,7 @@ __attribute__((visibility("default"))) void emulated_cuda_race(size_t number, in
   } catch (const std::exception& error) {
     found = error.what();
   }
+  memory.release(allocated, Kind::kDevice);
   std::strncpy(report, found.c_str(), capacity - 1);
 }
 

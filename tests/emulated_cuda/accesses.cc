@@ -1,4 +1,4 @@
-#include "races.h"
+#include "accesses.h"
 
 #include <dlfcn.h>
 
@@ -11,7 +11,9 @@
 #include <unordered_map>
 #include <utility>
 
-namespace emulated_cuda::races {
+#include "memory.h"
+
+namespace emulated_cuda::accesses {
 
 ThreadClock* running = nullptr;
 
@@ -33,8 +35,10 @@ struct alignas(64) Cell {
   Access write, read;
 };
 
-// The cells of a page of memory: one for four bytes, and for fewer once somebody touches fewer.
+// The cells of a page of memory: one for four bytes, and for fewer once somebody touches fewer. Of the
+// device's memory no kernel touches more than [begin, end).
 struct Page {
+  const char *begin = nullptr, *end = nullptr;
   size_t unit = 4;
   std::vector<Cell> cells = std::vector<Cell>(kPageBytes / 4);
 
@@ -60,7 +64,10 @@ Page& page_of(uintptr_t number) {
   Recent& last = recent[number % recent.size()];
   if (last.page == nullptr || last.number != number) {
     std::unique_ptr<Page>& page = pages()[number];
-    if (page == nullptr) page = std::make_unique<Page>();
+    if (page == nullptr) {
+      page = std::make_unique<Page>();
+      Memory::one().bounds(reinterpret_cast<const void*>(number * kPageBytes), &page->begin, &page->end);
+    }
     last = {number, page.get()};
   }
   return *last.page;
@@ -162,6 +169,9 @@ inline void visit(Cell* cell, Kind kind, const Access& mine, const ThreadClock& 
   if (others(cell->write)) cell->write = {};
   if (others(cell->read)) cell->read = {};
 
+  if (shared && kind != Kind::kWrite && cell->write.launch == 0 && report.empty()) {
+    report = name_of(mine) + " reads shared memory that nobody has written";
+  }
   // Most often: nobody but kernels before has been here.
   if (kind == Kind::kRead && now.waited && cell->write.launch < mine.launch &&
       cell->read.launch < mine.launch) {
@@ -218,7 +228,7 @@ void acquire_and_release(const void* address, const ThreadClock& now) {
 
 }  // namespace
 
-void access(Kind kind, const void* address, size_t bytes, const void* place) {
+void check(Kind kind, const void* address, size_t bytes, const void* place) {
   if (running == nullptr || bytes == 0) return;
   const ThreadClock& now = *running;
   const auto* const first = static_cast<const char*>(address);
@@ -228,6 +238,8 @@ void access(Kind kind, const void* address, size_t bytes, const void* place) {
   if (kind == Kind::kAcquireRelease) acquire_and_release(address, now);
   for (auto at = reinterpret_cast<uintptr_t>(address), end = at + bytes; at < end;) {
     Page& page = page_of(at / kPageBytes);
+    const bool outside = page.end != nullptr && (first < page.begin || first + bytes > page.end);
+    if (outside && report.empty()) report = name_of(mine) + " reads or writes outside of its memory";
     const size_t begin = at % kPageBytes, length = std::min(end - at, kPageBytes - begin);
     while ((begin | length) % page.unit != 0) page.split(page.unit / 2);
     for (size_t i = begin / page.unit; i < (begin + length) / page.unit; ++i) {
@@ -247,15 +259,15 @@ void forget(const void* begin, size_t bytes) {
   recent.fill({});
 }
 
-}  // namespace emulated_cuda::races
+}  // namespace emulated_cuda::accesses
 
 // What the compiler calls (-fsanitize=thread) before each load and store.
 
-using emulated_cuda::races::Kind;
+using emulated_cuda::accesses::Kind;
 
-#define QWEN2VL_ACCESS(name, kind, bytes)                                            \
-  void name(void* address) {                                                         \
-    emulated_cuda::races::access(kind, address, bytes, __builtin_return_address(0)); \
+#define QWEN2VL_ACCESS(name, kind, bytes)                                              \
+  void name(void* address) {                                                           \
+    emulated_cuda::accesses::check(kind, address, bytes, __builtin_return_address(0)); \
   }
 #define QWEN2VL_ACCESSES(bytes)                                    \
   QWEN2VL_ACCESS(__tsan_read##bytes, Kind::kRead, bytes)           \
@@ -270,10 +282,10 @@ QWEN2VL_ACCESSES(4)
 QWEN2VL_ACCESSES(8)
 QWEN2VL_ACCESSES(16)
 void __tsan_read_range(void* address, size_t bytes) {
-  emulated_cuda::races::access(Kind::kRead, address, bytes, __builtin_return_address(0));
+  emulated_cuda::accesses::check(Kind::kRead, address, bytes, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, size_t bytes) {
-  emulated_cuda::races::access(Kind::kWrite, address, bytes, __builtin_return_address(0));
+  emulated_cuda::accesses::check(Kind::kWrite, address, bytes, __builtin_return_address(0));
 }
 void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}

@@ -5,11 +5,12 @@
 #include <string>
 #include <vector>
 
-// Finds what threads do to the same memory with nothing that orders it, whichever way it went this time. A
-// kernel's loads and stores report themselves (races.cc has what the compiler calls for that), and the rest
-// is said below. What orders a block's threads is __syncthreads, and __syncwarp for a warp's; shuffles order
-// nothing. Blocks are ordered by counters that acquire and release, kernels by the stream, and one that
-// starts early by its wait for those before it. Two atomic additions are never a race.
+// Checks what kernels load and store: it lies inside of a piece of memory, shared memory has been written
+// before, and threads that touch the same place are in an order, whichever way it went this time. Loads and
+// stores report themselves (accesses.cc has what the compiler calls for that), and the rest is said below.
+// What orders a block's threads is __syncthreads, and __syncwarp for a warp's; shuffles order nothing. Blocks
+// are ordered by counters that acquire and release, kernels by the stream, and one that starts early by its
+// wait for those before it. Two atomic additions are never a race.
 namespace emulated_cuda {
 
 // A launch's place in all that the GPU does. Whatever came before `last_in_turn` is done, however early this
@@ -37,20 +38,21 @@ struct ThreadClock {
   bool waited = true;  // for the kernels before
 };
 
-namespace races {
+namespace accesses {
 
 // That of the thread that runs; null while none does.
 extern ThreadClock* running;
 
 enum class Kind { kRead, kWrite, kAtomic, kAcquireRelease };
-// The running thread's access; `place`: the address of the code. kAcquireRelease: an addition that is atomic,
-// releases what the block did before its last barrier, and acquires what others released there before.
-void access(Kind kind, const void* address, size_t bytes, const void* place);
+// Checks the running thread's access; `place`: the address of the code. kAcquireRelease: an addition that is
+// atomic, releases what the block did before its last barrier, and acquires what others released there
+// before.
+void check(Kind kind, const void* address, size_t bytes, const void* place);
 
-// A description of the first race since the last call; empty when there was none.
+// What was wrong first since the last call; empty when nothing was.
 std::string take_report();
 // Memory that is gone.
 void forget(const void* begin, size_t bytes);
 
-}  // namespace races
+}  // namespace accesses
 }  // namespace emulated_cuda
