@@ -7,7 +7,7 @@ namespace qwen2vl::cuda {
 
 namespace {
 
-constexpr int kPeakThreads = 512, kRowThreads = 512;
+constexpr int kPeakThreads = 512, kRowThreads = 768;
 
 __global__ void __launch_bounds__(kPeakThreads, 1) peaks_kernel(SampleStep step) {
   __shared__ BlockTeam::Slot reduction[32];

@@ -351,9 +351,7 @@ QWEN2VL_TEAM int32_t team_softmax_find(const Team& team, SampleShared& shared, c
     shared.chosen = last;
   }
   team.sync();
-  const int32_t chosen = shared.chosen;
-  team.sync();
-  return chosen;
+  return shared.chosen;
 }
 
 // The chosen token's log-probability and the most likely tokens', by the model's own logits.
@@ -371,9 +369,8 @@ QWEN2VL_TEAM void team_logprobs(const Team& team, SampleShared& shared, const Sa
   if (team.rank() == 0) {
     result.logprob = logprob(logits[result.id]);
     result.alternatives = count;
-    shared.best_count = 0;
+    shared.best_count = 0;  // the others come to it behind best_cutoff's barriers
   }
-  team.sync();
   if (count == 0) return;
   const Cutoff cutoff = best_cutoff(team, shared, logits, step.vocab, peak, count);
   each_logit(team, logits, 0, step.vocab, [&](int64_t id, float logit) {
@@ -387,7 +384,6 @@ QWEN2VL_TEAM void team_logprobs(const Team& team, SampleShared& shared, const Sa
     result.alternative_ids[place] = shared.best[i].id;
     result.alternative_logprobs[place] = logprob(shared.best[i].logit);
   }
-  team.sync();
 }
 
 // Pass 2, after sample_peaks of all pieces: chooses the row's token and advances its state.
@@ -428,7 +424,6 @@ QWEN2VL_TEAM void sample_row(const Team& team, SampleShared& shared, const Sampl
     if (floor > cutoff.logit) cutoff = {floor, kEveryId};
     const double total = team_softmax_sum(team, shared, logits, step.vocab, peak.logit,
                                           state.inverse_temperature, cutoff, lane_sums, block_sums);
-    team.sync();
     const double target = uniform_draw(state.seed, state.step) * total;
     id = team_softmax_find(team, shared, logits, step.vocab, peak.logit, state.inverse_temperature, cutoff,
                            block_sums, target);
@@ -444,7 +439,6 @@ QWEN2VL_TEAM void sample_row(const Team& team, SampleShared& shared, const Sampl
       count = count < 0 ? 1 : count + 1;
     }
   }
-  team.sync();
   if (state.logprobs >= 0) {
     team_logprobs(team, shared, step, row, model_peak, state.logprobs, lane_sums, block_sums);
   }
