@@ -62,10 +62,6 @@ struct HeadPositions {
   }
 };
 
-struct alignas(16) FourFloats {
-  float numbers[4];
-};
-
 // Where four of head g's numbers lie, in shared memory: eight lanes' that are written at once, and eight that
 // are read, in eight different places of 128 bytes.
 __device__ inline int four_place(int four, int g) { return four ^ (four / 8 % 2 + g % 2 * 2); }

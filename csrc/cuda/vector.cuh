@@ -10,5 +10,8 @@ constexpr int kWarp = 32;
 struct alignas(16) Vector {
   uint32_t words[4];
 };
+struct alignas(16) FourFloats {
+  float numbers[4];
+};
 
 }  // namespace qwen2vl::cuda

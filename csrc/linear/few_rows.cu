@@ -29,7 +29,7 @@ constexpr int kRegisterBlocks = form == MatrixForm::kPlain ? kBlocksEach + 1 : k
 template <MatrixForm form, int ring_stages>
 struct Shared {
   Stage<form> ring[kWarps][ring_stages];
-  float partial[kWarps][kWarp][4];  // sums of warps that share a tile
+  FourFloats partial[kWarps][kWarp];  // sums of warps that share a tile
   // The staged input follows.
 };
 
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, kRegisterBlocks<form>)
   }
   InputStage<type, form> input(step, rows, tiling.stages * kStageInputs<form>);
   wait_for_kernels_before();
-  input.store(step, first_row, staged, row_bytes, &shared.partial[0][0][0]);
+  input.store(step, first_row, staged, row_bytes, shared.partial[0][0].numbers);
   // Column g is row g; beyond the last the last, whose sums nobody looks at.
   const auto* const x = reinterpret_cast<const Vector*>(staged + min(g, rows - 1) * row_bytes) + t;
 
@@ -167,33 +167,32 @@ __global__ void __launch_bounds__(kThreads, kRegisterBlocks<form>)
     const bool finishes = is_tile && slice == 0;
     PairTerms terms{};  // of the first column: nothing is waited for at the end
     if (finishes && 2 * t < rows) terms = pair_terms(step, type, tile.m, first_row + 2 * t, pair);
-    float sums[4] = {};
+    FourFloats sums{};
 #pragma unroll 1
     for (int stage = slice; is_tile && stage < tiling.stages; stage += sharers) {
       __pipeline_wait_prior(ring_stages - 1);
       __syncwarp();
       multiply_stage<type, form>(shared.ring[warp][place], tiling, stage,
-                                 x + stage * (kStageInputs<form> / 8), lane, starts, sums);
+                                 x + stage * (kStageInputs<form> / 8), lane, starts, sums.numbers);
       __syncwarp();
       copy_next();  // to where this stage was
     }
     if (slices > 0) {
-      if (slice > 0) {
-        for (int i = 0; i < 4; ++i) shared.partial[warp][lane][i] = sums[i];
-      }
+      if (slice > 0) shared.partial[warp][lane] = sums;
       __syncthreads();
 #pragma unroll 1
       for (int other = 1; slice == 0 && other < sharers; ++other) {
-        for (int i = 0; i < 4; ++i) sums[i] += shared.partial[warp + other][lane][i];
+        const FourFloats more = shared.partial[warp + other][lane];
+        for (int i = 0; i < 4; ++i) sums.numbers[i] += more.numbers[i];
       }
       const bool another = static_cast<int>(blockIdx.x) + round + stride < tiling.all;
       if (another) __syncthreads();  // before they are written again
     }
     if (finishes && 2 * t < rows) {
-      finish_pair(step, type, tile.m, first_row + 2 * t, pair, terms, sums[0], sums[2]);
+      finish_pair(step, type, tile.m, first_row + 2 * t, pair, terms, sums.numbers[0], sums.numbers[2]);
     }
     if (finishes && 2 * t + 1 < rows) {
-      finish_pair(step, type, tile.m, first_row + 2 * t + 1, pair, sums[1], sums[3]);
+      finish_pair(step, type, tile.m, first_row + 2 * t + 1, pair, sums.numbers[1], sums.numbers[3]);
     }
   }
 }

@@ -26,21 +26,38 @@ struct Eight {
   __device__ float operator[](int i) const { return number_of<type>(vector.words, i); }
 };
 
+// Word i ^ turn of a vector for each i.
+__device__ inline Vector turned_words(Vector vector, int turn) {
+  const auto [a, b, c, d] = vector.words;
+  const Vector pairs = turn & 1 ? Vector{{b, a, d, c}} : vector;
+  const auto [e, f, g, h] = pairs.words;
+  return turn & 2 ? Vector{{g, h, e, f}} : pairs;
+}
+
 // Stores the eight numbers with number `eighth` of a row where lane t of each four finds its own: of a group
 // the words that stand across from those that it has of the weights, a chunk after the other.
 template <MatrixForm form>
 __device__ void store_eighth(Vector eight, int eighth, uint32_t* row) {
   uint32_t* const group = row + eighth / 4 * (kGroupInputs / 2);
   const int part = eighth % 4;
+  if constexpr (form == MatrixForm::kBlocks4) {  // lane `part`'s, unpacked in pairs of codes i and i + 4
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      group[4 * part + i] =
+          __byte_perm(eight.words[i / 2], eight.words[i / 2 + 2], i % 2 == 0 ? 0x5410 : 0x7632);
+    }
+    return;
+  }
+  // Words in another order in each of four pairs of groups: a warp's then go to 32 different banks.
+  const int turn = eighth / 8 % 4;
+  const Vector turned = turned_words(eight, turn);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const uint32_t* const words = eight.words;
+    const int word = i ^ turn;
     if constexpr (form == MatrixForm::kPlain) {  // chunk `part`, of which lane i has word i
-      group[4 * i + part] = words[i];
-    } else if constexpr (form == MatrixForm::kBlocks8) {  // a chunk's half, two words a lane
-      group[4 * (part % 2 * 2 + i / 2) + part / 2 * 2 + i % 2] = words[i];
-    } else {  // lane `part`'s, unpacked in pairs of codes i and i + 4
-      group[4 * part + i] = __byte_perm(words[i / 2], words[i / 2 + 2], i % 2 == 0 ? 0x5410 : 0x7632);
+      group[4 * word + part] = turned.words[i];
+    } else {  // a chunk's half, two words a lane
+      group[4 * (part % 2 * 2 + word / 2) + part / 2 * 2 + word % 2] = turned.words[i];
     }
   }
 }
