@@ -1,5 +1,6 @@
 #include "cache/cache_rows.h"
 
+#include <algorithm>
 #include <string>
 
 #include "common/error.h"
@@ -73,8 +74,8 @@ void CacheRows::truncate(int64_t row, int64_t length) {
   identities_[row].resize(length);
 }
 
-void CacheRows::erase_row(int64_t row) {
-  zero_positions(row, length(row));
+void CacheRows::erase_row(int64_t row, int64_t beyond) {
+  zero_positions(row, std::min(length(row) + beyond, capacity_));
   truncate(row, 0);
 }
 

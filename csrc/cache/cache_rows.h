@@ -32,9 +32,9 @@ class CacheRows {
   void append(int64_t row, const uint64_t* identities, int64_t count);
   // Cuts the row to its first `length` positions. Throws InputError when it holds fewer.
   void truncate(int64_t row, int64_t length);
-  // Empties the row and zeroes what it held. For rows with NaN in them: an engine that multiplies masked
-  // positions by zero would carry it into later answers.
-  void erase_row(int64_t row);
+  // Empties the row and zeroes what it held, and so many positions beyond. For rows with NaN in them: an
+  // engine that multiplies masked positions by zero would carry it into later answers.
+  void erase_row(int64_t row, int64_t beyond = 0);
   // Makes row `to` hold what `from` holds (a fork), or its first `length` positions; `from` stays as it is.
   void copy_row(int64_t from, int64_t to);
   void copy_row(int64_t from, int64_t to, int64_t length);

@@ -20,18 +20,13 @@ Generator::Batch::Batch(Generator& generator, const std::vector<const Request*>&
 }
 
 template <typename Choose>
-void Generator::Batch::accept(Sequence& sequence, int64_t row, Choose choose) {
+void Generator::Batch::accept(Sequence& sequence, Choose choose) {
   if (sequence.request.max_new_tokens == 0) {
     sequence.finish_empty();
     return;
   }
   piece_.clear();
-  try {
-    sequence.accept(choose(), &piece_);
-  } catch (const UnusableLogitsError&) {
-    cache_.erase_row(row);  // its keys and values are no better, and must not be reused
-    throw;
-  }
+  sequence.accept(choose(), &piece_);
   if (on_text_ && on_text_(sequence.index, piece_, sequence.last_token())) {
     piece_.clear();
     sequence.cancel(&piece_);
@@ -86,13 +81,18 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
   }
   const auto stop = [&] { sequence.result.prefill_seconds = watch.seconds(); };
   stop();  // for a request that wants no token, which nobody waits for
-  accept(sequence, row, [&] {
-    SampledToken token = decoder_.first_token(row);
-    // A device's work was only queued before: it is this token that was waited for.
-    stop();
-    sequence.start_decode_clock();
-    return token;
-  });
+  try {
+    accept(sequence, [&] {
+      SampledToken token = decoder_.first_token(row);
+      // A device's work was only queued before: it is this token that was waited for.
+      stop();
+      sequence.start_decode_clock();
+      return token;
+    });
+  } catch (const UnusableLogitsError&) {
+    cache_.erase_row(row);  // its keys and values are no better, and must not be reused
+    throw;
+  }
 }
 
 int64_t Generator::Batch::chunk_end(int64_t begin, int64_t tokens) const {
@@ -109,35 +109,42 @@ void Generator::Batch::decode() {
     decode_rows_.push_back(
         {active_[row]->last_token(), past_length, past_length + active_[row]->prompt.rope_delta});
   }
+  decoder_.begin(decode_rows_);
+  const auto drafts = [](const auto& sequence) { return sequence->request.prompt_lookup > 0; };
+  try {
+    std::any_of(active_.begin(), active_.end(), drafts) ? decode_drafts() : decode_steps();
+  } catch (const UnusableLogitsError&) {
+    decoder_.drain();
+    // Of any row, keys and values of this step and of those that were under way may be no better.
+    for (size_t row = 0; row < active_.size(); ++row) {
+      cache_.erase_row(static_cast<int64_t>(row), decoder_.depth());
+    }
+    throw;
+  } catch (...) {
+    decoder_.drain();
+    throw;
+  }
+}
+
+void Generator::Batch::decode_steps() {
   const auto wants_more_than = [&](int64_t tokens) {
     return std::any_of(active_.begin(), active_.end(),
                        [&](const auto& sequence) { return sequence->wanted_tokens() > tokens; });
   };
-  decoder_.begin(decode_rows_);
-  const auto drafts = [](const auto& sequence) { return sequence->request.prompt_lookup > 0; };
-  if (std::any_of(active_.begin(), active_.end(), drafts)) {
-    decode_drafts();
-    return;
-  }
   int64_t under_way = 0;
-  try {
-    while (goes_on()) {
-      while (under_way < decoder_.depth() && (under_way == 0 || wants_more_than(under_way))) {
-        decoder_.launch();
-        ++under_way;
-      }
-      decoder_.wait();
-      --under_way;
-      take_step();
+  while (goes_on()) {
+    while (under_way < decoder_.depth() && (under_way == 0 || wants_more_than(under_way))) {
+      decoder_.launch();
+      ++under_way;
     }
-    // What is under way for answers that go on is theirs.
-    for (; under_way > 0; --under_way) {
-      decoder_.wait();
-      take_step();
-    }
-  } catch (...) {
-    decoder_.drain();
-    throw;
+    decoder_.wait();
+    --under_way;
+    take_step();
+  }
+  // What is under way for answers that go on is theirs.
+  for (; under_way > 0; --under_way) {
+    decoder_.wait();
+    take_step();
   }
 }
 
@@ -178,7 +185,7 @@ void Generator::Batch::check_draft(int64_t row, const std::vector<int32_t>& draf
   for (const int32_t id : draft) append_fed(row, id);
   size_t taken = 0, accepted = 0;
   do {
-    accept(sequence, row, [&] { return decoder_.token(row); });
+    accept(sequence, [&] { return decoder_.token(row); });
     if (taken < draft.size() && sequence.last_token() == draft[taken]) ++accepted;
     ++taken;
   } while (accepted == taken && !sequence.finished() && !cancelled());
@@ -205,7 +212,7 @@ void Generator::Batch::take_step() {
   for (size_t i = 0; i < active_.size(); ++i) {
     if (active_[i]->finished()) continue;
     const auto row = static_cast<int64_t>(i);
-    accept(*active_[i], row, [&] { return decoder_.token(row); });
+    accept(*active_[i], [&] { return decoder_.token(row); });
   }
 }
 

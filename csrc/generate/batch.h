@@ -29,6 +29,7 @@ class Generator::Batch {
   int64_t chunk_end(int64_t begin, int64_t tokens) const;
   // Decodes all rows until an answer ends.
   void decode();
+  void decode_steps();
   // The same for a decoder that checks drafts, when some request wants them.
   void decode_drafts();
   // Checks the drafts of those rows that have one worth a step of its own; whether all had.
@@ -42,7 +43,7 @@ class Generator::Batch {
   void compact();
   // Takes the next token of the sequence in `row`, which `choose` gives, and reports its text.
   template <typename Choose>
-  void accept(Sequence& sequence, int64_t row, Choose choose);
+  void accept(Sequence& sequence, Choose choose);
   void cancel(Sequence& sequence);
   void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
   bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ class DeviceToyEngine(_core.DeviceEngine):
         self.buffers = None
         self.steps = []
         self.fail_at = self.spoil_at = None
+        self.overflows_from = math.inf
 
     def fetch(self, address, count, dtype):
         """`count` values at a device address, by way of the gather kernel, which copies any memory."""
@@ -72,6 +75,11 @@ class DeviceToyEngine(_core.DeviceEngine):
             logits[b] = scored[wanted[b]]
         if len(self.steps) == self.spoil_at:
             logits[:] = np.nan
+        if len(self.steps) >= self.overflows_from:
+            logits[:] = np.nan
+            for b in range(rows):
+                for array in keys + values:
+                    array[first_row + b, :, past[b] : present[b]] = np.nan
         for layer in range(LAYERS):
             self.put(self.cache.keys(layer), keys[layer])
             self.put(self.cache.values(layer), values[layer])
@@ -193,6 +201,20 @@ def test_failures_leave_the_loop_usable(tmp_path, device):
     with pytest.raises(Qwen2VLError, match="NaN logits at step"):
         toy.generate(PROMPTS[0])
     assert toy.generate(PROMPTS[0]).token_ids == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_overflowed_is_gone_from_the_cache(tmp_path, device, rows):
+    """From all rows, and what was under way: an engine may multiply positions that it masks by zero."""
+    toy = DeviceToy(tmp_path, device, rows=rows)
+    toy.engine.overflows_from = rows + 3  # behind the prompts and two steps
+    with pytest.raises(Qwen2VLError, match="NaN logits at step"):
+        toy.generate(*(PROMPTS[0], PROMPTS[4])[:rows], max_new_tokens=12)
+    count = rows * KV_HEADS * toy.cache.capacity * HEAD_DIM
+    for layer in range(LAYERS):
+        for array in (toy.cache.keys(layer), toy.cache.values(layer)):
+            assert np.isfinite(toy.engine.fetch(array, count, np.float32)).all()
+    assert [toy.cache.length(row) for row in range(rows)] == [0] * rows
 
 
 def test_drafts_are_refused(tmp_path, device):
