@@ -28,7 +28,8 @@ void Stream::synchronize() const {
   check(cudaStreamSynchronize(handle_), "running on the GPU");
 }
 
-void synchronize_stream(uintptr_t handle) {
+void synchronize_stream(uintptr_t handle, int device) {
+  const OnDevice on(device);
   const IgnoreOtherRecordings guard;
   check(cudaStreamSynchronize(reinterpret_cast<cudaStream_t>(handle)), "waiting for a frame's producer");
 }

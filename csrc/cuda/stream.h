@@ -30,8 +30,8 @@ class Stream {
   StreamHandle handle_ = nullptr;
 };
 
-// Waits for somebody else's stream, given as its handle; 1 and 2 are the legacy and the per-thread default.
-void synchronize_stream(uintptr_t handle);
+// Waits for somebody else's stream, given as its handle; 1 and 2 are the GPU's legacy and per-thread default.
+void synchronize_stream(uintptr_t handle, int device);
 
 // A mark in a stream.
 class Event {

@@ -242,7 +242,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Lock lock(gpu());
-  if (reinterpret_cast<uintptr_t>(stream) <= 2) stream = emulated_cuda::actual(nullptr);
+  if (reinterpret_cast<uintptr_t>(stream) <= 2) {
+    if (!emulated_cuda::on_first_gpu()) return cudaSuccess;  // that of another GPU, where nothing is queued
+    stream = emulated_cuda::actual(nullptr);
+  }
   if (!emulated_cuda::known(stream)) return fail(cudaErrorInvalidValue);
   return emulated_cuda::wait_for(stream, stream->queued);
 }

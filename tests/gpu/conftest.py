@@ -36,3 +36,13 @@ def device(request: pytest.FixtureRequest) -> _core.Device:
         return _core.HostDevice()
     module = cuda.load()
     return module.CudaDevice(module.Stream())
+
+
+@pytest.fixture
+def another_gpu() -> Iterator[None]:
+    """The calling thread works on another GPU than sessions do."""
+    if not emulation.is_emulated():
+        pytest.skip("needs two GPUs")
+    emulation.select(1)
+    yield
+    emulation.select(0)

@@ -128,15 +128,6 @@ def test_pinned_memory_is_shared():
     np.testing.assert_array_equal(back, view)
 
 
-@pytest.fixture
-def another_gpu():
-    if not emulation.is_emulated():
-        pytest.skip("needs two GPUs")
-    emulation.select(1)
-    yield
-    emulation.select(0)
-
-
 @pytest.mark.gpu
 def test_work_goes_to_the_streams_gpu_and_the_callers_stays_its_own(another_gpu):
     module = cuda.load()

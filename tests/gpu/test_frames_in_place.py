@@ -7,13 +7,14 @@ import gc
 import numpy as np
 import pytest
 
-from qwen2vl_rt import _core
+from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.errors import PictureError, PromptTooLongError
 from qwen2vl_rt.processing import device_frames
 from qwen2vl_rt.processing.device_frames import DeviceFrames, DevicePatches, is_device_frame
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.visuals import prepare_picture
+from tests.gpu import emulation
 from tests.gpu.arrays import to_device, to_host
 from tests.support.preparation import noise
 
@@ -94,6 +95,19 @@ def test_an_adopted_frame_outlives_its_source():
     patches, _ = frames.prepare(frame, 56, 56, SETTINGS)
     expected, _ = prepare_picture(pixels, VisualOptions(resized_height=56, resized_width=56), SETTINGS)
     np.testing.assert_array_equal(to_host(patches.block, patches.shape, np.float32), expected.patches)
+
+
+@pytest.mark.gpu
+def test_a_producers_default_stream_is_that_of_its_gpu(another_gpu):
+    module, pixels, made = cuda.load(), noise(5, 64, 64), []
+    device = module.CudaDevice(module.Stream())
+    source = CudaArray(to_device(device, pixels), pixels.shape)
+    source.__cuda_array_interface__["stream"] = 1
+    queue = emulation.queue_on(0)
+    frames = frames_on(device)  # whose end would wait for all streams
+    queue(lambda: made.append("frame"))
+    frames.adopt(source)
+    assert made == ["frame"]
 
 
 class OnSecondGpu:

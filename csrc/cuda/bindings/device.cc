@@ -4,6 +4,7 @@
 
 #include "cuda/bindings/bindings.h"
 #include "cuda/cuda_device.h"
+#include "cuda/on_device.h"
 #include "cuda/stream.h"
 
 namespace py = pybind11;
@@ -42,10 +43,19 @@ void register_device(py::module_& m) {
       .def_property_readonly("device", &Stream::device)
       .def("synchronize", &Stream::synchronize, py::call_guard<py::gil_scoped_release>());
 
-  m.def("synchronize_stream", &synchronize_stream, py::arg("handle"),
+  m.def("synchronize_stream", &synchronize_stream, py::arg("handle"), py::arg("device"),
         py::call_guard<py::gil_scoped_release>(),
-        "Waits for somebody else's cudaStream_t; 1 and 2 are the default streams, as in "
+        "Waits for somebody else's cudaStream_t; 1 and 2 are the GPU's default streams, as in "
         "__cuda_array_interface__.");
+
+  struct Entered {
+    int device;
+    std::unique_ptr<OnDevice> on;
+  };
+  py::class_<Entered>(m, "OnDevice", "While entered, the thread works on a GPU; then on its own again.")
+      .def(py::init([](int device) { return Entered{device, nullptr}; }), py::arg("device"))
+      .def("__enter__", [](Entered& self) { self.on = std::make_unique<OnDevice>(self.device); })
+      .def("__exit__", [](Entered& self, const py::args&) { self.on.reset(); });
 
   py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(
       m, "CudaDevice", "A GPU and the one stream on which everything of a session runs.")

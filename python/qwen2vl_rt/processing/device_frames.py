@@ -209,13 +209,12 @@ def _from_cuda_array(source: Any, own_stream: int | None, name: str) -> DeviceFr
     interface = source.__cuda_array_interface__
     if interface["typestr"] != "|u1":
         raise PictureError(f"{name}: a frame must be uint8, not {interface['typestr']}: convert it")
-    stream = interface.get("stream")
+    pointer, stream = int(interface["data"][0]), interface.get("stream")
     if stream is not None:
-        # The producer's work may still be under way; 1 and 2 are its default streams.
+        # The producer's work may still be under way; 1 and 2 are its GPU's default streams.
         from qwen2vl_rt import cuda
 
-        cuda.load().synchronize_stream(stream)
-    pointer = int(interface["data"][0])
+        cuda.load().synchronize_stream(stream, max(cuda.load().device_of(pointer), 0))
     if own_stream is not None:
         from qwen2vl_rt import cuda
 
