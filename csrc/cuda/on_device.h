@@ -2,18 +2,21 @@
 
 #include <cuda_runtime_api.h>
 
+#include <optional>
+
 #include "cuda/error.h"
 
 namespace qwen2vl::cuda {
 
-// While one of these lives, the calling thread works on a GPU. Threads of the program around us may have
-// chosen another, and get theirs back.
+// While one of these lives, the calling thread works on a GPU, if one is given. Threads of the program around
+// us may have chosen another, and get theirs back.
 class OnDevice {
  public:
-  explicit OnDevice(int device) {
+  explicit OnDevice(std::optional<int> device) {
+    if (!device) return;
     check(cudaGetDevice(&before_), "selecting the GPU");
-    changed_ = before_ != device;
-    if (changed_) check(cudaSetDevice(device), "selecting the GPU");
+    changed_ = before_ != *device;
+    if (changed_) check(cudaSetDevice(*device), "selecting the GPU");
   }
   ~OnDevice() {
     if (changed_) cudaSetDevice(before_);

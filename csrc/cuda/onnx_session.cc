@@ -3,6 +3,9 @@
 #include <cstdlib>
 #include <utility>
 
+#include "common/error.h"
+#include "cuda/on_device.h"
+
 namespace qwen2vl::cuda {
 
 namespace {
@@ -56,6 +59,7 @@ OnnxSession::OnnxSession(const std::string& model, const std::vector<OnnxTensor>
     const int device = id == cuda->end() ? 0 : std::atoi(id->second.c_str());
     device_ = make<MemoryInfo>("naming memory", kCreateMemoryInfo, "Cuda", kDeviceAllocator, device,
                                kDefaultMemory);
+    gpu_ = device;
     add_cuda(options.get(), *cuda);
     if (cuda->count("enable_cuda_graph") > 0) worker_ = std::make_unique<Worker>();
   }
@@ -71,8 +75,17 @@ OnnxSession::OnnxSession(const std::string& model, const std::vector<OnnxTensor>
     call("adding weights", kAddExternalInitializers, options.get(), names.data(), values.data(),
          names.size());
   }
+  const OnDevice on(gpu_);
   session_ = make<Session>("loading a graph", kCreateSessionFromArray, env_.get(),
                            static_cast<const void*>(model.data()), model.size(), options.get());
+}
+
+OnnxSession::~OnnxSession() {
+  try {
+    const OnDevice on(gpu_);
+    session_.reset();
+  } catch (const DeviceError&) {  // CUDA is gone already: there is nothing left to give back
+  }
 }
 
 Owned<Value> OnnxSession::value(const OnnxTensor& tensor) const {
@@ -104,6 +117,7 @@ std::shared_ptr<OnnxSession::Bound> OnnxSession::bind(const std::vector<OnnxTens
 
 void OnnxSession::run(const Bound& bound) const {
   const auto run = [&] {
+    const OnDevice on(gpu_);
     call("a run", kRunWithBinding, session_.get(), bound.options.get(), bound.binding.get());
   };
   if (worker_) {

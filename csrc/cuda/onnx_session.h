@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ class OnnxSession {
   // Runtime's own message.
   OnnxSession(const std::string& model, const std::vector<OnnxTensor>& weights, const Options& entries,
               const Options* cuda);
+  ~OnnxSession();
 
   // run_entries: the run's options by name.
   std::shared_ptr<Bound> bind(const std::vector<OnnxTensor>& tensors, const Options& run_entries) const;
@@ -47,11 +49,13 @@ class OnnxSession {
 
  private:
   onnx::Owned<onnx::Value> value(const OnnxTensor& tensor) const;
-
   onnx::Owned<onnx::Env> env_;
   onnx::Owned<onnx::MemoryInfo> host_, device_;
   std::vector<onnx::Owned<onnx::Value>> weights_;
   onnx::Owned<onnx::Session> session_;
+  // The CUDA provider's, which it leaves the calling thread's: whoever calls it gives the thread its own
+  // back.
+  std::optional<int> gpu_;
   // Where the CUDA provider records: it keeps recordings and library handles for each thread that calls it,
   // until the session ends, and answers come from many threads (a stream has its own).
   std::unique_ptr<Worker> worker_;

@@ -1,4 +1,4 @@
-"""The emulated GPU checks what kernels load and store: some have a mistake on purpose, and the same ones have none."""
+"""The emulated GPU checks what kernels load and store: some with a mistake, and the same ones without."""
 
 from __future__ import annotations
 

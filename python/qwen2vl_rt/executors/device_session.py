@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,8 @@ class PythonSession(DeviceSession):
     ) -> None:
         super().__init__(model)
         self._memory = provider.memory
+        # The CUDA provider leaves its GPU the calling thread's, who gets its own back.
+        self._on_gpu = partial(cuda.load().OnDevice, 0) if provider.memory == "cuda" else nullcontext
         options = ort.SessionOptions()
         options.enable_mem_pattern = False
         options.log_severity_level = 3
@@ -106,9 +110,10 @@ class PythonSession(DeviceSession):
             values = [_value(weights[tensor.name], tensor.data_type) for tensor in external]
             options.add_external_initializers([tensor.name for tensor in external], values)
         try:
-            self.session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=[(provider.name, provider.options)]
-            )
+            with self._on_gpu():
+                self.session = ort.InferenceSession(
+                    model.SerializeToString(), options, providers=[(provider.name, provider.options)]
+                )
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {model.graph.name} on {provider.name}: {error}"
@@ -132,7 +137,8 @@ class PythonSession(DeviceSession):
     def run(self, bound: tuple[ort.IOBinding, ort.RunOptions]) -> None:
         """See `DeviceSession.run`."""
         try:
-            self.session.run_with_iobinding(*bound)
+            with self._on_gpu():
+                self.session.run_with_iobinding(*bound)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {error}") from error
 
