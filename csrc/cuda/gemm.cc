@@ -81,8 +81,11 @@ class Cublas {
     Dl_info here;
     if (dladdr(&opened, &here) != 0) return dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
 #endif
-    for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
-      if (void* const library = dlopen(name, RTLD_LAZY | RTLD_LOCAL)) return library;
+    // Rather than another, the one that ONNX Runtime has loaded, which fits the driver.
+    for (const int loaded : {RTLD_NOLOAD, 0}) {
+      for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
+        if (void* const library = dlopen(name, RTLD_LAZY | RTLD_LOCAL | loaded)) return library;
+      }
     }
     throw DeviceError("cuBLAS is not installed: pip install nvidia-cublas");
   }

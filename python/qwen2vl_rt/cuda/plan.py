@@ -35,11 +35,16 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     if PREFILL_WEIGHTS in sizes:  # a decoder of its own for prompts, with the last product again
         parts["prompt weights"] = round(sizes[PREFILL_WEIGHTS] * int8) + lm_head
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
-    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms; for prompts one matrix's
-    # dequantized weights at a time, which the token table's are only for many rows of logits.
+    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms. A step keeps what each layer
+    # gives: gated, the residual stream twice, q and what it attended to, k and v.
     activations = tokens * (4 * decoder.mlp_size + 8 * decoder.hidden_size) * item
-    outputs = max(decoder.mlp_size, decoder.vocab_size if limits.max_batch > _core.FEW_ROWS else 0)
-    largest_matrix = decoder.hidden_size * outputs * 2 * bundle.quantized
+    results = decoder.layers * (decoder.mlp_size + 6 * decoder.hidden_size) * limits.max_batch * item
+    # One matrix' dequantized weights at a time for prompts, and one for steps of many rows, the token table's
+    # among them.
+    unpacked = decoder.mlp_size
+    if limits.max_batch > _core.FEW_ROWS:
+        unpacked += max(decoder.mlp_size, decoder.vocab_size)
+    largest_matrices = decoder.hidden_size * unpacked * 2 * bundle.quantized
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
     sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
     patches = largest_picture(geometry, limits) // vision.patch_size**2
@@ -52,7 +57,7 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     merger = (vision.embed_dim * vision.merge_size**2) ** 2 * 2 * bundle.quantized
     return parts | {
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry, item),
-        "prefill and decode": activations + largest_matrix + sampling,
+        "prefill and decode": activations + results + largest_matrices + sampling,
         "vision": patches * values * item + merger + LARGEST_UPLOAD,
     }
 
