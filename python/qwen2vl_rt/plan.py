@@ -10,6 +10,7 @@ from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.machine import available_memory
 from qwen2vl_rt.peak_memory import resident_memory
 from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.vision import PATCHES_PER_CALL
 
 if TYPE_CHECKING:
     from qwen2vl_rt.executors import Backend
@@ -114,6 +115,20 @@ def largest_picture(geometry: Geometry, limits: SessionLimits) -> int:
     return max(1, min(limits.max_pixels, limits.max_length * pixels_per_token(geometry)))
 
 
+def patches_at_once(geometry: Geometry, limits: SessionLimits) -> int:
+    """Patches that a call of the vision tower takes at most: the largest picture's, or small ones together."""
+    vision = geometry.vision
+    together = limits.max_batch * limits.max_length * vision.merge_size**2
+    return max(largest_picture(geometry, limits) // vision.patch_size**2, min(together, PATCHES_PER_CALL))
+
+
+def pictures_of_prompts(geometry: Geometry, limits: SessionLimits, item: int = 4) -> int:
+    """Bytes of patches, of `item` bytes a value, and float32 embeddings, of prompts that are pictures only."""
+    vision = geometry.vision
+    patches = vision.merge_size**2 * vision.patch_values * item
+    return limits.max_batch * limits.max_length * (patches + 4 * geometry.decoder.hidden_size)
+
+
 def measured_memory(backend: str) -> int:
     """Bytes in use now where `backend` keeps a session: see MemoryPlan.measured."""
     if backend != "cpu":
@@ -124,5 +139,13 @@ def measured_memory(backend: str) -> int:
 
 
 def human_bytes(size: int) -> str:
-    """For a person: in GiB or MiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
+    """For a person: in GiB, MiB or, where that would read 0.0, bytes."""
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size / MIB:.1f} MiB" if 20 * size >= MIB else f"{size} bytes"
+
+
+def told_apart(needed: int, limit: int) -> tuple[str, str]:
+    """Two sizes for a person, in bytes where they would read the same."""
+    shown = human_bytes(needed), human_bytes(limit)
+    return (f"{needed:,} bytes", f"{limit:,} bytes") if shown[0] == shown[1] else shown

@@ -27,6 +27,15 @@ def test_a_length_that_leaves_no_room_for_a_prompt_is_not_advised_alone(bundle):
         Session(bundle, memory_limit=fits)
 
 
+def test_sizes_of_a_refusal_differ(bundle):
+    opened = Bundle.open(bundle)
+    needed = plan_memory(opened, AskedLimits().for_bundle(opened), None).total
+    with pytest.raises(MemoryLimitError, match=f"needs {needed:,} bytes and may use {needed - 1:,} bytes"):
+        Session(bundle, memory_limit=needed - 1)
+    with pytest.raises(MemoryLimitError, match=r"MiB and may use 1024 bytes\."):
+        Session(bundle, memory_limit=1024)
+
+
 ROOT = Path(__file__).parents[2]
 
 # Narrow, so that it computes little, and wide where memory is: caches, vocabulary, activations.
@@ -48,7 +57,7 @@ def test_a_session_takes_what_was_planned(tmp_path, precision):
     config["vision_config"] |= VISION
     bundle = write_random_bundle(tmp_path / precision, config, precision, distinct=True).path
     parts = {}
-    for measurement in ("picture", "logits", "prompts"):
+    for measurement in ("picture", "logits", "prompts", "pictures"):
         parts |= measured(bundle, measurement)
     for name, (planned, taken) in parts.items():
         print(f"{name}: {taken >> 20} MiB of {planned >> 20}")
@@ -60,3 +69,4 @@ def test_a_session_takes_what_was_planned(tmp_path, precision):
     assert 0.52 < shares["vision"] < 1  # quantized towers take less than float ones
     assert 0.55 < shares["prefill"] < 1
     assert 0.6 < shares["all"] < 1
+    assert 0.6 < shares["pictures"] < 1

@@ -15,7 +15,7 @@ from qwen2vl_rt import Session
 from qwen2vl_rt.benchmark.inputs import random_visual
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak, resident_memory
 
-SIDE, SMALL = 672, 56  # of pictures
+SIDE, SMALL, SMALL_PICTURE = 672, 56, 280  # of pictures
 LENGTH, ROWS = 1024, 4  # of long prompts, computed in one step
 SHORT, MANY_ROWS = 32, 128
 
@@ -40,7 +40,8 @@ def open_session(bundle: str, **limits: int) -> Session:
 
 def picture(bundle: str) -> Parts:
     """The weights, and the largest picture."""
-    with open_session(bundle, max_length=LENGTH, max_pixels=SIDE**2, prefill_chunk=SHORT) as session:
+    length = (SIDE // 28) ** 2  # no more patches in a call than the picture has
+    with open_session(bundle, max_length=length, max_pixels=SIDE**2, prefill_chunk=SHORT) as session:
         planned = session.plan().parts
         weights = sum(size for name, size in planned.items() if "weights" in name or name == "lm_head")
         parts = {"weights": (weights, resident_memory())}
@@ -80,10 +81,28 @@ def prompts(bundle: str) -> Parts:
         return {
             "prefill": (plan.parts["prefill and decode"] + row, prefill),
             "KV cache": (plan.parts["KV cache"] - row, taken(all_rows)),
-            "all": (plan.total, peak_memory()),
         }
 
 
+def pictures(bundle: str) -> Parts:
+    """Prompts that are small pictures only, in all rows: with that, everything."""
+    limits = {"max_length": LENGTH, "max_batch": ROWS, "max_pixels": SMALL_PICTURE**2, "prefill_chunk": SHORT}
+    with open_session(bundle, **limits) as session:
+        plan = session.plan()
+        rng, shape = np.random.default_rng(0), (SMALL_PICTURE, SMALL_PICTURE, 3)
+        count = LENGTH // ((SMALL_PICTURE // 28) ** 2 + 8)
+        prompt = {"prompt": "?", "images": [rng.integers(0, 256, shape, np.uint8) for _ in range(count)]}
+        rows = taken(
+            lambda: session.generate_batch(
+                [prompt] * ROWS, max_new_tokens=2, ignore_eos=True, max_pixels=SMALL_PICTURE**2
+            )
+        )
+        parts = ("pictures of prompts", "vision", "prefill and decode", "KV cache")
+        planned = sum(plan.parts[name] for name in parts)
+        return {"pictures": (planned, rows), "all": (plan.total, peak_memory())}
+
+
 if __name__ == "__main__":
-    measure = {"picture": picture, "logits": logits, "prompts": prompts}[sys.argv[2]]
+    measurements = {"picture": picture, "logits": logits, "prompts": prompts, "pictures": pictures}
+    measure = measurements[sys.argv[2]]
     json.dump(measure(sys.argv[1]), sys.stdout)

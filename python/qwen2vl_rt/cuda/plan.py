@@ -6,7 +6,7 @@ from qwen2vl_rt import _core, cuda
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.machine import available_memory
 from qwen2vl_rt.number_formats import format_on_a_gpu
-from qwen2vl_rt.plan import MIB, PROCESS_BYTES, kv_bytes_per_token, largest_picture
+from qwen2vl_rt.plan import MIB, PROCESS_BYTES, kv_bytes_per_token, patches_at_once, pictures_of_prompts
 from qwen2vl_rt.processing.device_frames import LARGEST_UPLOAD
 from qwen2vl_rt.session_limits import SessionLimits
 
@@ -35,8 +35,8 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     if PREFILL_WEIGHTS in sizes:  # a decoder of its own for prompts, with the last product again
         parts["prompt weights"] = round(sizes[PREFILL_WEIGHTS] * int8) + lm_head
     tokens = max(min(limits.prefill_chunk, limits.max_length), limits.max_batch)
-    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms. A step keeps what each layer
-    # gives: gated, the residual stream twice, q and what it attended to, k and v.
+    # Gate, up, their sigmoid and product, the residual stream, q, k, v and norms. A step keeps what each
+    # layer gives: gated, the residual stream twice, q and what it attended to, k and v.
     activations = tokens * (4 * decoder.mlp_size + 8 * decoder.hidden_size) * item
     results = decoder.layers * (decoder.mlp_size + 6 * decoder.hidden_size) * limits.max_batch * item
     # One matrix' dequantized weights at a time for prompts, and one for steps of many rows, the token table's
@@ -47,7 +47,6 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     largest_matrices = decoder.hidden_size * unpacked * 2 * bundle.quantized
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
     sampling = limits.max_batch * decoder.vocab_size * (item + 4 + 4 + 4 + 1)
-    patches = largest_picture(geometry, limits) // vision.patch_size**2
     # What a block of the tower holds at its widest, as ONNX Runtime's arena keeps it; products of codes take
     # their bias in, and write the merger's largest matrix out in 16 bits.
     if bundle.quantized:
@@ -58,7 +57,9 @@ def device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     return parts | {
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry, item),
         "prefill and decode": activations + results + largest_matrices + sampling,
-        "vision": patches * values * item + merger + LARGEST_UPLOAD,
+        "vision": patches_at_once(geometry, limits) * values * item + merger + LARGEST_UPLOAD,
+        # A video's patches are made on the host, in float32.
+        "pictures of prompts": pictures_of_prompts(geometry, limits, 4 if shares_memory() else item),
     }
 
 

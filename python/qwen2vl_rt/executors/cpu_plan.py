@@ -5,7 +5,7 @@ from __future__ import annotations
 from qwen2vl_rt import _core
 from qwen2vl_rt.bundle import DECODER_WEIGHTS, EMBEDDING, PREFILL_WEIGHTS, VISION_WEIGHTS, Bundle
 from qwen2vl_rt.geometry import Geometry
-from qwen2vl_rt.plan import PROCESS_BYTES, kv_bytes_per_token, largest_picture
+from qwen2vl_rt.plan import PROCESS_BYTES, kv_bytes_per_token, patches_at_once, pictures_of_prompts
 from qwen2vl_rt.session_limits import SessionLimits
 
 # Packed weights (executors/onnx_session.py) over the same on disk, measured: block sums and padding.
@@ -22,6 +22,7 @@ def cpu_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
         "KV cache": limits.max_batch * limits.max_length * kv_bytes_per_token(geometry),
         "prefill and decode": _decoder_workspace(geometry, limits),
         "vision": _vision_workspace(geometry, limits),
+        "pictures of prompts": pictures_of_prompts(geometry, limits),
     }
     parts = {"process": PROCESS_BYTES, **weights, **in_use}
     # What loading takes is free again before anything is generated.
@@ -83,8 +84,7 @@ def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
 
 def _vision_workspace(geometry: Geometry, limits: SessionLimits) -> int:
     vision = geometry.vision
-    patches = largest_picture(geometry, limits) // vision.patch_size**2
-    # The patches themselves; residual, norm, q, k, v and their rotated copies; three MLP tensors (before,
+    # The call's own copy of patches; residual, norm, q, k, v and their rotated copies; three MLP tensors (before,
     # sigmoid, product); float32.
     values = vision.patch_values + 8 * vision.embed_dim + 3 * vision.mlp_size
-    return patches * values * 4
+    return patches_at_once(geometry, limits) * values * 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NoReturn
 
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts
+from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts, shares_memory
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import GIB, MemoryPlan, kv_bytes_per_token
+from qwen2vl_rt.plan import GIB, MemoryPlan, kv_bytes_per_token, pictures_of_prompts
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
 
@@ -38,6 +38,7 @@ def plan_engines(
         "scratch": max((size for one in figures.values() for size in one.activation_bytes), default=0),
         "inputs, logits and sampling": buffers + sampling,
         "a picture's patches and features": patches * (patch_bytes + feature_bytes),
+        "pictures of prompts": pictures_of_prompts(bundle.geometry, limits, 4 if shares_memory() else item),
     }
     limit = free_device_memory() if memory_limit is None else memory_limit
     return MemoryPlan(limits, parts, limit, "tensorrt")
