@@ -40,10 +40,12 @@ class Session:
     interpreter ends, calls of daemon threads are cancelled and waited for.
 
     Consecutive prompts that begin alike (a conversation that goes on) reuse the KV cache; the answer is the
-    one that a fresh session would give. The same prompt again gives the same tokens and log-probabilities, to
-    the last bit, on a CPU. What changes the order of additions (a batch, an earlier answer in the prompt,
-    prompt_lookup, prefill_chunk below 9) leaves float32's greedy tokens as they are, and in quantized bundles
-    a greedy answer can turn where its two best tokens are about as good (docs/prompt-lookup.md).
+    one that a fresh session would give. The same prompt again gives the same tokens and log-probabilities,
+    to the last bit, on a CPU, in quantized bundles and with one thread; several threads part float32's
+    products by their size, and its log-probabilities can differ by some 1e-6. What changes the order of
+    additions (that, a batch, an earlier answer in the prompt, prompt_lookup, prefill_chunk below 9) leaves
+    float32's greedy tokens as they are, and in quantized bundles a greedy answer can turn where its two best
+    tokens are about as good (docs/prompt-lookup.md).
 
     Args:
         bundle: folder that `qwen2vl-export` wrote.

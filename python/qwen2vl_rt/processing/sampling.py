@@ -44,8 +44,8 @@ def frame_range(total: int, fps: float, options: VisualOptions) -> tuple[int, in
         before = "its end" if options.video_end is None else f"video_end={options.video_end:g}"
         found = f"one frame (at {start / fps:.2f} seconds) lies" if start == end else "no frames lie"
         raise VideoError(
-            f"{found} between {after} and {before}, two are needed: the video has {duration:.2f} seconds, "
-            f"{total} frames {1 / fps:.3g} seconds apart"
+            f"{found} between {after} and {before}, two are needed: the video has {duration:.2f} seconds at "
+            f"its average frame rate, {total} frames {1 / fps:.3g} seconds apart"
         )
     return start, end
 
