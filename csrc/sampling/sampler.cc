@@ -31,7 +31,10 @@ std::string unusable_logits_message(uint64_t step, bool after_penalties, bool ha
           : has_infinity ? " infinite"
                          : " only -infinity as") +
          " logits at step " + std::to_string(step) +
-         (has_nan || has_infinity ? ": its numbers overflowed; use a bundle of higher precision" : "");
+         (!has_nan && !has_infinity ? ""
+          : after_penalties         ? ": they are too large; bring repetition_penalty nearer to 1, "
+                                      "presence_penalty and frequency_penalty nearer to 0"
+                                    : ": its numbers overflowed; use a bundle of higher precision");
 }
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocab, const int32_t* prompt, int64_t tokens)

@@ -117,6 +117,16 @@ def test_overflowed_logits_are_an_error_with_the_step(bad, place, options):
         sampler.sample(logits)
 
 
+@pytest.mark.parametrize("option", ["repetition_penalty", "presence_penalty"])
+def test_penalties_that_overflow_name_themselves(option):
+    value = {"repetition_penalty": 1e-45, "presence_penalty": -3.4e38}[option]
+    sampler = _core.Sampler(_core.SamplingOptions(**{option: value}), VOCAB, np.arange(8, dtype=np.int32))
+    logits = np.full(VOCAB, 3e38, np.float32)
+    with pytest.raises(Qwen2VLError, match=r"penalties left infinite logits at step \d: .*repetition_penalty"):
+        for _ in range(2):
+            sampler.sample(logits)
+
+
 def test_nothing_but_minus_infinity_is_an_error():
     with pytest.raises(Qwen2VLError, match="step 0"):
         draw(np.full(VOCAB, -np.inf, np.float32))
