@@ -76,6 +76,11 @@ class VisionGeometry:
         """Numbers in one patch: channels x frames x height x width (1176 in the published models)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels of a resized picture behind one visual embedding (784 in the published models)."""
+        return (self.patch_size * self.merge_size) ** 2
+
     def problem(self) -> str | None:
         """Return what makes these sizes impossible, or None."""
         if self.embed_dim % self.heads or self.head_dim % 4:

@@ -105,14 +105,9 @@ def kv_bytes_per_token(geometry: Geometry, item: int = 4) -> int:
     return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * item
 
 
-def pixels_per_token(geometry: Geometry) -> int:
-    """Pixels of a resized picture behind one visual embedding."""
-    return (geometry.vision.patch_size * geometry.vision.merge_size) ** 2
-
-
 def largest_picture(geometry: Geometry, limits: SessionLimits) -> int:
     """Pixels of the largest resized picture whose tokens the cache holds."""
-    return max(1, min(limits.max_pixels, limits.max_length * pixels_per_token(geometry)))
+    return max(1, min(limits.max_pixels, limits.max_length * geometry.vision.pixels_per_token))
 
 
 def patches_at_once(geometry: Geometry, limits: SessionLimits) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import MemoryPlan, human_bytes, pixels_per_token, plan_memory
+from qwen2vl_rt.plan import MemoryPlan, plan_memory, told_apart
 
 
 def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
@@ -30,7 +30,7 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         )
 
     advice = []
-    for name, step in (("max_length", 64), ("max_pixels", pixels_per_token(bundle.geometry))):
+    for name, step in (("max_length", 64), ("max_pixels", bundle.geometry.vision.pixels_per_token)):
         largest = _largest(
             getattr(plan.limits, name) // step, lambda n, name=name, step=step: fits(**{name: n * step})
         )
@@ -39,12 +39,12 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
             if name == "max_length" and largest * step <= GenerationOptions.max_new_tokens:
                 # By default the answer alone would fill it, and every call would be refused.
                 advice[-1] += f" with max_new_tokens lowered from {GenerationOptions.max_new_tokens}"
-    if not advice and fits(max_length=64, max_pixels=4 * pixels_per_token(bundle.geometry), max_batch=1):
+    if not advice and fits(max_length=64, max_pixels=4 * bundle.geometry.vision.pixels_per_token, max_batch=1):
         advice.append("a smaller max_batch, max_length and max_pixels together")
     would = " or ".join(advice) if advice else "nothing: use a bundle of lower precision or a smaller model"
+    needed, limit = told_apart(plan.total, plan.limit)
     raise MemoryLimitError(
-        f"This session needs {human_bytes(plan.total)} and may use {human_bytes(plan.limit)}. "
-        f"What would fit: {would}.\n{plan}"
+        f"This session needs {needed} and may use {limit}. What would fit: {would}.\n{plan}"
     )
 
 

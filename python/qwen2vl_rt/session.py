@@ -328,7 +328,8 @@ class Session:
             if pixels > limit:
                 raise InputError(
                     f"The {visual.kind} would be resized to {pixels} pixels, and this session's memory is "
-                    f"planned for {limit}: lower max_pixels or open the session with max_pixels={pixels}."
+                    f"planned for {limit}: ask for a smaller one (max_pixels, min_pixels, resized_height and "
+                    f"resized_width decide) or open the session with max_pixels={pixels}."
                 )
 
 

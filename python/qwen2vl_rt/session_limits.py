@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, Bundle
+from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.options import check_session_options
 from qwen2vl_rt.processing.pixels import PixelSettings
 
@@ -44,9 +45,16 @@ class AskedLimits:
             object.__setattr__(self, name, value)
 
     def for_bundle(self, bundle: Bundle) -> SessionLimits:
-        """The limits of a session, with the defaults filled in from the bundle."""
+        """The limits of a session, with the defaults filled in from the bundle.
+
+        Raises:
+            InputError: max_pixels below the smallest picture's.
+        """
         max_pixels = self.max_pixels
         if max_pixels is None:
             max_pixels = PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels
+        least = bundle.geometry.vision.pixels_per_token
+        if max_pixels < least:
+            raise InputError(f"max_pixels={max_pixels} leaves no picture: one has {least} pixels at least")
         max_length = DEFAULT_MAX_LENGTH if self.max_length is None else self.max_length
         return SessionLimits(max_length, self.max_batch, max_pixels, self.prefill_chunk)

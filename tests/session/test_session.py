@@ -279,6 +279,11 @@ def test_small_frames_stay_within_a_sessions_pixels(bundle):
             session.generate("?", videos=[frames], fps=2, min_pixels=140 * 112 + 1, max_new_tokens=1)
 
 
+def test_pixels_for_no_picture_are_refused(bundle):
+    with pytest.raises(InputError, match="max_pixels=500 leaves no picture: one has 784 pixels at least"):
+        Session(bundle, max_pixels=500)
+
+
 def test_the_plan_is_known_before_loading_and_kept_after(bundle, session):
     with pytest.raises(MemoryLimitError) as refusal:
         Session(bundle, memory_limit=1 << 20)
