@@ -111,14 +111,14 @@ def largest_picture(geometry: Geometry, limits: SessionLimits) -> int:
 
 
 def patches_at_once(geometry: Geometry, limits: SessionLimits) -> int:
-    """Patches that a call of the vision tower takes at most: the largest picture's, or small ones together."""
+    """The most patches that a call of the vision tower takes: the largest picture's, or small ones'."""
     vision = geometry.vision
     together = limits.max_batch * limits.max_length * vision.merge_size**2
     return max(largest_picture(geometry, limits) // vision.patch_size**2, min(together, PATCHES_PER_CALL))
 
 
 def pictures_of_prompts(geometry: Geometry, limits: SessionLimits, item: int = 4) -> int:
-    """Bytes of patches, of `item` bytes a value, and float32 embeddings, of prompts that are pictures only."""
+    """Bytes of patches (`item` bytes a value) and float32 embeddings of prompts that are pictures only."""
     vision = geometry.vision
     patches = vision.merge_size**2 * vision.patch_values * item
     return limits.max_batch * limits.max_length * (patches + 4 * geometry.decoder.hidden_size)

@@ -30,7 +30,8 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
         )
 
     advice = []
-    for name, step in (("max_length", 64), ("max_pixels", bundle.geometry.vision.pixels_per_token)):
+    token = bundle.geometry.vision.pixels_per_token
+    for name, step in (("max_length", 64), ("max_pixels", token)):
         largest = _largest(
             getattr(plan.limits, name) // step, lambda n, name=name, step=step: fits(**{name: n * step})
         )
@@ -39,7 +40,7 @@ def check_plan(bundle: Bundle, plan: MemoryPlan) -> None:
             if name == "max_length" and largest * step <= GenerationOptions.max_new_tokens:
                 # By default the answer alone would fill it, and every call would be refused.
                 advice[-1] += f" with max_new_tokens lowered from {GenerationOptions.max_new_tokens}"
-    if not advice and fits(max_length=64, max_pixels=4 * bundle.geometry.vision.pixels_per_token, max_batch=1):
+    if not advice and fits(max_length=64, max_pixels=4 * token, max_batch=1):
         advice.append("a smaller max_batch, max_length and max_pixels together")
     would = " or ".join(advice) if advice else "nothing: use a bundle of lower precision or a smaller model"
     needed, limit = told_apart(plan.total, plan.limit)

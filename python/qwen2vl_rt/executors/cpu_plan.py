@@ -84,7 +84,7 @@ def _decoder_workspace(geometry: Geometry, limits: SessionLimits) -> int:
 
 def _vision_workspace(geometry: Geometry, limits: SessionLimits) -> int:
     vision = geometry.vision
-    # The call's own copy of patches; residual, norm, q, k, v and their rotated copies; three MLP tensors (before,
-    # sigmoid, product); float32.
+    # The call's own copy of patches; residual, norm, q, k, v and their rotated copies; three MLP tensors
+    # (before, sigmoid, product); float32.
     values = vision.patch_values + 8 * vision.embed_dim + 3 * vision.mlp_size
     return patches_at_once(geometry, limits) * values * 4
