@@ -122,7 +122,7 @@ def test_penalties_that_overflow_name_themselves(option):
     value = {"repetition_penalty": 1e-45, "presence_penalty": -3.4e38}[option]
     sampler = _core.Sampler(_core.SamplingOptions(**{option: value}), VOCAB, np.arange(8, dtype=np.int32))
     logits = np.full(VOCAB, 3e38, np.float32)
-    with pytest.raises(Qwen2VLError, match="penalties left infinite logits .*repetition_penalty"):
+    with pytest.raises(Qwen2VLError, match=r"penalties left infinite logits .*repetition_penalty"):
         for _ in range(2):
             sampler.sample(logits)
 
