@@ -28,6 +28,8 @@ QUESTIONS = "questions.jsonl"
 Message = dict[str, Any]
 Edges = tuple[float, float, float, float]  # x1, y1, x2, y2
 
+TOTAL = "all"  # what a report calls the tasks together
+
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 _GROUNDING = re.compile(r"<\|(?:object_ref|box|quad)_(?:start|end)\|>")
 
@@ -71,7 +73,7 @@ class Report:
         """By task and for all: asked, right, accuracy; for boxes mean_iou and iou_50 (share of >= 0.5)."""
         names = list(dict.fromkeys(verdict.task for verdict in self.verdicts))
         groups = {name: [v for v in self.verdicts if v.task == name] for name in names}
-        return {name: _summary(group) for name, group in {**groups, "all": self.verdicts}.items()}
+        return {name: _summary(group) for name, group in {**groups, TOTAL: self.verdicts}.items()}
 
     def mistakes(self) -> list[Verdict]:
         """Every verdict that is not right."""
@@ -87,7 +89,7 @@ class Report:
             boxes = (
                 ["", ""] if row["mean_iou"] is None else [f"{row['mean_iou']:.3f}", f"{row['iou_50']:.1%}"]
             )
-            cells = [name, str(row["asked"]), str(row["right"]), f"{row['accuracy']:.1%}", *boxes]
+            cells = [_cell(name), str(row["asked"]), str(row["right"]), f"{row['accuracy']:.1%}", *boxes]
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -108,9 +110,16 @@ def load_examples(folder: str | Path) -> list[Example]:
     path = Path(folder) / QUESTIONS
     if not path.is_file():
         raise InputError(f"{folder} is no evaluation set: it has no {QUESTIONS}")
-    return read_conversations(
-        path, lambda raw: Example(raw["id"], raw["task"], raw["messages"], raw["answer"]), "a question"
-    )
+    return read_conversations(path, _example, "a question")
+
+
+def _example(raw: dict[str, Any]) -> Example:
+    for name in ("task", "answer"):
+        if not isinstance(raw[name], str):
+            raise TypeError(f"{name} must be a str, not {type(raw[name]).__name__}")
+    if raw["task"] == TOTAL:
+        raise ValueError(f"a task must not be called {TOTAL!r}, as the report calls the tasks together")
+    return Example(raw["id"], raw["task"], raw["messages"], raw["answer"])
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -185,6 +194,11 @@ def iou(a: Edges, b: Edges) -> float:
         return 0.0
     shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     return shared / (area_a + area_b - shared)
+
+
+def _cell(text: str) -> str:
+    """The text as a cell of a Markdown table: on one line, its bars no borders."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _summary(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:

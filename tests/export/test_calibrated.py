@@ -220,6 +220,7 @@ def test_the_evaluation_is_not_in_the_shipped_set():
     ("text", "error", "message"),
     [
         (None, ExportError, "cannot be read"),
+        ("", ExportError, "has no conversations"),
         ("not json", ExportError, "line 1: not a conversation"),
         ('{"talk": []}', ExportError, "line 1: not a conversation"),
         ('{"messages": [{"role": "user", "content": "Hi"}]}', ExportError, "has no pictures"),

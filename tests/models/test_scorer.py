@@ -70,6 +70,11 @@ def test_report_by_task():
     assert "| colour | 2 | 1 | 50.0% |" in report.table()
 
 
+def test_a_tasks_name_breaks_no_table():
+    report = evaluate.score([example("red", "a | b\nc")], lambda messages: "red", progress=False)
+    assert r"| a \| b c | 1 |" in report.table()
+
+
 def test_examples_name_pictures_by_absolute_path(tmp_path):
     content = [
         {"type": "image", "image": "a.png"},
@@ -84,11 +89,51 @@ def test_examples_name_pictures_by_absolute_path(tmp_path):
     assert parts[1]["video"][1] == str((tmp_path / "c.png").resolve())
 
 
+def test_sources_of_every_form_are_found(tmp_path):
+    addresses = ["https://x/y.png", "HTTP://x/y.png", "data:image/png;base64,AA", "file:///y.png"]
+    content = [
+        {"type": "video", "video": "clip.mp4"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image", "path": "a.png", "image": None},
+        *({"type": "image", "url": address} for address in addresses),
+        {"type": "video", "video": ["a.png", addresses[0]]},
+    ]
+    line = {"id": "1", "task": "t", "messages": [{"role": "user", "content": content}], "answer": "yes"}
+    (tmp_path / evaluate.QUESTIONS).write_text(json.dumps(line))
+    (found,) = evaluate.load_examples(tmp_path)
+    video, nested, path, *others, frames = found.messages[0]["content"]
+    picture = str((tmp_path / "a.png").resolve())
+    assert video["video"] == str((tmp_path / "clip.mp4").resolve())
+    assert nested["image_url"] == {"url": picture}
+    assert path == {"type": "image", "path": picture, "image": None}
+    assert [other["url"] for other in others] == addresses
+    assert frames["video"] == [picture, addresses[0]]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_line_feeds_alone(tmp_path, end):
+    answers = ["a\u2028b", "c\u2029d", "e\u0085f"]
+    lines = [
+        json.dumps({"id": "1", "task": "t", "messages": [], "answer": answer}, ensure_ascii=False)
+        for answer in answers
+    ]
+    (tmp_path / evaluate.QUESTIONS).write_bytes(end.join(lines).encode())
+    assert [found.answer for found in evaluate.load_examples(tmp_path)] == answers
+
+
 def test_unusable_sets_say_where(tmp_path):
     with pytest.raises(InputError, match=evaluate.QUESTIONS):
         evaluate.load_examples(tmp_path)
     (tmp_path / evaluate.QUESTIONS).write_text('{"id": "1"}\n')
     with pytest.raises(ValueError, match="line 1"):
+        evaluate.load_examples(tmp_path)
+    question = {"id": "1", "task": "t", "messages": [], "answer": "yes"}
+    for change in ({"answer": 5}, {"task": None}, {"task": ["a"]}, {"task": "all"}):
+        (tmp_path / evaluate.QUESTIONS).write_text(json.dumps({**question, **change}))
+        with pytest.raises(InputError, match=f"line 1: not a question .*{next(iter(change))} must"):
+            evaluate.load_examples(tmp_path)
+    (tmp_path / evaluate.QUESTIONS).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="line 1: not a question"):
         evaluate.load_examples(tmp_path)
     (tmp_path / evaluate.QUESTIONS).write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="cannot be read"):

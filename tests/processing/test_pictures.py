@@ -201,6 +201,15 @@ def test_refuses_other_things(source):
         load_picture(source)
 
 
+def test_memoryviews():
+    data = encoded(Image.fromarray(noise(1, 8, 9)), "PNG")
+    strided = memoryview(bytes(byte for pair in zip(data, data, strict=True) for byte in pair))[::2]
+    np.testing.assert_array_equal(load_picture(strided).pixels, noise(1, 8, 9))
+    strided.release()
+    with pytest.raises(PictureError, match=r"picture: its bytes cannot be read: .*released"):
+        load_picture(strided)
+
+
 def test_truncated_files():
     for format in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
         data = encoded(Image.fromarray(noise(1, 60, 60)), format)

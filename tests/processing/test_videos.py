@@ -147,7 +147,7 @@ def test_a_search_that_lands_early(files, monkeypatch):
         assert indices(clip) == [0, 20, 39, 59]
 
 
-@pytest.mark.parametrize("form", ["str", "path", "url", "bytes", "file", "data"])
+@pytest.mark.parametrize("form", ["str", "path", "url", "bytes", "strided", "file", "data"])
 def test_sources(files, form):
     path = files["h264.mp4"]
     data = path.read_bytes()
@@ -156,6 +156,7 @@ def test_sources(files, form):
         "path": path,
         "url": path.as_uri(),
         "bytes": data,
+        "strided": memoryview(data[::-1])[::-1],
         "file": io.BytesIO(data),
         "data": "data:video/mp4;base64," + base64.b64encode(data).decode(),
     }[form]
@@ -310,6 +311,11 @@ class TestRefuses:
         self.refuses(b"", "cannot be read")
         self.refuses("rtsp://camera/1", "rtsp:// is not supported")
         self.refuses("concat:/etc/hostname|/etc/hostname", "no such file")
+
+    def test_memoryviews_that_were_released(self, files):
+        view = memoryview(files["h264.mp4"].read_bytes())
+        view.release()
+        self.refuses(view, r"videos\[2\]: its bytes cannot be read: .*released")
 
     def test_a_stream_without_a_decoder(self, files):
         data = files["h264.mp4"].read_bytes()

@@ -53,7 +53,8 @@ class Calibration:
 def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
     """Prepare the calibration set in `folder` for a checkpoint.
 
-    Raises ExportError if it is no calibration set or has no pictures, or the checkpoint has no chat template;
+    Raises ExportError if it is no calibration set, is empty or has no pictures, or the checkpoint has no chat
+    template;
     what the processor refuses (an unreadable picture, a damaged tokenizer) passes through as InputError or
     BundleError.
     """
@@ -82,10 +83,14 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
 
 
 def _conversations(folder: Path) -> list[list[dict[str, Any]]]:
+    file = folder / CONVERSATIONS
     try:
-        return read_conversations(folder / CONVERSATIONS, lambda raw: raw["messages"], "a conversation")
+        found = read_conversations(file, lambda raw: raw["messages"], "a conversation")
     except InputError as error:
         raise ExportError(f"{error}; --calibration takes a folder of conversations") from error
+    if not found:
+        raise ExportError(f"{file} has no conversations; write one a line, or leave --calibration out")
+    return found
 
 
 def _shown(prompts: Sequence[PreparedPrompt], visuals: dict[bytes, Visual], merge: int) -> np.ndarray:

@@ -22,6 +22,8 @@ _SOURCE_KEYS = {
     "image": ("image", "image_url", "url", "path"),
     "video": ("video", "video_url", "url", "path"),
 }
+#: All keys under which an item's source may stand.
+SOURCE_KEYS = frozenset(key for keys in _SOURCE_KEYS.values() for key in keys)
 _MOST_ITEMS = 100_000
 
 

@@ -34,6 +34,7 @@ _FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA",
     "ICO", "PCX", "SGI",
 )  # fmt: skip
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def load_picture(
     if isinstance(source, np.ndarray):
         return Picture(_from_array(source, name))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return Picture(_decode_file(io.BytesIO(source), name))
+        return Picture(_decode_file(file_of(source, name), name))
     if isinstance(source, os.PathLike):
         return Picture(_decode_path(Path(source), name))
     if isinstance(source, str):
@@ -135,6 +136,19 @@ def _from_string(source: str, name: str, timeout: float, cancel: CancelToken | N
     return _decode_path(path_of(source, name), name)
 
 
+def file_of(data: bytes | bytearray | memoryview, name: str) -> io.BytesIO:
+    """Bytes as a file; a memoryview may have strides."""
+    try:
+        return io.BytesIO(bytes(data))
+    except ValueError as error:  # of a memoryview that was released
+        raise PictureError(f"{name}: its bytes cannot be read: {error}") from None
+
+
+def is_address(source: str) -> bool:
+    """Whether a str is an address, supported or not, and no path."""
+    return _SCHEME.match(source) is not None or source[:5].lower() == "data:"
+
+
 def path_of(source: str, name: str) -> Path:
     """The path that a str names: a path as it is, or a file:// address."""
     if source[:7].lower() == "file://":
@@ -144,7 +158,7 @@ def path_of(source: str, name: str) -> Path:
         # A query or fragment is no part of a file's name unless it was quoted; '?' and '#' are taken
         # literally.
         return Path(urllib.request.url2pathname(source[7 + len(parts.netloc) :]))
-    if scheme := re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+    if scheme := _SCHEME.match(source):
         raise PictureError(
             f"{name}: {_short(without_login(source))}: {scheme[0]} is not supported; give a path, or an "
             "http(s)://, file:// or data: address (of a camera's stream, pass the frames as arrays)"

@@ -17,7 +17,7 @@ from qwen2vl_rt._core import CancelToken
 from qwen2vl_rt.errors import PictureError, VideoError
 from qwen2vl_rt.processing.network import FetchError, fetch, without_login
 from qwen2vl_rt.processing.options import VisualOptions
-from qwen2vl_rt.processing.pictures import decode_data_url, load_picture, path_of
+from qwen2vl_rt.processing.pictures import decode_data_url, file_of, load_picture, path_of
 from qwen2vl_rt.processing.sampling import DEFAULT_FPS
 from qwen2vl_rt.processing.source_locks import source_lock
 from qwen2vl_rt.processing.video_file import VideoFile
@@ -102,7 +102,11 @@ def _listed(pictures: Any, name: str, cancel: CancelToken | None) -> Clip:
 def _opened(source: Any, name: str, cancel: CancelToken | None) -> Iterator[tuple[Any, str]]:
     """The source as something that PyAV opens ("file:" and a path, or a file), and its name in messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source), name
+        try:
+            file = file_of(source, name)
+        except PictureError as error:
+            raise VideoError(str(error)) from None
+        yield file, name
     elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         shown = without_login(source)[:80]
         with _temporary_file(name) as file:
