@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2vl_export.errors import ExportError
-from qwen2vl_rt.bundle import MANIFEST, SCHEMA_VERSION, FileEntry
+from qwen2vl_rt.bundle import MANIFEST, SCHEMA_VERSION, FileEntry, is_utf8
 from qwen2vl_rt.geometry import Geometry
 
 _LOCK = ".lock"
@@ -93,7 +93,14 @@ def writing(target: Path, force: bool, needed_bytes: int) -> Iterator[BundleWrit
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Refuse a target that exists, before any work is done: with `force` only what is not a bundle."""
+    """Refuse a target before any work is done: one that exists, with `force` only what is not a bundle, and
+    one whose path no session could open.
+    """
+    whole = target.absolute()
+    if not is_utf8(whole):
+        raise ExportError(
+            f"{str(whole)!r} is no UTF-8, and ONNX Runtime opens no other path; give another --output"
+        )
     if not os.path.lexists(target):
         return
     if not force:

@@ -14,20 +14,20 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.hub import SIZES, download
 from qwen2vl_export.quantize.calibration import SHIPPED
 from qwen2vl_rt.bundle import PRECISIONS
-from qwen2vl_rt.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
-from qwen2vl_rt.errors import Qwen2VLError
+from qwen2vl_rt.cli.main import EXIT_INTERRUPTED, guarded
 from qwen2vl_rt.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 done, 1 refused or failed, 2 wrong options, 130 interrupted."""
+    return guarded("qwen2vl-export", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with _terminable():
             _export(options)
-    except Qwen2VLError as error:
-        print(f"qwen2vl-export: {error}", file=sys.stderr)
-        return EXIT_ERROR
     except KeyboardInterrupt:
         print("qwen2vl-export: interrupted; no bundle was written", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -80,8 +80,8 @@ class Bundle:
     def open(path: str | Path) -> Bundle:
         """Open the bundle in folder `path`; of weights and tables only the sizes are checked (see `verify`).
 
-        Raises BundleError if the folder is no bundle, is incomplete or damaged, or was written by an exporter
-        with another schema version.
+        Raises BundleError if the folder is no bundle, is incomplete or damaged, has a path that is no UTF-8,
+        or was written by an exporter with another schema version.
         """
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"{path!r:.80} is no path; give the folder that qwen2vl-export wrote")
@@ -89,6 +89,8 @@ class Bundle:
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"
             raise BundleError(f"{path} {found}; expected a bundle, the folder that qwen2vl-export writes")
+        if not is_utf8(path):
+            raise BundleError(f"{str(path)!r} is no UTF-8, and ONNX Runtime opens no other path; rename it")
         bundle = _read_manifest(path)
         for name, entry in bundle.files.items():
             bundle._check_size(name, entry)
@@ -139,6 +141,15 @@ class Bundle:
                 f"the manifest says {entry.sha256}; copy the bundle again or export the checkpoint again "
                 "(`qwen2vl info BUNDLE --verify` compares every file)"
             )
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path's bytes are UTF-8, which ONNX and ONNX Runtime ask for."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_manifest(path: Path) -> Bundle:

@@ -15,6 +15,7 @@ import pytest
 
 from qwen2vl_export.cli import main
 from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.errors import BundleError
 
 
 def test_export_prints_one_line(pristine_checkpoint, tmp_path, capsys):
@@ -97,3 +98,47 @@ def test_progress_on_a_terminal(pristine_checkpoint, tmp_path):
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert b"writing bundle: 100%" in shown
+
+
+def test_a_line_that_cannot_be_printed_is_no_traceback(pristine_checkpoint, tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+
+    def export(stdout, output: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "qwen2vl_export.cli", "--checkpoint", pristine_checkpoint]
+        return subprocess.run(
+            [*command, "--output", tmp_path / output],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            timeout=120,
+        )
+
+    with open("/dev/full", "w") as full:
+        done = export(full, "full")
+    assert done.returncode == 1
+    assert done.stderr == b"qwen2vl-export: cannot write the output: No space left on device\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = export(writing, "pipe")
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = export(subprocess.PIPE, "b\u00fcndel")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"b\xfcndel: " in done.stdout
+
+
+def test_paths_beyond_utf8(checkpoint, tmp_path, monkeypatch, capsys):
+    """Of a checkpoint they may be, of a bundle not: ONNX Runtime would not open it."""
+    place = tmp_path / os.fsdecode(b"lat\xe9")
+    checkpoint.rename(place)
+    bundle = tmp_path / "bundle"
+    assert main(["--checkpoint", str(place), "--output", str(bundle)]) == 0
+    monkeypatch.chdir(place)
+    for output in (place / "bundle", "bundle"):
+        assert main(["--checkpoint", str(place), "--output", str(output)]) == 1
+        assert "is no UTF-8" in capsys.readouterr().err
+    assert not (place / "bundle").exists()
+    bundle.rename(place / "bundle")
+    with pytest.raises(BundleError, match="is no UTF-8"):
+        Bundle.open(place / "bundle")

@@ -1,6 +1,7 @@
 """Token ids, and the bytes behind them, against the tokenizers library."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -102,6 +103,12 @@ def test_damaged_files(tmp_path, text):
         Tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(BundleError, match="no usable tokenizer"):
         Tokenizer(tmp_path / "missing.json")
+
+
+def test_a_path_beyond_utf8(tmp_path, folder):
+    place = tmp_path / os.fsdecode(b"lat\xe9.json")
+    place.write_bytes((folder / "tokenizer.json").read_bytes())
+    assert Tokenizer(place).encode("a").size == 1
 
 
 def test_refuses_text_that_is_none(processor):

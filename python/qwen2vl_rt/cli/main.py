@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qwen2vl_rt import __version__
 from qwen2vl_rt.cli import bench, build, info, output, run
@@ -32,20 +32,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; the exit code is `guarded`'s. A wrong command line exits with 2."""
+
+    def work() -> int:
+        options = build_parser().parse_args(arguments)
+        return options.execute(options)
+
+    return guarded("qwen2vl", work)
+
+
+def guarded(program: str, work: Callable[[], int]) -> int:
+    """Do the work of a command line, its errors turned into one line on standard error.
+
+    Args:
+        program: how the line names the command.
+        work: prints what it has to say and returns the exit code.
 
     Returns:
-        0, 1 after an error of the project's own or of the output (one line on standard error), 130 after
-        Ctrl-C. A wrong command line exits with 2.
+        What `work` returned, 1 after an error of the project's own or of the output, 130 after Ctrl-C.
     """
     output.accept_any_text()
     try:
-        options = build_parser().parse_args(arguments)
-        code = options.execute(options)
+        code = work()
         output.flush()
         return code
     except Qwen2VLError as error:
-        print(f"qwen2vl: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -55,6 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None:
             raise  # of a file, whose own handler it got past
-        print(f"qwen2vl: cannot write the output: {error.strerror}", file=sys.stderr)
+        print(f"{program}: cannot write the output: {error.strerror}", file=sys.stderr)
         output.discard()
         return EXIT_ERROR

@@ -38,7 +38,8 @@ class Tokenizer:
 
     def __init__(self, path: Path):
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            # Not from_file, which takes no path beyond UTF-8.
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the library raises Exception itself
             raise BundleError(f"{path}: no usable tokenizer: {error}") from None
         self._path = path
