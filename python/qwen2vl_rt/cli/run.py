@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen2vl_rt.cli.output import print_json
 from qwen2vl_rt.cli.session_options import add_session_options, session_keywords
-from qwen2vl_rt.cli.values import output_file
+from qwen2vl_rt.cli.values import picture_file
 from qwen2vl_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--system", help="system prompt instead of the template's own")
     parser.add_argument(
-        "--draw", type=output_file, metavar="FILE", help="write the picture with the answer's boxes"
+        "--draw", type=picture_file, metavar="FILE", help="write the picture with the answer's boxes"
     )
     parser.add_argument("--json", action="store_true", help="print the whole answer as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no timings on standard error")

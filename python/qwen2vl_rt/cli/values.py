@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 from pathlib import Path
 
@@ -35,4 +36,18 @@ def output_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written: there is no folder {str(folder)!r}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written: permission denied")
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """An `output_file` for a picture: its extension names a format that pictures can be written in."""
+    from PIL import Image
+
+    path = output_file(text)
+    try:  # what Pillow can write, and in which modes, is found out by writing
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {path.suffix!r} names no format for pictures; write .png or .jpg"
+        ) from None
     return path
