@@ -16,6 +16,7 @@ from PIL import Image
 from bench.tiny import TINY
 from qwen2vl_rt.boxes import Box, draw_boxes
 from qwen2vl_rt.cli import info, main, output
+from qwen2vl_rt.errors import BackendError
 
 
 def test_run_streams_the_answer_and_reports_timings(bundle, desk, capsys):
@@ -60,6 +61,34 @@ def test_info_reports_geometry_and_plan(bundle, capsys):
     assert report["bundle"]["verified"] and report["plan"]["fits"]
     assert main(["info", str(bundle), "--memory-limit", "1M"]) == 0
     assert "refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "-1"], "threads is -1"),
+        (["--threads", "99999"], "threads is 99999"),
+        (["--memory-limit", "0"], "memory_limit is 0"),
+        (["--backend", "foo"], "no backend 'foo'"),
+    ],
+)
+def test_info_refuses_what_a_session_does(bundle, capsys, options, message):
+    assert main(["info", str(bundle), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
+def test_info_plans_no_other_backend_than_the_one_asked_for(bundle, monkeypatch, capsys, backend):
+    def missing(*_):
+        raise BackendError("nothing is plugged in")
+
+    monkeypatch.setattr("qwen2vl_rt.executors.select_backend", missing)
+    assert main(["info", str(bundle), "--backend", backend]) == 0
+    printed = capsys.readouterr().out
+    assert "no memory plan: nothing is plugged in" in printed and "KV cache" not in printed
+    assert main(["info", str(bundle), "--backend", backend, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["plan"] is None and report["runtime"]["backend"]["name"] is None
 
 
 def test_eval_asks_as_many_questions_as_its_limit(bundle, tmp_path, capsys):
@@ -111,6 +140,10 @@ def test_the_installed_command_answers(bundle):
     [
         (["run", "b", "Hello", "--memory-limit", "inf"], "'inf' is not a size"),
         (["run", "b", "Hello", "--draw", "{folder}"], "is a folder"),
+        (["run", "b", "Hello", "--draw", "{folder}/x.xyz"], "'.xyz' names no format for pictures"),
+        (["run", "b", "Hello", "--draw", "{folder}/x"], "'' names no format for pictures"),
+        (["run", "b", "Hello", "--draw", "{folder}/x.psd"], "'.psd' names no format for pictures"),
+        (["run", "b", "Hello", "--draw", "{folder}/x.xbm"], "'.xbm' names no format for pictures"),
         (["eval", "b", "--set", "s", "--json", "{folder}/none/report.json"], "there is no folder"),
         (["bench", "b", "--json", "{folder}/none/report.json"], "there is no folder"),
         (["bench", "b", "--markdown", "{folder}/locked/report.md"], "permission denied"),

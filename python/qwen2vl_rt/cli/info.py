@@ -18,6 +18,7 @@ from qwen2vl_rt.errors import BackendError
 if TYPE_CHECKING:
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.executors import Backend
+    from qwen2vl_rt.plan import MemoryPlan
     from qwen2vl_rt.session_limits import AskedLimits
 
 
@@ -38,22 +39,22 @@ def add_parser(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print the report."""
     from qwen2vl_rt.bundle import Bundle
-    from qwen2vl_rt.executors import Backend
-    from qwen2vl_rt.plan import plan_session
+    from qwen2vl_rt.options import check_session_options
     from qwen2vl_rt.progress import progress_bar
     from qwen2vl_rt.session_limits import AskedLimits
 
+    check_session_options(memory_limit=options.memory_limit, threads=options.threads)
     bundle = None if options.bundle is None else Bundle.open(options.bundle)
     asked = AskedLimits(options.max_length, options.max_batch, options.max_pixels)
     runtime, backend = _runtime(options.backend, bundle, asked)
     report: dict[str, Any] = {"runtime": runtime}
+    plan = None
     if bundle is not None:
         if options.verify:
             total = sum(entry.size for entry in bundle.files.values())
             with progress_bar("verify", total, unit="B") as bar:
                 bundle.verify(bar.update)
-        limits = asked.for_bundle(bundle)
-        plan = plan_session(bundle, backend or Backend("cpu", ""), limits, options.memory_limit)
+        plan = _plan(bundle, backend, asked, options)
         report["bundle"] = {
             "path": str(bundle.path),
             "name": bundle.name,
@@ -62,18 +63,23 @@ def execute(options: argparse.Namespace) -> int:
             "files": {name: entry.size for name, entry in bundle.files.items()},
             "geometry": bundle.geometry.to_json(),
         }
-        report["plan"] = plan.to_json() | {"fits": plan.total <= plan.limit}
+        report["plan"] = plan and plan.to_json() | {"fits": plan.total <= plan.limit}
     if options.json:
         print_json(report)
     else:
-        _print(report, str(plan) if bundle is not None else None, options.backend)
+        _print(report, plan, options.backend)
     return 0
 
 
 def _runtime(name: str, bundle: Bundle | None, asked: AskedLimits) -> tuple[dict[str, Any], Backend | None]:
-    """What is installed, and the backend that a session would have."""
+    """What is installed, and the backend that a session would have; None where something is missing.
+
+    Raises:
+        BackendError: the name is unknown.
+    """
     from qwen2vl_rt import cuda
     from qwen2vl_rt.executors import select_backend
+    from qwen2vl_rt.executors.select import NAMES
 
     report = {
         "qwen2vl_rt": __version__,
@@ -87,9 +93,23 @@ def _runtime(name: str, bundle: Bundle | None, asked: AskedLimits) -> tuple[dict
         chosen = select_backend(name, bundle, asked)
         report["backend"] = {"name": chosen.name, "reason": chosen.reason}
     except BackendError as error:
+        if name not in NAMES:
+            raise
         report["backend"] = {"name": None, "reason": str(error)}
     report["cuda"] = vars(cuda.status())
     return report, chosen
+
+
+def _plan(
+    bundle: Bundle, backend: Backend | None, asked: AskedLimits, options: argparse.Namespace
+) -> MemoryPlan | None:
+    """A session's memory; None for a GPU that can't be used: the CPU's plan is not what was asked for."""
+    from qwen2vl_rt.executors import Backend
+    from qwen2vl_rt.plan import plan_session
+
+    if backend is None and options.backend in ("cuda", "tensorrt"):
+        return None
+    return plan_session(bundle, backend or Backend("cpu", ""), asked.for_bundle(bundle), options.memory_limit)
 
 
 def installed_onnxruntime() -> tuple[str | None, str | None]:
@@ -103,7 +123,7 @@ def installed_onnxruntime() -> tuple[str | None, str | None]:
     return about.__version__, about.package_name
 
 
-def _print(report: dict[str, Any], plan: str | None, asked: str) -> None:
+def _print(report: dict[str, Any], plan: MemoryPlan | None, asked: str) -> None:
     from qwen2vl_rt.plan import MIB
 
     runtime = report["runtime"]
@@ -126,9 +146,12 @@ def _print(report: dict[str, Any], plan: str | None, asked: str) -> None:
     print(f"vision: {vision['depth']} layers of {vision['embed_dim']}, {vision['heads']} heads")
     for name, size in bundle["files"].items():
         print(f"  {name:<28} {size / MIB:>10.2f} MiB")
-    limits = report["plan"]["limits"]
-    print(f"\nmemory plan for max_length {limits['max_length']}, max_batch {limits['max_batch']}, ", end="")
-    print(f"max_pixels {limits['max_pixels']}:\n{plan}")
+    if plan is None:
+        print(f"\nno memory plan: {backend['reason']}")
+        return
+    limits = plan.limits
+    print(f"\nmemory plan for max_length {limits.max_length}, max_batch {limits.max_batch}, ", end="")
+    print(f"max_pixels {limits.max_pixels}:\n{plan}")
     if not report["plan"]["fits"]:
         passed_over = asked == "auto" and backend["name"] == "tensorrt"
         what = "These engines would be passed over" if passed_over else "This session would be refused"
