@@ -62,5 +62,7 @@ def format_of_graphs(precision: str) -> NumberFormat:
 
 
 def format_on_a_gpu(precision: str) -> NumberFormat:
-    """What a GPU computes a bundle in: its graphs' own format; bfloat16 for quantized ones."""
+    """What the cuda backend computes a bundle in: its graphs' own format; bfloat16 for quantized ones. An
+    engine has a format of its own.
+    """
     return _BY_NAME.get(precision, BFLOAT16)

@@ -39,6 +39,10 @@ HERE = (8, 9)
 Misread = Callable[[str, tuple[int, ...], np.ndarray], "np.ndarray | None"]
 
 
+class _WholeEdition(Edition):
+    attends_in_float32 = True
+
+
 def stand_in_edition(version: str = "1.0") -> Edition:
     """An edition that has everything and does nothing."""
     module = SimpleNamespace(
@@ -47,7 +51,7 @@ def stand_in_edition(version: str = "1.0") -> Edition:
         CausalMaskKind=None,
         ComputeCapability=SimpleNamespace(SM86=86, SM89=89, SM120=120),
     )
-    return Edition("tensorrt_rtx", module, None)
+    return _WholeEdition("tensorrt_rtx", module, None)
 
 
 class _Network:
@@ -80,7 +84,10 @@ def build_stand_ins(
     target: Target | None = None,
     version: str = "1.0",
 ) -> None:
-    """What `qwen2vl build` leaves behind, with engines that hold nothing."""
+    """What `qwen2vl build` leaves behind, with engines that hold nothing.
+
+    An fp32 bundle's are in float32: ONNX Runtime has no bfloat16 on the CPU.
+    """
     patch_build(monkeypatch)
     build.build_engines(
         bundle,
@@ -88,6 +95,7 @@ def build_stand_ins(
         target or Target(HERE, is_this=True),
         limits,
         attention=attention,
+        number_format="fp32" if bundle.precision == "fp32" else None,
         output=folder,
     )
 

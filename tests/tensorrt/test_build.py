@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli import main
-from qwen2vl_rt.errors import BackendError, MemoryLimitError
+from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
+from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt import build as build_module
 from qwen2vl_rt.tensorrt import build_memory, builder
@@ -65,7 +67,7 @@ def tiny(tmp_path_factory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("tiny")
     return {
         precision: export_checkpoint(TINY, folder / precision, precision)
-        for precision in ("bf16", "fp16", "int8", "int4-int8")
+        for precision in ("fp32", "bf16", "fp16", "int8", "int4-int8")
     }
 
 
@@ -96,6 +98,46 @@ def test_tiny_bundle_for_every_target(tiny, edition, tmp_path, target):
         f"present_{part}.{layer}": f"past_{part}.{layer}" for layer in range(layers) for part in "kv"
     }
     assert [profile.name for profile in description.key.profiles] == ["prefill", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "computes"),
+    [
+        ("portable", {}, "bf16"),
+        ("sm89", {"attention": "lengths"}, "bf16"),
+        ("sm120", {"fp8": True}, "bf16"),
+        ("sm75", {}, "fp16"),
+        ("sm89", {"number_format": "fp32", "attention": "primitives"}, "fp32"),
+    ],
+    ids=["portable", "lengths", "fp8", "sm75", "float32"],
+)
+def test_a_float32_bundle(tiny, edition, tmp_path, target, options, computes):
+    """Narrowed, unless it is asked for and has no attention operator: that has no float32 kernels."""
+    built = build(tiny["fp32"], target, tmp_path, edition, **options)
+    assert {engine.description.key.form.number_format for engine in built} == {computes}
+    decoder = built[1].description
+    own = format_named(computes)
+    assert {decoder.number_format(name) for name in ("inputs_embeds", "past_k.0")} == {own}
+    widened = 1.03 * own.item_bytes / 4
+    for engine in built:
+        figures = engine.description.figures
+        assert figures.weights_bytes < widened * weight_bytes(tiny["fp32"], engine.graph)
+
+
+def test_float32_that_the_edition_lacks(tiny, edition, tmp_path):
+    """Refused before anything is built."""
+    for target, attention in (("sm89", "mask"), ("portable", "lengths"), ("sm75", "primitives")):
+        with pytest.raises(BackendError, match=r"for RTX [\d.]+ has no float32 \w+.*: choose --arith"):
+            build(tiny["fp32"], target, tmp_path, edition, number_format="fp32", attention=attention)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shortest_cache(tiny, edition, tmp_path):
+    bundle, target = tiny["bf16"], choose_target("sm89", edition)
+    shortest = replace(LIMITS, max_length=2)
+    assert build_engines(bundle, edition, target, shortest, output=tmp_path)
+    with pytest.raises(InputError, match="max_length is 1: give 2 or more"):
+        build_engines(bundle, edition, target, replace(LIMITS, max_length=1), output=tmp_path)
 
 
 def test_an_engine_is_built_once(tiny, edition, tmp_path):
@@ -358,8 +400,21 @@ def test_command(tiny, tmp_path, capsys):
     assert main([*build_here, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["edition"].startswith("TensorRT for RTX") and report["target"] == "sm89"
+    assert report["arithmetic"] == "bf16"
     assert Path(report["engines"]["decoder"]).is_file()
     assert main(build_here) == 0
     assert capsys.readouterr().out.count("was there already") == 2
     assert main([*arguments, "--gpu", "sm90"]) == 1
     assert "does not build for sm90, only for sm75, sm80" in capsys.readouterr().err
+
+
+def test_command_says_what_a_float32_bundle_computes_in(tiny, tmp_path, capsys):
+    arguments = ["build", str(tiny["fp32"].path), "--edition", "tensorrt_rtx", "--output", str(tmp_path)]
+    arguments += ["--max-length", "64", "--portable"]
+    assert main(arguments) == 0
+    assert "\ncomputes in bf16: --arithmetic names another format\n" in capsys.readouterr().out
+    assert main([*arguments, "--arithmetic", "bf16"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("was there already") == 2 and "names another" not in printed
+    assert main([*arguments, "--arithmetic", "fp32"]) == 1
+    assert "has no float32 attention: choose --arithmetic bf16" in capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_expected_values_travel(exported, engines_of, tmp_path, monkeypatch):
             np.testing.assert_array_equal(one, other)
     (file,) = tmp_path.glob("expected.*.npz")
     file.write_bytes(b"cut off")
-    with pytest.raises(BackendError, match="qwen2vl build BUNDLE --gpu sm89 --expected"):
+    with pytest.raises(BackendError, match="qwen2vl build BUNDLE --gpu sm89 --arithmetic fp32 --expected"):
         expected_for(bundle, chosen)
 
 
@@ -216,7 +216,7 @@ def test_expected_values_that_do_not_fit(exported, engines_of, tmp_path, monkeyp
     (chosen,) = engines_of(bundle, "mask")
     monkeypatch.setattr(check_files, "expected_values", lambda *_: pytest.fail("computed"))
     monkeypatch.setattr(plan, "available_memory", lambda: 100 << 20)
-    with pytest.raises(BackendError, match=r"GiB too little: .*`qwen2vl build BUNDLE --gpu sm89 --expected`"):
+    with pytest.raises(BackendError, match=r"GiB too little: .*`qwen2vl build BUNDLE --gpu sm89 --arith"):
         expected_for(bundle, chosen)
     assert main(["build", str(bundle.path), "--gpu", "sm87", "--expected", "--output", str(tmp_path)]) == 1
     assert "0.10 GiB of memory is available" in capsys.readouterr().err
@@ -235,12 +235,26 @@ def test_expected_values_that_do_not_fit(exported, engines_of, tmp_path, monkeyp
         check_memory.require_memory(bundle, LIMITS)
 
 
-def test_expected_values_without_tensorrt(exported, engines_of, tmp_path, monkeypatch):
-    """`qwen2vl build --expected` on another machine computes what these engines are compared with."""
+def test_expected_values_without_tensorrt(exported, engines_of, tmp_path, monkeypatch, capsys):
+    """`qwen2vl build --expected` on another machine computes what these engines are compared with, and says
+    where that is.
+    """
     bundle = exported["fp32"]
     options = ["--max-length", "96", "--max-batch", "3", "--max-pixels", str(28 * 28 * 64)]
-    options += ["--prefill-chunk", "40", "--output", str(tmp_path)]
-    assert main(["build", str(bundle.path), "--gpu", "sm87", "--expected", *options]) == 0
+    options += ["--prefill-chunk", "40", "--arithmetic", "fp32", "--output", str(tmp_path)]
+    arguments = ["build", str(bundle.path), "--gpu", "sm87", "--expected", *options]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (file,) = tmp_path.glob("expected.*.npz")
+    assert (report["expected"], report["target"], report["arithmetic"]) == (str(file), "sm87", "fp32")
+    assert list(report["values"]) == COMPARED and report["values"][VISION] == 3
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{file}\n") and f"3 of {VISION}" in printed and "compute in fp32" in printed
+    assert main([*arguments[:-1], str(file)]) == 1  # a file is no folder
+    assert "name another --output" in capsys.readouterr().err
+    assert main([*arguments, "--max-length", "1"]) == 1
+    assert "max_length is 1: give 2 or more" in capsys.readouterr().err
     (chosen,) = engines_of(bundle, "lengths")
     monkeypatch.setattr(check_files, "expected_values", lambda *_: pytest.fail("computed again"))
     assert list(expected_for(bundle, chosen)) == COMPARED

@@ -6,11 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.session_limits import SessionLimits
+from qwen2vl_rt.errors import BackendError, InputError
+from qwen2vl_rt.lowering.tensorrt import Form
+from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt import target as target_module
-from qwen2vl_rt.tensorrt.build import check_fp8, choose_attention, choose_format
+from qwen2vl_rt.tensorrt.build import (
+    check_float32,
+    check_fp8,
+    check_length,
+    choose_attention,
+    choose_format,
+)
 from qwen2vl_rt.tensorrt.edition import Edition, find_edition
+from qwen2vl_rt.tensorrt.find import build_command
 from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
 from qwen2vl_rt.tensorrt.target import Target, choose_target
 
@@ -70,7 +78,9 @@ def test_targets_of_full_tensorrt(gpu):
 @pytest.mark.parametrize(
     ("precision", "capability", "chosen"),
     [
-        ("fp32", (8, 9), "fp32"),
+        ("fp32", (8, 9), "bf16"),
+        ("fp32", None, "bf16"),
+        ("fp32", (7, 5), "fp16"),
         ("bf16", None, "bf16"),
         ("fp16", (7, 5), "fp16"),
         ("int8", (7, 5), "fp16"),
@@ -86,7 +96,9 @@ def test_arithmetic(precision, capability, chosen):
     ("precision", "capability", "wanted", "message"),
     [
         ("bf16", (7, 5), None, "sm75 has no bfloat16"),
-        ("int8", (7, 5), "bf16", "sm75 has no bfloat16"),
+        ("bf16", (7, 5), "bf16", "sm75 has no bfloat16: export with --precision fp16"),
+        ("int8", (7, 5), "bf16", "sm75 has no bfloat16: choose --arithmetic fp16"),
+        ("fp32", (7, 5), "bf16", "sm75 has no bfloat16: choose --arithmetic fp16"),
         ("int4", (7, 5), None, "sm75 has no int4"),
         ("bf16", (8, 9), "fp16", "export with --precision fp16"),
     ],
@@ -94,6 +106,38 @@ def test_arithmetic(precision, capability, chosen):
 def test_arithmetic_that_is_not_there(precision, capability, wanted, message):
     with pytest.raises(BackendError, match=message):
         choose_format(SimpleNamespace(precision=precision), Target(capability, False), wanted)
+
+
+@pytest.mark.parametrize(
+    ("capability", "form", "message"),
+    [
+        (
+            (8, 9),
+            Form("fp32", "mask"),
+            "no float32 attention: choose --arithmetic bf16 or --attention primitives",
+        ),
+        (None, Form("fp32", "lengths"), "no float32 attention"),
+        ((7, 5), Form("fp32", "primitives"), "no float32 products for sm75: choose --arithmetic fp16"),
+        ((7, 5), Form("fp32", "mask"), "no float32 products for sm75: choose --arithmetic fp16"),
+    ],
+)
+def test_float32_that_is_not_there(capability, form, message):
+    """In TensorRT for RTX: the full one is not known to lack it."""
+    target, rtx = Target(capability, False), edition("tensorrt_rtx")
+    check_float32(edition("tensorrt"), target, form)
+    check_float32(rtx, target, Form("bf16", form.attention))
+    check_float32(rtx, Target((8, 0), False), Form("fp32", "primitives"))
+    with pytest.raises(BackendError, match=message):
+        check_float32(rtx, target, form)
+
+
+def test_a_cache_that_is_too_short():
+    """The command that a session names is one that can be run."""
+    check_length(SessionLimits(2, 1, 1 << 20, 512))
+    with pytest.raises(InputError, match="max_length is 1: give 2 or more"):
+        check_length(SessionLimits(1, 1, 1 << 20, 512))
+    command = build_command(SimpleNamespace(path="b"), AskedLimits(max_length=1))
+    assert command == "qwen2vl build b --this --max-length 2"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from qwen2vl_rt.tensorrt import ATTENTION_FORMS
 from qwen2vl_rt.tensorrt.target import PORTABLE, THIS
 
 if TYPE_CHECKING:
+    from qwen2vl_rt.bundle import Bundle
+    from qwen2vl_rt.session_limits import SessionLimits
     from qwen2vl_rt.tensorrt.build import Built
 
 
@@ -36,7 +38,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest picture after resizing")
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="prompt tokens a step")
     parser.add_argument(
-        "--arithmetic", choices=("fp32", "bf16", "fp16"), help="number format around the matrices"
+        "--arithmetic",
+        choices=("fp32", "bf16", "fp16"),
+        help="number format around the matrices: a bf16 or fp16 bundle's own; else bf16, or fp16 on sm75",
     )
     parser.add_argument(
         "--fp8", action="store_true", help="products of 8-bit floats, from an unquantized bundle; SM 8.9 on"
@@ -61,10 +65,8 @@ def execute(options: argparse.Namespace) -> int:
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.session_limits import PREFILL_CHUNK, AskedLimits
     from qwen2vl_rt.tensorrt.build import build_engines, choose_format
-    from qwen2vl_rt.tensorrt.check_files import keep_expected
     from qwen2vl_rt.tensorrt.edition import find_edition
-    from qwen2vl_rt.tensorrt.engines import FOLDER
-    from qwen2vl_rt.tensorrt.target import choose_target, named_target
+    from qwen2vl_rt.tensorrt.target import choose_target
 
     bundle = Bundle.open(options.bundle)
     prefill_chunk = PREFILL_CHUNK if options.prefill_chunk is None else options.prefill_chunk
@@ -72,28 +74,55 @@ def execute(options: argparse.Namespace) -> int:
         bundle
     )
     if options.expected:
-        folder = options.output or bundle.path / FOLDER
-        number_format = choose_format(bundle, named_target(options.gpu), options.arithmetic)
-        keep_expected(bundle, limits, number_format, folder)
-        return 0
+        return _expected(options, bundle, limits)
     edition = find_edition(options.edition)
     target = choose_target(options.gpu, edition)
+    number_format = choose_format(bundle, target, options.arithmetic)
     if not options.json:
         print(f"{edition} builds {bundle.name} ({bundle.precision}) for {target.name}", flush=True)
+        if bundle.precision == "fp32" and options.arithmetic is None:
+            print(f"computes in {number_format}: --arithmetic names another format", flush=True)
     built = build_engines(
         bundle,
         edition,
         target,
         limits,
         attention=options.attention,
-        number_format=options.arithmetic,
+        number_format=number_format,
         fp8=options.fp8,
         output=options.output,
         on_engine=None if options.json else lambda engine: print(describe(engine), flush=True),
     )
     if options.json:
         engines = {engine.graph: str(engine.file.path) for engine in built}
-        print_json({"edition": str(edition), "target": target.name, "engines": engines})
+        about = {"edition": str(edition), "target": target.name, "arithmetic": number_format}
+        print_json(about | {"engines": engines})
+    return 0
+
+
+def _expected(options: argparse.Namespace, bundle: Bundle, limits: SessionLimits) -> int:
+    """Keep the self-check's values and print where they are."""
+    from qwen2vl_rt.errors import BackendError
+    from qwen2vl_rt.tensorrt.build import check_length, choose_format
+    from qwen2vl_rt.tensorrt.check_files import expected_file, keep_expected
+    from qwen2vl_rt.tensorrt.engines import FOLDER
+    from qwen2vl_rt.tensorrt.target import named_target
+
+    check_length(limits)
+    target = named_target(options.gpu)
+    number_format = choose_format(bundle, target, options.arithmetic)
+    folder = options.output or bundle.path / FOLDER
+    values = keep_expected(bundle, limits, number_format, folder)
+    file = expected_file(bundle, limits, number_format, folder)
+    if not file.is_file():  # a session does without: it computes them again
+        raise BackendError(f"Cannot write {file}; name another --output.")
+    counts = {name: len(arrays) for name, arrays in values.items()}
+    if options.json:
+        about = {"target": target.name, "arithmetic": number_format}
+        print_json(about | {"expected": str(file), "values": counts})
+    else:
+        print(f"{file}\nfor the self-check of {target.name} engines that compute in {number_format}:")
+        print(", ".join(f"{count} of {name}" for name, count in counts.items()))
     return 0
 
 

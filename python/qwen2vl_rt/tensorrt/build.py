@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
 from qwen2vl_rt.cuda.plan import shares_memory
-from qwen2vl_rt.errors import BackendError
+from qwen2vl_rt.errors import BackendError, InputError
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.graph_format import cache_tensors
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
@@ -24,8 +24,8 @@ from qwen2vl_rt.tensorrt.edition import Edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, EngineFile, engine_file, engine_key
 from qwen2vl_rt.tensorrt.files import partial_path
 from qwen2vl_rt.tensorrt.network import Network
-from qwen2vl_rt.tensorrt.profiles import Profile, decoder_profiles, vision_profiles
-from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FP8_SINCE, INT4_SINCE, Target
+from qwen2vl_rt.tensorrt.profiles import SHORTEST, Profile, decoder_profiles, vision_profiles
+from qwen2vl_rt.tensorrt.target import BFLOAT16_SINCE, FLOAT32_SINCE, FP8_SINCE, INT4_SINCE, Target
 from qwen2vl_rt.tensorrt.timing import timing_file
 from qwen2vl_rt.weights import drop_cache, load_graph
 
@@ -68,9 +68,11 @@ def build_engines(
         on_engine: told of each engine when it is there.
 
     Raises:
+        InputError: a cache that is too short for an engine.
         BackendError: a form that the target or the edition does not have, or a graph that TensorRT refuses.
         MemoryLimitError: the machine's memory is too small to build a graph.
     """
+    check_length(limits)
     check_fp8(bundle, target, fp8)
     form = Form(
         choose_format(bundle, target, number_format),
@@ -78,6 +80,7 @@ def build_engines(
         fp8,
         split_codes=target.has(INT4_SINCE),
     )
+    check_float32(edition, target, form)
     folder = output or bundle.path / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,9 @@ def build_engines(
 
 
 def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> str:
-    """The arithmetic of an engine: the bundle's own, bfloat16 for a quantized one (float16 before SM 8.0).
+    """The arithmetic of an engine: a bf16 or fp16 bundle's own, bfloat16 for others (float16 before SM 8.0).
+
+    An fp32 bundle is narrowed, too: GPUs have their fast products, and TensorRT its attention, in 16 bits.
 
     Raises:
         BackendError: the bundle or the target does not have `wanted`, or the target not the bundle's.
@@ -112,11 +117,39 @@ def choose_format(bundle: Bundle, target: Target, wanted: str | None = None) -> 
             )
         chosen = precision
     else:
-        own = "fp32" if precision == "fp32" else "bf16" if has_bfloat16 else "fp16"
-        chosen = wanted or own
+        chosen = wanted or ("bf16" if has_bfloat16 else "fp16")
     if chosen == "bf16" and not has_bfloat16:
-        raise BackendError(f"{target.name} has no bfloat16: export with --precision fp16.")
+        instead = "export with --precision" if precision == "bf16" else "choose --arithmetic"
+        raise BackendError(f"{target.name} has no bfloat16: {instead} fp16.")
     return chosen
+
+
+def check_length(limits: SessionLimits) -> None:
+    """Refuse a cache that is shorter than the tokens which every profile takes.
+
+    Raises:
+        InputError: so.
+    """
+    if limits.max_length < SHORTEST:
+        raise InputError(
+            f"max_length is {limits.max_length}: give {SHORTEST} or more positions to a TensorRT engine."
+        )
+
+
+def check_float32(edition: Edition, target: Target, form: Form) -> None:
+    """Refuse float32 arithmetic where TensorRT for RTX has no kernels for it.
+
+    Raises:
+        BackendError: so, with what to choose instead.
+    """
+    if form.number_format != "fp32" or edition.attends_in_float32:
+        return
+    if not target.has(FLOAT32_SINCE):
+        raise BackendError(f"{edition} has no float32 products for {target.name}: choose --arithmetic fp16.")
+    if form.attention != "primitives":
+        raise BackendError(
+            f"{edition} has no float32 attention: choose --arithmetic bf16 or --attention primitives."
+        )
 
 
 def check_fp8(bundle: Bundle, target: Target, fp8: bool) -> None:

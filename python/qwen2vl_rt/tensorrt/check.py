@@ -159,7 +159,8 @@ def expected_for(bundle: Bundle, chosen: EngineSet, threads: int = 0) -> dict[st
         raise BackendError(
             f"The self-check of {chosen.files['decoder'].path.name} needs the cpu backend's values, which "
             f"can't be computed here: {missing}. On another machine, `qwen2vl build BUNDLE --gpu "
-            f"{key.target} --expected` with the same limits does it: copy its file beside the engines."
+            f"{key.target} --arithmetic {key.form.number_format} --expected` with the same limits does it: "
+            "copy its file beside the engines."
         ) from error_
 
 

@@ -63,7 +63,7 @@ def keep_expected(
         ImportError: they have to be computed, without ONNX Runtime.
         MemoryLimitError: they have to be computed, and take more memory than is available.
     """
-    path = folder / _expected_name(bundle, limits, number_format)
+    path = expected_file(bundle, limits, number_format, folder)
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(path) as stored:
         names = json.loads(str(stored["names"]))
         return {name: [stored[f"{name}.{index}"] for index in range(count)] for name, count in names.items()}
@@ -79,8 +79,10 @@ def keep_expected(
     return expected
 
 
-def _expected_name(bundle: Bundle, limits: SessionLimits, number_format: str) -> str:
-    """It depends on the bundle, the steps and pictures, and the inputs' number format."""
+def expected_file(bundle: Bundle, limits: SessionLimits, number_format: str, folder: Path) -> Path:
+    """Where `keep_expected` keeps the values. The name depends on the bundle, the steps and pictures, and the
+    inputs' number format.
+    """
     vision = bundle.geometry.vision
     parts = [
         VERSION,
@@ -90,7 +92,7 @@ def _expected_name(bundle: Bundle, limits: SessionLimits, number_format: str) ->
         picture_sizes(limits, vision.patch_size, vision.merge_size),
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"expected.{digest[:16]}.npz"
+    return folder / f"expected.{digest[:16]}.npz"
 
 
 def result_file(chosen: EngineSet) -> Path:

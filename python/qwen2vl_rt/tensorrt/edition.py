@@ -50,6 +50,11 @@ class Edition:
         """Whether a parsed attention's causal alignment and lengths can be set."""
         return hasattr(self.module, "CausalMaskKind")
 
+    @property
+    def attends_in_float32(self) -> bool:
+        """Whether its attention operator takes float32: TensorRT for RTX has 16-bit kernels only."""
+        return self.module_name != "tensorrt_rtx"
+
     def __str__(self) -> str:
         return f"{MODULES[self.module_name]} {self.version}"
 

@@ -14,6 +14,7 @@ from qwen2vl_rt.tensorrt import ATTENTION_FORMS, GRAPHS
 from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey
 from qwen2vl_rt.tensorrt.edition import MODULES, Edition, find_edition
 from qwen2vl_rt.tensorrt.engines import FOLDER, RECIPE_VERSION, EngineFile
+from qwen2vl_rt.tensorrt.profiles import SHORTEST
 from qwen2vl_rt.tensorrt.target import PORTABLE, PORTABLE_SINCE, Target
 
 
@@ -71,7 +72,8 @@ class EngineSet:
 def build_command(bundle: Bundle, asked: AskedLimits | None = None) -> str:
     """What to run for engines of this machine's GPU that hold what is asked."""
     asked = asked or AskedLimits()
-    options = {"--max-length": asked.max_length, "--max-pixels": asked.max_pixels}
+    length = None if asked.max_length is None else max(asked.max_length, SHORTEST)
+    options = {"--max-length": length, "--max-pixels": asked.max_pixels}
     options |= {"--max-batch": asked.max_batch} if asked.max_batch > 1 else {}
     arguments = [f" {name} {value}" for name, value in options.items() if value is not None]
     return f"qwen2vl build {bundle.path} --this{''.join(arguments)}"

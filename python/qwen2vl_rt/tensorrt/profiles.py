@@ -23,6 +23,7 @@ from qwen2vl_rt.vision import PATCHES_PER_CALL
 
 Shape = tuple[int, ...]
 
+SHORTEST = 2  # positions of a cache: it holds the most tokens of every profile, which are more than one
 USUAL_PATCHES = 1024  # of a 448x448 picture, the size to tune for
 FRAMES = 8  # small frames of a video that share a call, at most
 
@@ -47,7 +48,7 @@ def decoder_profiles(
 
     B is 1 in prefill, since every prompt is prefilled alone, and up to max_batch in decode.
     """
-    chunk = max(2, min(limits.prefill_chunk, limits.max_length))
+    chunk = max(SHORTEST, min(limits.prefill_chunk, limits.max_length))
     ranges = {
         "prefill": ((1, 1, 1), (1, chunk, chunk)),
         "decode": ((1, limits.max_batch, limits.max_batch), (1, 1, 2)),

@@ -16,6 +16,7 @@ THIS = "this"
 BFLOAT16_SINCE = (8, 0)
 INT4_SINCE = (8, 0)
 FP8_SINCE = (8, 9)
+FLOAT32_SINCE = (8, 0)  # products, in TensorRT for RTX
 
 
 @dataclass(frozen=True)
