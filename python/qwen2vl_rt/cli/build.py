@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,13 +107,18 @@ def _expected(options: argparse.Namespace, bundle: Bundle, limits: SessionLimits
     from qwen2vl_rt.tensorrt.build import check_length, choose_format
     from qwen2vl_rt.tensorrt.check_files import expected_file, keep_expected
     from qwen2vl_rt.tensorrt.engines import FOLDER
+    from qwen2vl_rt.tensorrt.profiles import SHORTEST
     from qwen2vl_rt.tensorrt.target import named_target
 
     check_length(limits)
+    limits = replace(limits, prefill_chunk=max(limits.prefill_chunk, SHORTEST))  # as engines have it
     target = named_target(options.gpu)
     number_format = choose_format(bundle, target, options.arithmetic)
     folder = options.output or bundle.path / FOLDER
-    values = keep_expected(bundle, limits, number_format, folder)
+    try:
+        values = keep_expected(bundle, limits, number_format, folder)
+    except ImportError as error:
+        raise BackendError(f"The cpu backend computes these values, and is missing here: {error}") from error
     file = expected_file(bundle, limits, number_format, folder)
     if not file.is_file():  # a session does without: it computes them again
         raise BackendError(f"Cannot write {file}; name another --output.")

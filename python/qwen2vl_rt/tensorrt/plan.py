@@ -8,9 +8,10 @@ from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cuda.plan import CONTEXT_BYTES, free_device_memory, host_parts, shares_memory
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.number_formats import format_named
-from qwen2vl_rt.plan import GIB, MemoryPlan, kv_bytes_per_token, pictures_of_prompts
+from qwen2vl_rt.plan import MemoryPlan, kv_bytes_per_token, pictures_of_prompts, told_apart
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.tensorrt.find import EngineSet, build_command
+from qwen2vl_rt.tensorrt.profiles import SHORTEST
 
 
 def plan_engines(
@@ -50,8 +51,10 @@ def refuse(bundle: Bundle, plan: MemoryPlan) -> NoReturn:
     Raises:
         MemoryLimitError: with the plan, and how to build smaller ones.
     """
-    smaller = f"--max-length {plan.limits.max_length // 2} --max-pixels {plan.limits.max_pixels // 2}"
+    length = max(plan.limits.max_length // 2, SHORTEST)
+    smaller = f"--max-length {length} --max-pixels {plan.limits.max_pixels // 2}"
+    needed, limit = told_apart(plan.total, plan.limit)
     raise MemoryLimitError(
-        f"These engines need {plan.total / GIB:.2f} GiB and may use {plan.limit / GIB:.2f} GiB. Build "
-        f"smaller ones, such as {build_command(bundle)} {smaller}, or export in a lower precision.\n{plan}"
+        f"These engines need {needed} and may use {limit}. Build smaller ones, such as "
+        f"{build_command(bundle)} {smaller}, or export in a lower precision.\n{plan}"
     )
