@@ -10,6 +10,42 @@ namespace qwen2vl::cuda {
 
 namespace {
 
+// While a step is recorded nothing may be freed: what Python lets go of meanwhile, of whichever session, is
+// kept until the end.
+class Releases {
+ public:
+  static Releases& one() {
+    static auto* const releases = new Releases;  // what frees its blocks at exit comes after statics
+    return *releases;
+  }
+  void hold() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++recorders_;
+  }
+  void let_go() noexcept {
+    std::vector<DeviceBuffer> blocks;
+    std::vector<PinnedBuffer> shared_blocks;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (--recorders_ > 0) return;
+    blocks.swap(blocks_);
+    shared_blocks.swap(shared_blocks_);
+  }
+  void take(DeviceBuffer block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (recorders_ > 0) blocks_.push_back(std::move(block));
+  }
+  void take(PinnedBuffer block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (recorders_ > 0) shared_blocks_.push_back(std::move(block));
+  }
+
+ private:
+  std::mutex mutex_;
+  int recorders_ = 0;
+  std::vector<DeviceBuffer> blocks_;
+  std::vector<PinnedBuffer> shared_blocks_;
+};
+
 class GraphRecording : public Recording {
  public:
   explicit GraphRecording(std::shared_ptr<CudaDevice> device) : device_(std::move(device)) {}
@@ -24,7 +60,7 @@ class GraphRecording : public Recording {
   void begin() override {
     const OnDevice on(device_->stream()->device());
     graph_.begin(*device_->stream());
-    device_->hold_releases();
+    Releases::one().hold();
     recording_ = true;
   }
   void end() override {
@@ -45,7 +81,7 @@ class GraphRecording : public Recording {
     GraphRecording* recording;
     ~Ending() {
       if (!std::exchange(recording->recording_, false)) return;
-      recording->device_->let_releases_go();
+      Releases::one().let_go();
     }
   };
 
@@ -78,7 +114,7 @@ void CudaDevice::release(void* pointer) noexcept {
   const std::lock_guard<std::mutex> lock(blocks_mutex_);
   const auto found = blocks_.find(pointer);
   if (found == blocks_.end()) return;
-  if (recorders_ > 0) released_.push_back(std::move(found->second));
+  Releases::one().take(std::move(found->second));
   blocks_.erase(found);
 }
 
@@ -96,22 +132,8 @@ void CudaDevice::release_shared(void* pointer) noexcept {
   const std::lock_guard<std::mutex> lock(blocks_mutex_);
   const auto found = shared_blocks_.find(pointer);
   if (found == shared_blocks_.end()) return;
-  if (recorders_ > 0) released_shared_.push_back(std::move(found->second));
+  Releases::one().take(std::move(found->second));
   shared_blocks_.erase(found);
-}
-
-void CudaDevice::hold_releases() {
-  const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  ++recorders_;
-}
-
-void CudaDevice::let_releases_go() noexcept {
-  std::vector<DeviceBuffer> blocks;
-  std::vector<PinnedBuffer> shared_blocks;
-  const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  if (--recorders_ > 0) return;
-  blocks.swap(released_);
-  shared_blocks.swap(released_shared_);
 }
 
 void CudaDevice::upload(void* to, const void* host, size_t bytes) {

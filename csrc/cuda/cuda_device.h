@@ -42,11 +42,6 @@ class CudaDevice : public Device {
   void synchronize() override;
   std::unique_ptr<Recording> recording() override;
 
-  // While a step is recorded nothing may be freed, and what Python lets go of meanwhile is kept until the
-  // end.
-  void hold_releases();
-  void let_releases_go() noexcept;
-
  private:
   // work(stream) with the stream's GPU as the calling thread's.
   template <typename Work>
@@ -57,9 +52,6 @@ class CudaDevice : public Device {
   std::mutex blocks_mutex_;  // blocks are let go by any thread
   std::map<void*, DeviceBuffer> blocks_;
   std::map<void*, PinnedBuffer> shared_blocks_;
-  int recorders_ = 0;
-  std::vector<DeviceBuffer> released_;
-  std::vector<PinnedBuffer> released_shared_;
 };
 
 }  // namespace qwen2vl::cuda

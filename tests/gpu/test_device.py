@@ -100,7 +100,7 @@ def test_other_threads_work_on_while_one_records():
         event.record(own)
         event.synchronize()
         buffer.download(copied, own)
-        module.synchronize_stream(own.handle)
+        module.synchronize_stream(own.handle, own.device)
         del buffer, pinned, event, own
 
     assert driver.cuStreamBeginCapture_v2(handle, 0) == 0

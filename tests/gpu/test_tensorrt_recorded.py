@@ -68,7 +68,8 @@ def test_engine_and_kernels_are_one_recording(bundle, tmp_path, monkeypatch, att
         on_stream(function)
 
     recorded = Recorded(bundle, tmp_path, monkeypatch, attention, queue)
-    garbage += [recorded.device.allocate(64) for _ in range(200)]
+    another = cuda.load().CudaDevice(cuda.load().Stream())  # another session's
+    garbage += [device.allocate(64) for _ in range(100) for device in (recorded.device, another)]
     recorded.assert_answers_twice()
     decode = [one for one in recorded.engines.answer.executions if one.profile == "decode"]
     # Of each number of rows and slot of results a step to warm up and one to record: replays enqueue nothing.
