@@ -54,9 +54,8 @@ def load_calibration(folder: Path, checkpoint: Checkpoint) -> Calibration:
     """Prepare the calibration set in `folder` for a checkpoint.
 
     Raises ExportError if it is no calibration set, is empty or has no pictures, or the checkpoint has no chat
-    template;
-    what the processor refuses (an unreadable picture, a damaged tokenizer) passes through as InputError or
-    BundleError.
+    template; what the processor refuses (an unreadable picture, a damaged tokenizer) passes through as
+    InputError or BundleError.
     """
     geometry = checkpoint.geometry
     processor = Processor(checkpoint.path, geometry)
