@@ -31,7 +31,8 @@ class Timings:
     """Where the time of one answer went, in seconds.
 
     In a batch, vision is that of the whole batch, and decode lasts as long as the answer's row was in use:
-    the answers were generated side by side.
+    the answers were generated side by side. Waiting is in none of them: for other calls of the session, and
+    in a batch for the preparation and prefill of others' prompts.
     """
 
     load: float
@@ -51,12 +52,12 @@ class Timings:
 
     @property
     def first_token(self) -> float:
-        """Time to first token: everything before decode."""
+        """Time to first token: every stage before decode."""
         return self.load + self.resize + self.tokenize + self.vision + self.prefill
 
     @property
     def total(self) -> float:
-        """From the call to the end of the answer."""
+        """The sum of all stages."""
         return self.first_token + self.decode
 
 

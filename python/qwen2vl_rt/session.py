@@ -54,7 +54,8 @@ class Session:
             tensorrt it is what the engines were built for, and this at most that.
         max_batch: answers that `generate_batch` generates side by side.
         memory_limit: bytes the session may use; the machine's available memory if None.
-        threads: threads of one operator and of picture preparation; 0 takes all cores.
+        threads: threads of one operator and of picture preparation; 0 takes all cores. Pictures of all the
+            process's sessions are prepared with as many as the newest session says.
         max_pixels: the largest picture or frame after resizing, in pixels; the bundle's own setting if None.
         prefill_chunk: prompt tokens computed in one step: fewer take less memory, the answer stays the same
             (in int8 and int4 and with fewer than 9: as likely).
@@ -143,7 +144,13 @@ class Session:
             chunks of the prompt and tokens.
 
         Raises:
-            InputError: a prompt, picture, video or option that cannot be used; the session stays usable.
+            InputError: a prompt, picture, video or option that cannot be used.
+            BackendError: the engine failed.
+            MemoryLimitError: a GPU has no room for the pictures.
+            Qwen2VLError: no token can be chosen, the logits being no numbers; the session is closed; the
+                interpreter is ending.
+
+            The session stays usable after each of them, unless it is closed.
         """
         cancel = call_token(keywords.pop("cancel", None))
         options, prompt_keywords = split_options(keywords, PROMPT_KEYWORDS)

@@ -9,6 +9,7 @@ import pytest
 
 from qwen2vl_rt import _core
 from qwen2vl_rt.errors import InputError, Qwen2VLError
+from qwen2vl_rt.peak_memory import resident_memory
 
 
 def filled_cache(layers=3, rows=4, kv_heads=2, capacity=40, head_dim=8):
@@ -52,9 +53,11 @@ def test_addresses_never_change():
 
 
 def test_a_large_capacity_costs_nothing_before_it_is_used():
+    before = resident_memory()
     cache = _core.KVCache(28, 4, 2, 32768, 128)
-    assert cache.bytes == 28 * 4 * 2 * 2 * 32768 * 128 * 4
+    assert cache.bytes == 28 * 4 * 2 * 2 * 32768 * 128 * 4  # 7 GiB
     cache.keys(27)[3, 1, 32767] = 1.0
+    assert resident_memory() - before < 64 << 20
 
 
 def test_lengths():

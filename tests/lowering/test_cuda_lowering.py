@@ -125,8 +125,7 @@ def test_16_bit_graphs_are_16_bit_throughout_and_widen_to_the_same(bundles, kind
     assert error < {"bf16": 1e-3, "fp32": 1e-3, "int4": 0.05, "int8": 0.05}[kind]
 
 
-def test_weight_only_int8_is_the_dequantized_product(bundles):
-    """Against the exact product of the dequantized weights, biases included."""
+def test_weight_only_int8_keeps_codes_and_scales(bundles):
     bundle = bundles["int8"]
     model, weights = load_graph(bundle, "decoder.onnx")
     before = dict(weights)
@@ -149,5 +148,5 @@ def test_the_provider_must_be_there():
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N] x) => (float[N] y) { y = Abs(x) }'
     )
-    with pytest.raises((BackendError, ValueError)):
+    with pytest.raises(BackendError, match="CUDAExecutionProvider"):
         PythonSession(model, {}, ".", Provider("CUDAExecutionProvider", "cuda"))

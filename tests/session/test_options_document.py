@@ -1,27 +1,34 @@
-"""docs/options.md lists every option of a call, with the default that the code has."""
+"""docs/options.md lists every option, with the default that the code has."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.processing import Processor, VisualOptions
+from qwen2vl_rt.session import Session
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "options.md"
 
 
-def defaults(options: type) -> dict[str, str]:
-    return {
+def listed(name: str) -> dict[str, str]:
+    """Options and defaults under the heading that names something."""
+    _, _, section = DOCUMENT.read_text().partition(f": `{name}`\n")
+    return dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", section.partition("\n## ")[0], re.MULTILINE))
+
+
+@pytest.mark.parametrize("options", [Session, GenerationOptions, VisualOptions, Processor.tokenize])
+def test_the_document_lists_every_option_and_its_default(options: Callable[..., Any]):
+    defaults = {
         name: repr(parameter.default)
         for name, parameter in inspect.signature(options).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
-
-
-def test_the_document_lists_every_option_and_its_default():
-    listed = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", DOCUMENT.read_text(), re.MULTILINE))
-    prompt = defaults(Processor.tokenize)
-    del prompt["max_tokens"]  # the session's own
-    assert listed == {**defaults(GenerationOptions), **defaults(VisualOptions), **prompt}
+    defaults.pop("max_tokens", None)  # the session's own
+    assert listed(options.__qualname__) == defaults

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.tensorrt.find import EngineSet
 
-INSTALL_CPU = "pip install onnxruntime"
-INSTALL_CUDA = "pip install onnxruntime-gpu"
+INSTALL_CPU = "pip install 'qwen2vl_rt[cpu]'"
+INSTALL_CUDA = "pip install 'qwen2vl_rt[cuda]'"
 NAMES = ("auto", "cpu", "cuda", "tensorrt")
 
 

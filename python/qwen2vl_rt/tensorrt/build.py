@@ -128,7 +128,7 @@ def check_length(limits: SessionLimits) -> None:
     """Refuse a cache that is shorter than the tokens which every profile takes.
 
     Raises:
-        InputError: so.
+        InputError: `max_length` is below that.
     """
     if limits.max_length < SHORTEST:
         raise InputError(
@@ -140,7 +140,8 @@ def check_float32(edition: Edition, target: Target, form: Form) -> None:
     """Refuse float32 arithmetic where TensorRT for RTX has no kernels for it.
 
     Raises:
-        BackendError: so, with what to choose instead.
+        BackendError: the edition has none for the target's products or for this form's attention; the
+            message says what to choose instead.
     """
     if form.number_format != "fp32" or edition.attends_in_float32:
         return
@@ -156,7 +157,7 @@ def check_fp8(bundle: Bundle, target: Target, fp8: bool) -> None:
     """Refuse fp8 for a quantized bundle, and for targets that do not multiply it (portable is one).
 
     Raises:
-        BackendError: so.
+        BackendError: the bundle's matrices are integers already, or the target has no fp8 products.
     """
     if not fp8:
         return
