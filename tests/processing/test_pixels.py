@@ -99,6 +99,14 @@ def test_newer_spelling_of_the_limits():
     assert (settings_.limited(15_000).max_pixels, settings_.limited(5_000).min_pixels) == (15_000, 5_000)
 
 
+def test_limits_that_are_null_leave_it_to_the_newer_spelling():
+    """transformers' fast processor saves them so where it was given `size`."""
+    config = {**PREPROCESSOR, "size": {"shortest_edge": 10_000, "longest_edge": 2_000_000}}
+    config |= {"min_pixels": None, "max_pixels": None}
+    settings_ = PixelSettings.from_config(config)
+    assert (settings_.min_pixels, settings_.max_pixels) == (10_000, 2_000_000)
+
+
 def test_a_silent_configuration_gets_the_class_defaults():
     settings_, reference = PixelSettings.from_config({}), Qwen2VLImageProcessor()
     assert (settings_.min_pixels, settings_.max_pixels) == (reference.min_pixels, reference.max_pixels)

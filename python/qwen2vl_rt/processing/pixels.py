@@ -83,16 +83,16 @@ class PixelSettings:
         if config.get("resample", 3) != 3:
             raise BundleError(f"resample is {config['resample']!r}: only 3 (bicubic) is supported")
 
-        def number(value: Any, default: int) -> int:
-            value = default if value is None else value
+        def number(*values: Any) -> int:
+            value = next(value for value in values if value is not None)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BundleError(f"expected a positive whole number, found {value!r}")
             return value
 
         return cls(
-            # min_pixels and max_pixels are the older spelling and win, as in transformers.
-            min_pixels=number(config.get("min_pixels", size.get("shortest_edge")), _DEFAULT_MIN_PIXELS),
-            max_pixels=number(config.get("max_pixels", size.get("longest_edge")), _DEFAULT_MAX_PIXELS),
+            # min_pixels and max_pixels are the older spelling and win, as in transformers; null is unset.
+            min_pixels=number(config.get("min_pixels"), size.get("shortest_edge"), _DEFAULT_MIN_PIXELS),
+            max_pixels=number(config.get("max_pixels"), size.get("longest_edge"), _DEFAULT_MAX_PIXELS),
             patch_size=number(config.get("patch_size"), 14),
             temporal_patch_size=number(config.get("temporal_patch_size"), 2),
             merge_size=number(config.get("merge_size"), 2),
