@@ -170,10 +170,13 @@ def _take_packed(
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the checkpoint's safetensors files, from the index if there is one."""
+    """Return the checkpoint's safetensors files: the one, or those of the index.
+
+    The one comes first, as in transformers: saving it leaves the index of shards that were there before.
+    """
+    if (path / SINGLE).exists():
+        return [path / SINGLE]
     if not (path / INDEX).exists():
-        if (path / SINGLE).exists():
-            return [path / SINGLE]
         others = sorted(file.name for file in path.glob("*.bin")) + sorted(
             file.name for file in path.glob("*.gguf")
         )

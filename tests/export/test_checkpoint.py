@@ -89,6 +89,18 @@ def test_layouts_give_the_same_bundle(arrange, checkpoint, pristine_checkpoint, 
     assert digests(found) == digests(expected)
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["shards left", "index left"])
+def test_one_file_beside_an_older_index_is_what_counts(left, checkpoint, pristine_checkpoint, tmp_path):
+    """Saving into a folder again leaves the index of the shards before; transformers reads the one file."""
+    expected = export_checkpoint(pristine_checkpoint, tmp_path / "expected")
+    rewrite(checkpoint, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
+    for file in shard(checkpoint, 2):
+        if not left:
+            (checkpoint / file).unlink()
+    (checkpoint / WEIGHTS).write_bytes((pristine_checkpoint / WEIGHTS).read_bytes())
+    assert digests(export_checkpoint(checkpoint, tmp_path / "found")) == digests(expected)
+
+
 def test_stored_names_are_the_published_ones_or_the_newer_ones(pristine_checkpoint):
     """The two layouts above are what they are called: neither renaming is a no-op."""
     names = list(load_file(pristine_checkpoint / WEIGHTS))
