@@ -81,6 +81,7 @@ def writing(target: Path, force: bool, needed_bytes: int) -> Iterator[BundleWrit
         lock = _lock(folder)
         writer = BundleWriter(folder)
         yield writer
+        check_target(target, force)  # again: something may have appeared there since
         (folder / _LOCK).unlink()
         folder.chmod(0o777 & ~_umask())  # mkdtemp's are private
         _publish(folder, target)

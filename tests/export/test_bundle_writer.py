@@ -79,6 +79,33 @@ def test_export_beside_a_living_one_leaves_it_alone(pristine_checkpoint, tmp_pat
         process.communicate()
 
 
+@pytest.mark.parametrize("force", [False, True], ids=["plain", "force"])
+def test_what_appears_at_the_target_meanwhile_is_left_alone(force, pristine_checkpoint, tmp_path):
+    """An export may take hours: the target is looked at again before anything there is replaced."""
+    target = tmp_path / "bundle"
+
+    def appear(_total):
+        target.mkdir()
+        (target / "thesis.txt").write_text("do not delete")
+
+    with pytest.raises(ExportError, match="bundle exists"):
+        export_checkpoint(pristine_checkpoint, target, force=force, progress=once(appear))
+    assert (target / "thesis.txt").read_text() == "do not delete"
+    assert names(tmp_path) == ["bundle"]
+
+
+def once(call):
+    """A function that passes on its first call only."""
+    calls = []
+
+    def called(*arguments):
+        if not calls:
+            call(*arguments)
+        calls.append(arguments)
+
+    return called
+
+
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=["terminated", "interrupted"])
 def test_polite_kill_leaves_nothing(which, pristine_checkpoint, tmp_path):
     process = stalled_export(pristine_checkpoint, tmp_path / "bundle")
