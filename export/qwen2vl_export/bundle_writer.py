@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -143,7 +144,7 @@ def _lock(folder: Path) -> int:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed exports to this target left behind."""
-    for folder in target.parent.glob(f"{_prefix(target)}*"):
+    for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
             try:

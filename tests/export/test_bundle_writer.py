@@ -79,6 +79,15 @@ def test_export_beside_a_living_one_leaves_it_alone(pristine_checkpoint, tmp_pat
         process.communicate()
 
 
+@pytest.mark.parametrize("name", ["bundle", "bundle [1]", "*"])
+def test_what_a_killed_export_left_is_removed_whatever_the_name(name, pristine_checkpoint, tmp_path):
+    for left in (f".{name}.partial-x", ".other.partial-y"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / ".lock").touch()
+    export_checkpoint(pristine_checkpoint, tmp_path / name)
+    assert names(tmp_path) == sorted([".other.partial-y", name])
+
+
 @pytest.mark.parametrize("force", [False, True], ids=["plain", "force"])
 def test_what_appears_at_the_target_meanwhile_is_left_alone(force, pristine_checkpoint, tmp_path):
     """An export may take hours: the target is looked at again before anything there is replaced."""
