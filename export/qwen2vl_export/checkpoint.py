@@ -16,7 +16,7 @@ from qwen2vl_export.group_quantized import GroupQuantized
 from qwen2vl_export.packed_layer import PARTS, PackedLayer
 from qwen2vl_export.quantization_config import QuantizationConfig
 from qwen2vl_export.safetensors_file import DTYPES, StoredTensor, read_header
-from qwen2vl_rt.bundle import CONFIG, GENERATION_CONFIG
+from qwen2vl_rt.bundle import CONFIG, GENERATION_CONFIG, require_folder
 from qwen2vl_rt.errors import CheckpointError
 from qwen2vl_rt.geometry import Geometry
 
@@ -47,11 +47,7 @@ class Checkpoint:
         or a file is missing, damaged or truncated.
         """
         path = Path(path)
-        if not path.is_dir():
-            found = "is a file" if path.exists() else "does not exist"
-            raise CheckpointError(
-                f"{path} {found}; expected a checkpoint folder with config.json and safetensors files"
-            )
+        require_folder(path, "a checkpoint folder with config.json and safetensors files", CheckpointError)
         file, generation = path / CONFIG, path / GENERATION_CONFIG
         config = read_json(file)
         geometry = Geometry.from_config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     quiet = not sys.stderr.isatty()
-    name = SIZES[options.size].name if options.size else Path(options.checkpoint).resolve().name
+    name = SIZES[options.size].name if options.size else Path(os.path.realpath(options.checkpoint)).name
     output = Path(options.output or f"{name.lower()}-{options.precision}")
     check_target(output, options.force)  # before gigabytes are fetched
     checkpoint = download(options.size, quiet=quiet) if options.size else Path(options.checkpoint)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen2vl_rt._fields import Fields
-from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.errors import BundleError, Qwen2VLError
 from qwen2vl_rt.geometry import Geometry
 
 SCHEMA_VERSION = 1
@@ -86,9 +86,7 @@ class Bundle:
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"{path!r:.80} is no path; give the folder that qwen2vl-export wrote")
         path = Path(path)
-        if not path.is_dir():
-            found = "is a file" if path.exists() else "does not exist"
-            raise BundleError(f"{path} {found}; expected a bundle, the folder that qwen2vl-export writes")
+        require_folder(path, "a bundle, the folder that qwen2vl-export writes", BundleError)
         if not is_utf8(path):
             raise BundleError(f"{str(path)!r} is no UTF-8, and ONNX Runtime opens no other path; rename it")
         bundle = _read_manifest(path)
@@ -141,6 +139,17 @@ class Bundle:
                 f"the manifest says {entry.sha256}; copy the bundle again or export the checkpoint again "
                 "(`qwen2vl info BUNDLE --verify` compares every file)"
             )
+
+
+def require_folder(path: Path, expected: str, error: type[Qwen2VLError]) -> None:
+    """Raise `error` if `path` is no folder, or cannot be looked at; `expected` is what should be there."""
+    try:
+        if path.is_dir():
+            return
+        found = "is a file" if path.exists() else "does not exist"
+    except OSError as problem:  # a folder above that may not be entered, or a name that is too long
+        found = f"cannot be read ({problem.strerror})"
+    raise error(f"{path} {found}; expected {expected}")
 
 
 def is_utf8(path: Path) -> bool:

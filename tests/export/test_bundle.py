@@ -170,6 +170,11 @@ def test_what_is_no_bundle(folder, tmp_path):
         Bundle.open(folder)
 
 
+def test_a_path_that_cannot_be_looked_at(tmp_path):
+    with pytest.raises(BundleError, match=r"cannot be read \(File name too long\); expected a bundle"):
+        Bundle.open(tmp_path / ("x" * 300))
+
+
 def test_unknown_file(folder):
     with pytest.raises(BundleError, match=r"no engine\.plan"):
         Bundle.open(folder).file("engine.plan")

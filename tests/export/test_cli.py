@@ -36,15 +36,16 @@ def test_default_output_is_named_after_the_model(checkpoint, tmp_path, monkeypat
     assert Bundle.open("my-model-fp32").name == "My-Model"
 
 
-@pytest.mark.parametrize("arguments", [["--checkpoint", "nowhere"], ["--checkpoint", "."]])
-def test_mistakes_are_one_line_and_exit_1(arguments, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("checkpoint", ["nowhere", ".", "x" * 300, "loop"])
+def test_mistakes_are_one_line_and_exit_1(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([*arguments, "--output", "bundle"]) == 1
+    (tmp_path / "loop").symlink_to("loop")
+    assert main(["--checkpoint", checkpoint, "--output", "bundle"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("qwen2vl-export: ")
     assert printed.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
 
 
 @pytest.mark.parametrize(
