@@ -109,7 +109,11 @@ def check_target(target: Path, force: bool) -> None:
         raise ExportError(f"{target} exists; give another --output, or --force to replace it")
     if not target.is_dir() or target.is_symlink():
         raise ExportError(f"{target} exists and is not a folder; --force replaces bundles only")
-    if any(target.iterdir()) and not (target / MANIFEST).is_file():
+    try:
+        replaceable = not any(target.iterdir()) or (target / MANIFEST).is_file()
+    except OSError as error:
+        raise _write_error(target, error) from error
+    if not replaceable:
         raise ExportError(
             f"{target} exists and is not a bundle (no {MANIFEST}); --force replaces bundles only"
         )
@@ -121,12 +125,13 @@ def _publish(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    target.rename(old / "old")
     try:
-        folder.rename(target)
-    except OSError:
-        (old / "old").rename(target)
-        raise
+        target.rename(old / "old")
+        try:
+            folder.rename(target)
+        except OSError:
+            (old / "old").rename(target)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -205,6 +205,29 @@ def test_force_replaces_bundles_only(pristine_checkpoint, tmp_path):
     assert (precious / "thesis.txt").read_text() == "do not delete"
 
 
+def failing(path: Path, name: str, monkeypatch):
+    """Let `Path.name` of this path be forbidden: tests may run as root, who may do everything."""
+    method = getattr(Path, name)
+
+    def forbidden(self, *arguments):
+        if self == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return method(self, *arguments)
+
+    monkeypatch.setattr(Path, name, forbidden)
+
+
+@pytest.mark.parametrize("forbidden", ["iterdir", "rename"])
+def test_a_bundle_that_may_not_be_replaced(forbidden, pristine_checkpoint, tmp_path, monkeypatch):
+    before = export_checkpoint(pristine_checkpoint, tmp_path / "bundle")
+    failing(tmp_path / "bundle", forbidden, monkeypatch)
+    with pytest.raises(ExportError, match="bundle cannot be written: Permission denied"):
+        export_checkpoint(pristine_checkpoint, tmp_path / "bundle", force=True)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["bundle"]
+    assert Bundle.open(tmp_path / "bundle") == before
+
+
 def test_output_below_a_file(pristine_checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
