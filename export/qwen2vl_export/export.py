@@ -95,7 +95,7 @@ def export_checkpoint(
             else:
                 writer.add_json(file, data)
         writer.finish(name or source.path.resolve().name, precision, geometry, __version__)
-    return Bundle.open(output)
+    return Bundle.open(target)  # absolute: `output` may be the working folder, which is gone then
 
 
 def _by_file(embedding: list[Weight], graphs: Iterable[Graph]) -> dict[str, list[Weight]]:

@@ -228,6 +228,14 @@ def test_a_bundle_that_may_not_be_replaced(forbidden, pristine_checkpoint, tmp_p
     assert Bundle.open(tmp_path / "bundle") == before
 
 
+def test_the_folder_one_is_in_can_be_the_output(pristine_checkpoint, tmp_path, monkeypatch):
+    """Replacing it leaves the process without a working folder; the bundle is found all the same."""
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    bundle = export_checkpoint(pristine_checkpoint, ".", force=True)
+    assert bundle == Bundle.open(tmp_path / "bundle")
+
+
 def test_output_below_a_file(pristine_checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
