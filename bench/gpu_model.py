@@ -31,7 +31,7 @@ from qwen2vl_rt import cuda
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
 from qwen2vl_rt.benchmark.timing import REPEATS, repeated
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
-from qwen2vl_rt.bundle import DECODER_GRAPH, PREPROCESSOR_CONFIG, Bundle
+from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
 from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.executors import Backend
 from qwen2vl_rt.options import GenerationOptions
@@ -166,7 +166,7 @@ class Measurement:
 
     def _pixels(self, side: int) -> tuple[PixelSettings, VisualOptions]:
         """How a picture becomes one of side x side pixels."""
-        settings = PixelSettings.from_file(self._bundle.file(PREPROCESSOR_CONFIG))
+        settings = PixelSettings.from_folder(self._bundle.path)
         return settings, VisualOptions(resized_height=side, resized_width=side)
 
     def text(self, label: str = "", **sampling: Any) -> None:

@@ -35,6 +35,7 @@ from qwen2vl_rt.bundle import (
 )
 from qwen2vl_rt.errors import BundleError, CheckpointError
 from qwen2vl_rt.processing.chat_template import find_template
+from qwen2vl_rt.processing.pixels import find_config
 
 _SMALL_FILES_BYTES = 64 * 2**20  # graphs, tokenizer and settings, generously
 
@@ -138,15 +139,17 @@ def _write_graph(writer: BundleWriter, file: str, graph: Graph, files: dict[str,
 def _settings(checkpoint: Path) -> dict[str, object]:
     """Read the small files that go along: {name in the bundle: bytes, or a JSON value to write}."""
     files: dict[str, object] = {}
-    for name in (CONFIG, TOKENIZER, PREPROCESSOR_CONFIG):
+    for name in (CONFIG, TOKENIZER):
         read_json(checkpoint / name)  # refuses a missing or damaged one
         files[name] = (checkpoint / name).read_bytes()
     generation = checkpoint / GENERATION_CONFIG
     files[GENERATION_CONFIG] = generation.read_bytes() if generation.exists() else {}
     try:
+        file, pixels = find_config(checkpoint)
         template = find_template(checkpoint)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
+    files[PREPROCESSOR_CONFIG] = file.read_bytes() if file.name == PREPROCESSOR_CONFIG else pixels
     if template is not None:
         files[CHAT_TEMPLATE] = {"chat_template": template}
     return files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG, Bundle
+from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import InputError
 from qwen2vl_rt.options import check_session_options
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -52,7 +52,7 @@ class AskedLimits:
         """
         max_pixels = self.max_pixels
         if max_pixels is None:
-            max_pixels = PixelSettings.from_file(bundle.file(PREPROCESSOR_CONFIG)).max_pixels
+            max_pixels = PixelSettings.from_folder(bundle.path).max_pixels
         least = bundle.geometry.vision.pixels_per_token
         if max_pixels < least:
             raise InputError(f"max_pixels={max_pixels} leaves no picture: one has {least} pixels at least")

@@ -194,6 +194,16 @@ def test_a_checkpoint_without_a_chat_template_is_told_what_to_do(conversations, 
     assert export_checkpoint(copy, tmp_path / "bundle", "int8").precision == "int8"
 
 
+def test_a_checkpoint_of_newer_transformers_is_calibrated_as_well(conversations, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(TINY, copy, ignore=shutil.ignore_patterns("eval"))
+    settings = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    (copy / "preprocessor_config.json").unlink()
+    expected, found = (load_calibration(conversations, Checkpoint.open(path)) for path in (TINY, copy))
+    np.testing.assert_array_equal(found.patches, expected.patches)
+
+
 def test_the_shipped_set_covers_pictures_videos_and_text():
     calibration = load_calibration(SHIPPED, Checkpoint.open(TINY))
     kinds = [visual.kind for prompt in calibration.prompts for visual in prompt.visuals]

@@ -334,6 +334,36 @@ def test_qwen2_5_weights_under_a_qwen2_config(checkpoint, tmp_path):
         export_checkpoint(checkpoint, tmp_path / "bundle")
 
 
+def nest_preprocessor(checkpoint: Path) -> dict:
+    """Keep the pictures' settings as transformers 5 saves them; returns them."""
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    settings["size"] = {
+        "shortest_edge": settings.pop("min_pixels"),
+        "longest_edge": settings.pop("max_pixels"),
+    }
+    nested = {"image_processor": settings, "processor_class": settings.pop("processor_class")}
+    (checkpoint / "processor_config.json").write_text(json.dumps(nested))
+    (checkpoint / "preprocessor_config.json").unlink()
+    return settings
+
+
+def test_preprocessor_of_newer_transformers(checkpoint, tmp_path):
+    settings = nest_preprocessor(checkpoint)
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle")
+    assert json.loads(bundle.file("preprocessor_config.json").read_text()) == settings
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"processor_class": "Qwen2VLProcessor"}', '{"image_processor": 3}']
+)
+def test_a_damaged_preprocessor_of_newer_transformers(text, checkpoint, tmp_path):
+    nest_preprocessor(checkpoint)
+    (checkpoint / "processor_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"processor_config\.json"):
+        export_checkpoint(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 def test_chat_template_is_found(place, checkpoint, tmp_path):
     template = "{{ 'ü' }}\n{% if x %}\n"

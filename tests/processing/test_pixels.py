@@ -164,10 +164,9 @@ def test_the_digest_tells_contents_apart():
     ],
 )
 def test_refuses_damaged_configurations(tmp_path, text):
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(text)
+    (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(BundleError, match=r"preprocessor_config\.json"):
-        PixelSettings.from_file(path)
+        PixelSettings.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.bundle import PREPROCESSOR_CONFIG
 from qwen2vl_rt.errors import BundleError, InputError
 from qwen2vl_rt.processing.options import VisualOptions
 
@@ -59,14 +60,9 @@ class PixelSettings:
         return 3 * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
-    def from_file(cls, path: Path) -> PixelSettings:
-        """Reads preprocessor_config.json. Raises BundleError on what cannot be used."""
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(config, dict):
-            raise BundleError(f"{path}: holds no JSON object")
+    def from_folder(cls, folder: Path) -> PixelSettings:
+        """Settings of a bundle or checkpoint. Raises BundleError on what cannot be used."""
+        path, config = find_config(folder)
         try:
             return cls.from_config(config)
         except (BundleError, InputError, TypeError, ValueError, KeyError) as error:
@@ -141,6 +137,28 @@ class PixelSettings:
         if self.planned_pixels is not None and high <= self.planned_pixels < size[0] * size[1]:
             size = _core.smart_resize(height, width, factor, 1, high)
         return size
+
+
+def find_config(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Of a bundle or checkpoint: the file that says how pictures are prepared, and the object in it.
+
+    preprocessor_config.json, or else the processor_config.json that transformers 5 saves in its place. Raises
+    BundleError where there is none or it cannot be read.
+    """
+    path, nested = folder / PREPROCESSOR_CONFIG, folder / "processor_config.json"
+    if inside := nested.is_file() and not path.is_file():
+        path = nested
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing; copy or download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    if inside and isinstance(config, dict):
+        config = config.get("image_processor")
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: holds no JSON object{' image_processor' if inside else ''}")
+    return path, config
 
 
 def value_table(rescale_factor: float, mean: Any, std: Any) -> np.ndarray:

@@ -89,7 +89,7 @@ class Processor:
     def __init__(self, folder: str | Path, geometry: Any, max_pixels: int | None = None):
         folder = Path(folder)
         self.tokenizer = Tokenizer(folder / TOKENIZER)
-        self.pixels = PixelSettings.from_file(folder / PREPROCESSOR_CONFIG)
+        self.pixels = PixelSettings.from_folder(folder)
         if max_pixels is not None:
             self.pixels = self.pixels.limited(max_pixels)
         self.template = templates.find_template(folder)
