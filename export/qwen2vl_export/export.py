@@ -34,8 +34,10 @@ from qwen2vl_rt.bundle import (
     Bundle,
 )
 from qwen2vl_rt.errors import BundleError, CheckpointError
+from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.processing.chat_template import find_template
-from qwen2vl_rt.processing.pixels import find_config
+from qwen2vl_rt.processing.pixels import PixelSettings, find_config
+from qwen2vl_rt.processing.tokenizer import Tokenizer
 
 _SMALL_FILES_BYTES = 64 * 2**20  # graphs, tokenizer and settings, generously
 
@@ -75,7 +77,7 @@ def export_checkpoint(
         graphs[PREFILL_GRAPH] = prefill
     files = _by_file(embedding_weights(geometry.decoder, precision), graphs.values())
     source.check([weight for weights in files.values() for weight in weights])
-    settings = _settings(source.path)
+    settings = _settings(source)
     calibrated = None if calibration is None else Path(calibration)
     numbers = _numbers(source, precision, graphs.values(), files[EMBEDDING][0], calibrated)
 
@@ -136,17 +138,26 @@ def _write_graph(writer: BundleWriter, file: str, graph: Graph, files: dict[str,
     onnx.checker.check_model(str(writer.folder / file), full_check=True)
 
 
-def _settings(checkpoint: Path) -> dict[str, object]:
-    """Read the small files that go along: {name in the bundle: bytes, or a JSON value to write}."""
+def _settings(checkpoint: Checkpoint) -> dict[str, object]:
+    """Read the small files that go along: {name in the bundle: bytes, or a JSON value to write}.
+
+    What no session would open is refused here, before gigabytes are written.
+    """
+    folder, geometry = checkpoint.path, checkpoint.geometry
     files: dict[str, object] = {}
     for name in (CONFIG, TOKENIZER):
-        read_json(checkpoint / name)  # refuses a missing or damaged one
-        files[name] = (checkpoint / name).read_bytes()
-    generation = checkpoint / GENERATION_CONFIG
+        read_json(folder / name)  # refuses a missing or damaged one
+        files[name] = (folder / name).read_bytes()
+    generation = folder / GENERATION_CONFIG
     files[GENERATION_CONFIG] = generation.read_bytes() if generation.exists() else {}
     try:
-        file, pixels = find_config(checkpoint)
-        template = find_template(checkpoint)
+        if generation.exists():
+            generation_defaults(generation)
+        Tokenizer(folder / TOKENIZER).token_bytes(geometry.decoder.vocab_size)
+        file, pixels = find_config(folder)
+        if problem := PixelSettings.from_folder(folder).problem(geometry.vision):
+            raise BundleError(f"{file} {problem}")
+        template = find_template(folder)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     files[PREPROCESSOR_CONFIG] = file.read_bytes() if file.name == PREPROCESSOR_CONFIG else pixels

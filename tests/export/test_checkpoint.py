@@ -198,12 +198,16 @@ def replace(name, tensor):
     return lambda checkpoint: rewrite(checkpoint, lambda tensors: tensors.update({newer(name): tensor}))
 
 
-def set_config(**changes):
+def edit_json(name, **changes):
     def change(checkpoint):
-        config = json.loads((checkpoint / "config.json").read_text())
-        (checkpoint / "config.json").write_text(json.dumps(config | changes))
+        found = json.loads((checkpoint / name).read_text())
+        (checkpoint / name).write_text(json.dumps(found | changes))
 
     return change
+
+
+def set_config(**changes):
+    return edit_json("config.json", **changes)
 
 
 def truncate(name, count):
@@ -296,6 +300,22 @@ DAMAGES = {
     "no preprocessor": (
         lambda checkpoint: (checkpoint / "preprocessor_config.json").unlink(),
         ["preprocessor_config.json"],
+    ),
+    "no resizing": (
+        edit_json("preprocessor_config.json", do_resize=False),
+        ["preprocessor_config.json", "do_resize"],
+    ),
+    "another merge size": (
+        edit_json("preprocessor_config.json", merge_size=1),
+        ["merge_size 1", "the model 2"],
+    ),
+    "text for a penalty": (
+        edit_json("generation_config.json", repetition_penalty="1.05"),
+        ["generation_config.json", "repetition_penalty"],
+    ),
+    "no usable tokenizer": (
+        lambda checkpoint: (checkpoint / "tokenizer.json").write_text("{}"),
+        ["tokenizer.json", "no usable tokenizer"],
     ),
     "Qwen2.5-VL": (set_config(model_type="qwen2_5_vl"), ["qwen2_5_vl"]),
     "Qwen3-VL": (set_config(model_type="qwen3_vl"), ["qwen3_vl"]),

@@ -103,6 +103,13 @@ class PixelSettings:
             ),
         )
 
+    def problem(self, vision: Any) -> str | None:
+        """What the vision tower's geometry says otherwise, or None."""
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            if getattr(vision, name) != getattr(self, name):
+                return f"has {name} {getattr(self, name)}, the model {getattr(vision, name)}"
+        return None
+
     def limited(self, max_pixels: int) -> PixelSettings:
         """These settings with another upper limit of a resized picture, that of a session's memory."""
         low = min(self.min_pixels, max_pixels)

@@ -95,13 +95,8 @@ class Processor:
         self.template = templates.find_template(folder)
         # Set by a session that computes on a GPU.
         self.device_frames: DeviceFrames | None = None
-        vision = geometry.vision
-        for name in ("patch_size", "temporal_patch_size", "merge_size"):
-            if getattr(vision, name) != getattr(self.pixels, name):
-                raise BundleError(
-                    f"{folder}: {PREPROCESSOR_CONFIG} has {name} {getattr(self.pixels, name)}, "
-                    f"the model {getattr(vision, name)}"
-                )
+        if problem := self.pixels.problem(geometry.vision):
+            raise BundleError(f"{folder}: {PREPROCESSOR_CONFIG} {problem}")
         self._pads = {"image": geometry.special_ids.image_pad, "video": geometry.special_ids.video_pad}
         for kind, pad in self._pads.items():
             if self.tokenizer.token_of(pad) is None:
