@@ -205,9 +205,13 @@ def test_expected_values_travel(exported, engines_of, tmp_path, monkeypatch):
         for one, other in zip(first[name], second[name], strict=True):
             np.testing.assert_array_equal(one, other)
     (file,) = tmp_path.glob("expected.*.npz")
-    file.write_bytes(b"cut off")
-    with pytest.raises(BackendError, match="qwen2vl build BUNDLE --gpu sm89 --arithmetic fp32 --expected"):
-        expected_for(bundle, chosen)
+    whole = file.read_bytes()
+    for damaged in (b"cut off", whole[: len(whole) // 2], whole[:2000] + b"x" * 100 + whole[2100:]):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            BackendError, match="qwen2vl build BUNDLE --gpu sm89 --arithmetic fp32 --expected"
+        ):
+            expected_for(bundle, chosen)
 
 
 def test_expected_values_that_do_not_fit(exported, engines_of, tmp_path, monkeypatch, capsys):
