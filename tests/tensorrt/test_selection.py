@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +28,7 @@ from qwen2vl_rt.plan import PROCESS_BYTES, measured_memory, plan_session
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 from qwen2vl_rt.tensorrt import edition as edition_module
 from qwen2vl_rt.tensorrt import engines, gpu, load
-from qwen2vl_rt.tensorrt.find import find_engines
+from qwen2vl_rt.tensorrt.find import build_command, find_engines
 from qwen2vl_rt.tensorrt.target import Target
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import (
@@ -97,6 +99,11 @@ def test_engines_that_hold_too_little(bundle, monkeypatch, asked, reason):
         found(bundle, asked=asked)
     command = str(error.value).split("Build them: ")[1]
     assert command.startswith(f"qwen2vl build {bundle.path} --this --max-")
+
+
+def test_the_command_can_be_pasted(bundle):
+    spaced = replace(bundle, path=Path("my models/2B (new)"))
+    assert shlex.split(build_command(spaced))[:4] == ["qwen2vl", "build", str(spaced.path), "--this"]
 
 
 def test_engines_that_are_for_something_else(bundle, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def build_command(bundle: Bundle, asked: AskedLimits | None = None) -> str:
     options = {"--max-length": length, "--max-pixels": asked.max_pixels}
     options |= {"--max-batch": asked.max_batch} if asked.max_batch > 1 else {}
     arguments = [f" {name} {value}" for name, value in options.items() if value is not None]
-    return f"qwen2vl build {bundle.path} --this{''.join(arguments)}"
+    return f"qwen2vl build {shlex.quote(str(bundle.path))} --this{''.join(arguments)}"
 
 
 def find_engines(
