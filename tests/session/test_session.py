@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 import qwen2vl_rt
+from bench.tiny import TINY
+from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import (
     CancelToken,
     InputError,
@@ -308,6 +311,25 @@ def test_ten_sessions_leak_nothing(bundle):
     time.sleep(0.1)
     # Each would add about 50 MB if it stayed: the weights alone are 30.
     assert resident_memory() - before < 60 << 20
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4-int8"])
+def test_a_bundle_in_the_hubs_cache(precision, bundle, tmp_path):
+    """There every file of a repository is a link out of its folder."""
+    if precision != "fp32":
+        bundle = export_checkpoint(TINY, tmp_path / "bundle", precision).path
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for index, file in enumerate(bundle.iterdir()):
+        shutil.copy(file, blobs / str(index))
+        (snapshot / file.name).symlink_to(f"../../blobs/{index}")
+
+    def tokens(folder):
+        with Session(folder, max_length=256, threads=2) as session:
+            return session.generate(QUESTION, max_new_tokens=8).token_ids
+
+    assert tokens(snapshot) == tokens(bundle)
 
 
 def test_unknown_backend():

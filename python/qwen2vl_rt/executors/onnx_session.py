@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,8 @@ class OnnxSession:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry(*EXACT_INT8)
         options.add_session_config_entry("session.disable_prepacking", "0" if pack else "1")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        model, top = _with_real_files(model, folder)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", top)
         options.log_severity_level = 3
         if any(opset.domain == _core.OPERATOR_DOMAIN for opset in model.opset_import):
             options.register_custom_ops_library(_core.__file__)
@@ -89,6 +91,22 @@ class OnnxSession:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {error}") from error
+
+
+def _with_real_files(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, str]:
+    """A copy of the model whose external data name the files behind links, and the folder that holds them.
+
+    ONNX Runtime refuses links out of that folder; in the hub's cache every file of a bundle is one.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    tensors = copy.graph.initializer
+    locations = [entry for tensor in tensors for entry in tensor.external_data if entry.key == "location"]
+    files = {entry.value: os.path.realpath(folder / entry.value) for entry in locations}
+    top = os.path.commonpath([os.path.realpath(folder), *map(os.path.dirname, files.values())])
+    for entry in locations:
+        entry.value = os.path.relpath(files[entry.value], top)
+    return copy, top
 
 
 def bind(
