@@ -76,6 +76,18 @@ def test_the_best_engines_come_first(bundle, monkeypatch):
     assert others[1].decoder.target == "portable"
 
 
+def test_of_vision_engines_the_one_that_fits_goes_along(bundle, monkeypatch):
+    """Built for one picture size, then for others: the decoder's engine is there already."""
+    sizes = [28 * 28 * n for n in (16, 64, 256, 1024, 4096)]
+    for size in sizes:
+        build_stand_ins(monkeypatch, bundle, replace(LIMITS, max_pixels=size))
+    for asked, fitting in [*zip(sizes, sizes, strict=True), (28 * 28 * 65, 28 * 28 * 256)]:
+        (chosen,) = found(bundle, asked=AskedLimits(max_pixels=asked))
+        assert chosen.limits.max_pixels == fitting
+    (chosen,) = found(bundle)  # what the bundle itself asks for: 200704
+    assert chosen.limits.max_pixels == 28 * 28 * 256
+
+
 def test_limits_are_the_engines(bundle, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     (chosen,) = found(bundle)

@@ -114,6 +114,9 @@ def find_engines(
             reasons.append(f"{path.name} is {reason}")
         else:
             found[description.graph].append((file, description))
+    # Before any other comes the vision engine that holds the largest picture, and no more than it must.
+    wanted = asked.for_bundle(bundle).max_pixels // bundle.geometry.vision.patch_size**2
+    found["vision"].sort(key=lambda vision: _fit(vision[1], wanted))
     sets = []
     for decoder in found["decoder"]:
         parts = {"decoder": decoder}
@@ -172,6 +175,12 @@ def _go_together(decoder: EngineDescription, other: EngineDescription) -> bool:
     keys = cached_keys(0).past
     caches = ours.profile("decode").largest[keys], theirs.profile("prefill").largest[keys]
     return caches[0][1:] == caches[1][1:] and ours.form.attention == theirs.form.attention
+
+
+def _fit(vision: EngineDescription, wanted: int) -> tuple[int, int]:
+    """How many of the patches that are wanted a vision engine lacks, and how many it takes."""
+    _, patches, _ = vision.key.profile("picture").largest[PATCHES]
+    return max(wanted - patches, 0), patches
 
 
 def _missing(parts: dict[str, object]) -> str:
