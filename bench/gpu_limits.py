@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bench.gpu_figures import write_json
-from qwen2vl_rt import cuda
+from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.benchmark.timing import seconds
 from qwen2vl_rt.cli.info import installed_onnxruntime
 

@@ -27,25 +27,27 @@ from bench.gpu_figures import Figures, read_limits, write_json
 from bench.random_bundle import published_bundle
 from bench.random_checkpoint import PUBLISHED
 from qwen2vl_export.graph import ZERO_POINT
-from qwen2vl_rt import cuda
+from qwen2vl_rt.backends import Backend, cuda
+from qwen2vl_rt.backends.cpu.backend import CpuBackend
+from qwen2vl_rt.backends.cuda.backend import CudaBackend
+from qwen2vl_rt.backends.tensorrt.backend import TensorRTBackend
+from qwen2vl_rt.backends.tensorrt.build import build_engines
+from qwen2vl_rt.backends.tensorrt.edition import find_edition
+from qwen2vl_rt.backends.tensorrt.find import find_engines
+from qwen2vl_rt.backends.tensorrt.gpu import compute_capability
+from qwen2vl_rt.backends.tensorrt.target import choose_target, edition_problem
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
 from qwen2vl_rt.benchmark.timing import REPEATS, repeated
 from qwen2vl_rt.benchmark.work import decoder_parameters, vision_flops
 from qwen2vl_rt.bundle import DECODER_GRAPH, Bundle
-from qwen2vl_rt.engine import Engine
-from qwen2vl_rt.executors import Backend
+from qwen2vl_rt.loaded_model import LoadedModel
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.plan import kv_bytes_per_token, plan_session
+from qwen2vl_rt.plan import kv_bytes_per_token
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor, Visual
 from qwen2vl_rt.processing.visuals import prepare_picture
 from qwen2vl_rt.session_limits import AskedLimits
-from qwen2vl_rt.tensorrt.build import build_engines
-from qwen2vl_rt.tensorrt.edition import find_edition
-from qwen2vl_rt.tensorrt.find import EngineSet, find_engines
-from qwen2vl_rt.tensorrt.gpu import compute_capability
-from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
@@ -72,6 +74,9 @@ def memory_in_use() -> int | None:
         return None
 
 
+BACKENDS = {backend.name: backend for backend in (CpuBackend, CudaBackend, TensorRTBackend)}
+
+
 class Measurement:
     """Figures of one bundle on one backend. `in_use`: what `memory_in_use` said before CUDA's first call."""
 
@@ -88,29 +93,26 @@ class Measurement:
         self._in_use = in_use
         self._bundle = bundle
         self._geometry = bundle.geometry
-        self._backend = backend
+        self._backend: Backend = BACKENDS[backend]("measured")
         self._attention = attention  # of TensorRT's decoder
         self._bandwidth: float | None = limits.get("copy_bytes_per_second")
         self._flops: float | None = limits.get("matrix_flops")
         self._rng = np.random.default_rng(0)
         self._limits = AskedLimits(max_length=CONTEXT, max_pixels=1008 * 1008).for_bundle(bundle)
-        self._engine: Engine | None = None
-        self._engines: list[EngineSet] = []  # with tensorrt
+        self._model: LoadedModel | None = None
 
     def load(self, label: str = "") -> None:
-        """Open the engine; its weights' files are in the page cache mostly."""
+        """Open the model; its weights' files are in the page cache mostly."""
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
-        self._engine = Engine(
-            self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines
-        )
-        self._engine.synchronize()
+        self._model = LoadedModel(self._bundle, self._limits, processor.tokenizer, 0, self._backend)
+        self._model.synchronize()
         self._figures.add(f"load, {label}" if label else "load", time.perf_counter() - started, "s")
 
     def everything(self) -> None:
         """All figures of a model."""
-        free = cuda.load().device_info().free_bytes if self._backend != "cpu" else 0
-        if self._backend == "tensorrt":
+        free = cuda.load().device_info().free_bytes if self._backend.name != "cpu" else 0
+        if self._backend.name == "tensorrt":
             self.build_and_check()
         self.load()
         for side in (448, 1008):
@@ -120,11 +122,10 @@ class Measurement:
         self.first_token()
         if self._in_use is not None:
             self._figures.add("GPU memory taken", (memory_in_use() - self._in_use) / 2**30, "GiB")
-        elif self._backend != "cpu":
+        elif self._backend.name != "cpu":
             taken = free - cuda.load().device_info().free_bytes
             self._figures.add("GPU memory taken, without the CUDA context", taken / 2**30, "GiB")
-        backend = Backend(self._backend, "", self._engines)
-        plan = plan_session(self._bundle, backend, self._limits, None)
+        plan = self._backend.plan(self._bundle, self._limits, None)
         self._figures.add("GPU memory planned", plan.total / 2**30, "GiB")
 
     def build_and_check(self) -> None:
@@ -135,10 +136,11 @@ class Measurement:
         target = choose_target("this", edition)
         build_engines(self._bundle, edition, target, self._limits, attention=self._attention, output=folder)
         self._figures.add("build of the engines", time.perf_counter() - started, "s")
-        self._engines = find_engines(self._bundle, compute_capability(), AskedLimits(CONTEXT), folder=folder)
+        found = find_engines(self._bundle, compute_capability(), AskedLimits(CONTEXT), folder=folder)
+        self._backend = TensorRTBackend("measured", found)
         processor = Processor(self._bundle.path, self._geometry)
         started = time.perf_counter()
-        Engine(self._bundle, self._limits, processor.tokenizer, 0, self._backend, self._engines).close()
+        LoadedModel(self._bundle, self._limits, processor.tokenizer, 0, self._backend).close()
         gc.collect()
         self._figures.add("first load, with the self-check", time.perf_counter() - started, "s")
         if len(find_engines(self._bundle, compute_capability(), AskedLimits(CONTEXT), folder=folder)) > 1:
@@ -154,11 +156,11 @@ class Measurement:
         picture = random_picture(side, side, self._rng)
 
         def encode(visual: Visual) -> None:
-            self._engine.encode([visual])
-            self._engine.synchronize()
+            self._model.encode([visual])
+            self._model.synchronize()
 
         def whole() -> None:
-            encode(prepare_picture(picture, exact, settings, frames=self._engine.device_frames)[0])
+            encode(prepare_picture(picture, exact, settings, frames=self._model.device_frames)[0])
 
         self._figures.add(f"vision {side}x{side}", statistics.median(repeated(whole)), "s", bound)
         alone = statistics.median(repeated(lambda: encode(visual)))
@@ -175,7 +177,7 @@ class Measurement:
         prefill, decode = [], []
         for repeat in range(REPEATS + 1):
             prompt = PreparedPrompt(random_tokens(self._geometry, PROMPT, self._rng), [], "")
-            (result,), _ = self._engine.generate([prompt], [options])
+            (result,), _ = self._model.generate([prompt], [options])
             if repeat:
                 prefill.append(result.prefill_seconds)
                 decode.append((len(result.token_ids) - 1) / result.decode_seconds)
@@ -199,8 +201,8 @@ class Measurement:
             frame = self._rng.integers(0, 256, (448, 448, 3), np.uint8)
             ids = np.concatenate([pads, random_tokens(self._geometry, 32, self._rng)])
             started = time.perf_counter()
-            visual, _ = prepare_picture(frame, exact, settings, frames=self._engine.device_frames)
-            self._engine.generate([PreparedPrompt(ids, [visual], "")], [one])
+            visual, _ = prepare_picture(frame, exact, settings, frames=self._model.device_frames)
+            self._model.generate([PreparedPrompt(ids, [visual], "")], [one])
             times.append(time.perf_counter() - started)
         floor = None
         if self._flops:
@@ -210,12 +212,12 @@ class Measurement:
 
     def variants(self) -> None:
         """Decode with each way to run the engine. One that fails is recorded, and the next ones go on."""
-        from qwen2vl_rt.executors.cuda_settings import CHOICES
+        from qwen2vl_rt.backends.cuda.settings import CHOICES
 
         for variant in VARIANTS:
             os.environ |= {name: values[0] for name, values in CHOICES.values()} | variant
             name = ", ".join(f"{name}={value}" for name, value in variant.items()) or "defaults"
-            self._engine = None
+            self._model = None
             gc.collect()
             try:
                 self.load(name)
@@ -255,7 +257,7 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="decode, with each way to run the engine")
     parser.add_argument("--limits", type=Path, help="what bench/gpu_limits.py wrote")
     parser.add_argument("--work", type=Path, default=Path("out/gpu-bench"), help="where bundles are made")
-    parser.add_argument("--backend", default="cuda", choices=("cuda", "tensorrt", "cpu"))
+    parser.add_argument("--backend", default="cuda", choices=sorted(BACKENDS))
     parser.add_argument("--attention", help="with tensorrt: as of `qwen2vl build`")
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     options = parser.parse_args()

@@ -24,12 +24,13 @@ from bench.gpu_figures import Figures, read_limits
 from bench.gpu_model import CONTEXT, PROMPT
 from bench.random_bundle import published_bundle
 from bench.random_checkpoint import PUBLISHED
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda
+from qwen2vl_rt.backends.cuda import executors
+from qwen2vl_rt.backends.cuda.program import DeviceWeights, ProgramWriter
+from qwen2vl_rt.backends.cuda.settings import CudaSettings
+from qwen2vl_rt.backends.device.steps import device_steps
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors import device_onnx
-from qwen2vl_rt.executors.cuda_settings import CudaSettings
-from qwen2vl_rt.executors.device_program import DeviceWeights, ProgramWriter
-from qwen2vl_rt.executors.device_steps import device_steps
 from qwen2vl_rt.geometry import DecoderGeometry
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import AskedLimits
@@ -110,11 +111,11 @@ class Operations:
         module = cuda.load()
         self._stream = module.Stream()
         self._device = module.CudaDevice(self._stream)
-        dtype = device_onnx.compute_dtype(bundle)
+        dtype = executors.compute_dtype(bundle)
         limits = AskedLimits(max_length=context, max_pixels=28 * 28).for_bundle(bundle)
         self._decoder, self._cache = device_steps(bundle, limits, self._device, dtype)
         self._early = CudaSettings.from_environment().early
-        model, weights = device_onnx.step_graph(bundle, dtype)
+        model, weights = executors.step_graph(bundle, dtype)
         self._weights = DeviceWeights(self._device, model, weights)
         self._memory = self._program()
         geometry, buffers = bundle.geometry.decoder, self._decoder.buffers

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
+from qwen2vl_rt.backends.cpu.onnx_session import EXACT_INT8
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.onnx_session import EXACT_INT8
 from qwen2vl_rt.geometry import DecoderGeometry
 
 

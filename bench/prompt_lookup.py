@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.backends.cpu.executors import CpuDecoder
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.cpu import CpuDecoder
 from qwen2vl_rt.weights import embedding_table
 
 DOCUMENTS = ("LICENSE", "docs/bundle-format.md", "docs/architecture.md", "docs/preparation.md")

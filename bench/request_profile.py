@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from qwen2vl_rt.backends.cpu import executors, onnx_session
+from qwen2vl_rt.backends.cpu.backend import CpuBackend
 from qwen2vl_rt.benchmark import random_picture
 from qwen2vl_rt.bundle import PREFILL_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.cli.bench import size
-from qwen2vl_rt.engine import Engine
-from qwen2vl_rt.executors import cpu, onnx_session
+from qwen2vl_rt.loaded_model import LoadedModel
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.processing.processor import Processor
 from qwen2vl_rt.session_limits import AskedLimits
@@ -84,8 +85,8 @@ def profile(
     width, height = picture
     with tempfile.TemporaryDirectory() as folder:
         ProfiledOptions.folder = folder
-        ort.SessionOptions, cpu.OnnxSession = ProfiledOptions, ProfiledSession
-        engine = Engine(bundle, limits, processor.tokenizer, threads)
+        ort.SessionOptions, executors.OnnxSession = ProfiledOptions, ProfiledSession
+        model = LoadedModel(bundle, limits, processor.tokenizer, threads, CpuBackend("measured"))
         options = [GenerationOptions(max_new_tokens=answer_tokens, ignore_eos=True)]
         for _ in range(2):  # the first warms up; both are in the profile
             prompt_started = time.perf_counter()
@@ -96,7 +97,7 @@ def profile(
                 resized_height=height,
             )
             prepared = time.perf_counter() - prompt_started
-            (result,), vision = engine.generate([prompt], options)
+            (result,), vision = model.generate([prompt], options)
         operators: dict[str, Counter] = defaultdict(Counter)
         steps = len(result.token_ids) - 1
         for name, session in ProfiledSession.made:

@@ -23,14 +23,14 @@ from bench.export_memory import machine
 from bench.shaped_graphs import shaped
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.vision import vision_graph
+from qwen2vl_rt.backends.tensorrt.build import lower_graph
+from qwen2vl_rt.backends.tensorrt.builder import build_engine
+from qwen2vl_rt.backends.tensorrt.edition import find_edition
+from qwen2vl_rt.backends.tensorrt.network import Network
+from qwen2vl_rt.backends.tensorrt.target import choose_target
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.lowering.tensorrt import Form
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.tensorrt.build import lower_graph
-from qwen2vl_rt.tensorrt.builder import build_engine
-from qwen2vl_rt.tensorrt.edition import find_edition
-from qwen2vl_rt.tensorrt.network import Network
-from qwen2vl_rt.tensorrt.target import choose_target
 
 DECODER = DecoderGeometry(1536, 28, 12, 2, 128, 8960, 151936, 1e6, (16, 24, 24), 1e-6, tied_embedding=True)
 VISION = VisionGeometry(32, 1280, 16, 5120, 14, 2, 2, 3)

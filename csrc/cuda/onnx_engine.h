@@ -12,7 +12,7 @@
 namespace qwen2vl::cuda {
 
 // Runs decoder steps in ONNX Runtime without entering Python, except for the first step of each shape. What
-// can't be called through the C API has DeviceDecoderEngine in Python (executors/device_onnx.py) instead.
+// can't be called through the C API has DeviceDecoderEngine in Python (backends/cuda/executors.py) instead.
 class OnnxEngine : public DeviceEngine {
  public:
   using Bound = std::shared_ptr<OnnxSession::Bound>;

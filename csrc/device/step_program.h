@@ -11,7 +11,7 @@
 namespace qwen2vl {
 
 // A decode step as a list of the project's own kernels over fixed addresses, made of the decoder's lowered
-// graph when a session loads (executors/device_program.py). It can be recorded whole. Prompts go to another
+// graph when a session loads (backends/cuda/program.py). It can be recorded whole. Prompts go to another
 // engine.
 class StepProgram : public DeviceEngine {
  public:

@@ -1,19 +1,12 @@
-"""How much memory a session will need, computed from the manifest before anything is loaded."""
+"""How much memory a session will need, computed before anything is loaded: what the backends' plans share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.geometry import Geometry
-from qwen2vl_rt.machine import available_memory
-from qwen2vl_rt.peak_memory import resident_memory
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.vision import PATCHES_PER_CALL
-
-if TYPE_CHECKING:
-    from qwen2vl_rt.executors import Backend
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -65,40 +58,6 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def plan_memory(
-    bundle: Bundle, limits: SessionLimits, memory_limit: int | None, backend: str = "cpu"
-) -> MemoryPlan:
-    """Plan a session: the process's memory with the cpu backend, the GPU's (maybe the same) with cuda."""
-    if backend == "cuda":
-        from qwen2vl_rt.cuda.plan import device_parts, free_device_memory, host_parts
-
-        limit = free_device_memory() if memory_limit is None else memory_limit
-        return MemoryPlan(limits, host_parts(bundle) | device_parts(bundle, limits), limit, backend)
-    from qwen2vl_rt.executors.cpu_plan import cpu_parts
-
-    limit = available_memory() if memory_limit is None else memory_limit
-    return MemoryPlan(limits, cpu_parts(bundle, limits), limit)
-
-
-def plan_session(
-    bundle: Bundle, backend: Backend, limits: SessionLimits, memory_limit: int | None
-) -> MemoryPlan:
-    """Plan a session on a chosen backend; its limits are the plan's.
-
-    Args:
-        bundle: the model.
-        backend: what was selected, with the engines if it is tensorrt.
-        limits: as asked for, the defaults filled in.
-        memory_limit: bytes that it may use; what is free if None.
-    """
-    if not backend.engines:
-        return plan_memory(bundle, limits, memory_limit, backend.name)
-    from qwen2vl_rt.tensorrt.plan import plan_engines
-
-    best = backend.engines[0]
-    return plan_engines(bundle, best, best.session_limits(limits), memory_limit)
-
-
 def kv_bytes_per_token(geometry: Geometry, item: int = 4) -> int:
     """Bytes of one position in the KV cache, all layers: keys and values of `item` bytes each (float32's)."""
     decoder = geometry.decoder
@@ -122,15 +81,6 @@ def pictures_of_prompts(geometry: Geometry, limits: SessionLimits, item: int = 4
     vision = geometry.vision
     patches = vision.merge_size**2 * vision.patch_values * item
     return limits.max_batch * limits.max_length * (patches + 4 * geometry.decoder.hidden_size)
-
-
-def measured_memory(backend: str) -> int:
-    """Bytes in use now where `backend` keeps a session: see MemoryPlan.measured."""
-    if backend != "cpu":
-        from qwen2vl_rt.cuda.plan import used_device_memory
-
-        return used_device_memory()
-    return resident_memory()
 
 
 def human_bytes(size: int) -> str:

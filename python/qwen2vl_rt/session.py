@@ -13,13 +13,13 @@ from typing import Any
 from qwen2vl_rt import _core
 from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer, cancelled_answer
+from qwen2vl_rt.backends import Backend, select_backend
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.calls import CancelledError, call_token, under_way
-from qwen2vl_rt.engine import Engine, OnText
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError
-from qwen2vl_rt.executors import Backend, select_backend
+from qwen2vl_rt.loaded_model import LoadedModel, OnText
 from qwen2vl_rt.options import GenerationOptions, check_session_options, split_options
-from qwen2vl_rt.plan import MemoryPlan, measured_memory, plan_session
+from qwen2vl_rt.plan import MemoryPlan
 from qwen2vl_rt.processing.processor import PROMPT_KEYWORDS, PreparedPrompt, Processor, TokenizedPrompt
 from qwen2vl_rt.refusal import check_plan
 from qwen2vl_rt.session_limits import PREFILL_CHUNK, AskedLimits, SessionLimits
@@ -110,20 +110,15 @@ class Session:
     def _load(self, limits: SessionLimits, memory_limit: int | None, threads: int) -> None:
         """Plan, then load, the chosen backend."""
         with under_way(_core.CancelToken()):
-            self._plan = plan_session(self._bundle, self._backend, limits, memory_limit)
-            check_plan(self._bundle, self._plan)
+            self._plan = self._backend.plan(self._bundle, limits, memory_limit)
+            check_plan(self._bundle, self._backend, self._plan)
             limits = self._plan.limits
             _core.set_threads(threads)
             self._processor = Processor(self._bundle.path, self._bundle.geometry, limits.max_pixels)
-            self._engine: Engine | None = Engine(
-                self._bundle,
-                limits,
-                self._processor.tokenizer,
-                threads,
-                self._backend.name,
-                self._backend.engines,
+            self._model: LoadedModel | None = LoadedModel(
+                self._bundle, limits, self._processor.tokenizer, threads, self._backend
             )
-            self._processor.device_frames = self._engine.device_frames
+            self._processor.device_frames = self._model.device_frames
 
     # --- answers ------------------------------------------------------------------------------------------
 
@@ -243,7 +238,7 @@ class Session:
         `measured` is the process's resident memory with the cpu backend; with cuda and tensorrt the GPU's
         memory in use, by whomever.
         """
-        return self._plan.with_measured(measured_memory(self._backend.name))
+        return self._plan.with_measured(self._backend.memory_in_use())
 
     @property
     def backend(self) -> Backend:
@@ -258,9 +253,9 @@ class Session:
     def close(self) -> None:
         """Free the engine, the cache and the mapped weights, after the calls in the queue. Idempotent."""
         with self._turns.turn():
-            if self._engine is not None:
-                self._engine.close()
-            self._engine = None
+            if self._model is not None:
+                self._model.close()
+            self._model = None
 
     def __enter__(self) -> Session:
         return self
@@ -305,7 +300,7 @@ class Session:
                 if not came:
                     raise CancelledError
                 self._check_open()
-                results, vision_seconds = self._engine.generate(prompts, options, on_text, cancel)
+                results, vision_seconds = self._model.generate(prompts, options, on_text, cancel)
         except CancelledError:
             return [cancelled_answer(prompt, self._processor) for prompt in prompts]
         stop_ids = self._bundle.geometry.special_ids.eos
@@ -315,7 +310,7 @@ class Session:
         ]
 
     def _check_open(self) -> None:
-        if self._engine is None:
+        if self._model is None:
             raise Qwen2VLError("This session is closed: make a new one.")
 
     @contextlib.contextmanager

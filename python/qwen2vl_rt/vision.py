@@ -31,7 +31,7 @@ class Embeddings(Protocol):
 
 
 class VisionExecutor(Protocol):
-    """An engine's vision graph: see `executors.cpu.CpuVision.encode`."""
+    """An engine's vision graph: see `backends.cpu.executors.CpuVision.encode`."""
 
     def encode(
         self, patches: np.ndarray | DevicePatches, cos: np.ndarray, sin: np.ndarray

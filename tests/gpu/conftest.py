@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda
 from tests.gpu import emulation
 
 STATUS = cuda.status()

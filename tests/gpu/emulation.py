@@ -6,7 +6,7 @@ import ctypes
 import itertools
 from collections.abc import Callable
 
-from qwen2vl_rt import cuda
+from qwen2vl_rt.backends import cuda
 
 
 def is_emulated() -> bool:

@@ -8,8 +8,8 @@ import pytest
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import CancelToken, Session, _core
+from qwen2vl_rt.backends.device.vision import DeviceVisionTower
 from qwen2vl_rt.engine import Engine
-from qwen2vl_rt.executors.device_vision import DeviceVisionTower
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.options import VisualOptions

@@ -11,18 +11,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import _core, cuda, vision
+from qwen2vl_rt import _core, vision
+from qwen2vl_rt.backends import cuda, select_backend
+from qwen2vl_rt.backends.cpu.executors import CpuVision
+from qwen2vl_rt.backends.cuda import executors
+from qwen2vl_rt.backends.cuda.backend import CudaBackend
+from qwen2vl_rt.backends.cuda.executors import DeviceVision, device_decoder
+from qwen2vl_rt.backends.cuda.onnx_session import Provider, Tensor, open_session
+from qwen2vl_rt.backends.cuda.plan import plan_cuda
+from qwen2vl_rt.backends.cuda.settings import CudaSettings
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
-from qwen2vl_rt.executors import device_onnx, select_backend
-from qwen2vl_rt.executors.cpu import CpuVision
-from qwen2vl_rt.executors.cuda_settings import CudaSettings
-from qwen2vl_rt.executors.device_onnx import DeviceVision, device_decoder
-from qwen2vl_rt.executors.device_session import Provider, Tensor, open_session
 from qwen2vl_rt.lowering import matmul_nbits
 from qwen2vl_rt.lowering.cuda import lower_decoder
 from qwen2vl_rt.lowering.linear import SHARED
-from qwen2vl_rt.plan import plan_memory
 from qwen2vl_rt.processing.processor import Visual
 from qwen2vl_rt.refusal import check_plan
 from qwen2vl_rt.session_limits import SessionLimits
@@ -52,7 +54,7 @@ def provider_of(device, compiled: bool = False, **settings: bool) -> Provider:
         emulation.share_memory(True)
         chosen = replace(chosen, graphs=False)
         return Provider("CPUExecutionProvider", "cpu", settings=chosen, operators=emulation.is_emulated())
-    from qwen2vl_rt.executors.cuda import cuda_provider
+    from qwen2vl_rt.backends.cuda.provider import cuda_provider
 
     return cuda_provider(device.stream, chosen)
 
@@ -87,16 +89,16 @@ def test_float32_answers_equal_the_cpu_backends(bundles, device, compiled, group
 def test_steps_of_our_own_kernels(bundles, device, monkeypatch, kind):
     """They choose the tokens that ONNX Runtime's choose, all in float32: one row, several, rows that move."""
     bundle = bundles[kind]
-    monkeypatch.setattr(device_onnx, "compute_dtype", lambda _bundle: "float32")
+    monkeypatch.setattr(executors, "compute_dtype", lambda _bundle: "float32")
     monkeypatch.setattr(matmul_nbits, "ACCURACY_LEVEL", 1)  # the CPU's kernels don't round activations either
     host = isinstance(device, _core.HostDevice)
-    graphs, load = [], device_onnx.open_session
+    graphs, load = [], executors.open_session
 
     def open_session(model, *rest):
         graphs.append(model)
         return load(model, *rest)
 
-    monkeypatch.setattr(device_onnx, "open_session", open_session)
+    monkeypatch.setattr(executors, "open_session", open_session)
     answers = []
     for own in (False, True):
         graphs.clear()
@@ -225,7 +227,7 @@ def test_the_settings_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("kind", ["bf16", "int4"])
 def test_16_bit_answers_run_and_repeat(bundles, kind, own, graphs, compiled):
     """Twice the same through prompts, recorded steps and rows that move; close to the CPU's."""
-    from qwen2vl_rt.executors.cuda import cuda_device
+    from qwen2vl_rt.backends.cuda.provider import cuda_device
 
     bundle, sampling = bundles[kind], _core.SamplingOptions(logprobs=64)
     expected = cpu_loop(bundle, LIMITS).generate(requests(bundle, sampling=sampling))
@@ -275,24 +277,24 @@ def test_selection_says_why():
 
 def test_the_plan_counts_the_gpus_memory_and_refuses_before_loading(bundles):
     bundle = bundles["bf16"]
-    plan = plan_memory(bundle, LIMITS, 10 << 30, "cuda")
+    plan = plan_cuda(bundle, LIMITS, 10 << 30)
     decoder = bundle.geometry.decoder
     kv = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 2
     assert plan.parts["KV cache"] == LIMITS.max_batch * LIMITS.max_length * kv
     tied = bundle.files["embedding.bin"].size
     assert plan.parts["decoder weights"] == bundle.files["decoder.weights"].size + tied
     long = SessionLimits(max_length=1 << 20, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
-    small = plan_memory(bundle, long, 770 << 20, "cuda")
+    small = plan_cuda(bundle, long, 770 << 20)
     with pytest.raises(MemoryLimitError, match="max_length=") as error:
-        check_plan(bundle, small)
+        check_plan(bundle, CudaBackend(""), small)
     fitting = int(str(error.value).split("max_length=")[1].split()[0].rstrip("."))
     limits = SessionLimits(max_length=fitting, max_batch=2, max_pixels=28 * 28, prefill_chunk=9)
-    assert plan_memory(bundle, limits, 770 << 20, "cuda").total <= 770 << 20
+    assert plan_cuda(bundle, limits, 770 << 20).total <= 770 << 20
 
 
 def test_the_device_cache_has_the_planned_size(bundles):
     bundle = bundles["fp32"]
     _, cache = device_decoder(bundle, LIMITS, _core.HostDevice(), Provider("CPUExecutionProvider", "cpu"))
-    planned = plan_memory(bundle, LIMITS, 1 << 40, "cuda").parts["KV cache"]
+    planned = plan_cuda(bundle, LIMITS, 1 << 40).parts["KV cache"]
     assert planned <= cache.bytes <= planned + 4096 * 2 * bundle.geometry.decoder.layers
-    assert device_onnx.compute_dtype(bundle) == "float32"
+    assert executors.compute_dtype(bundle) == "float32"

@@ -13,9 +13,10 @@ import pytest
 
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import MemoryLimitError, Session, cuda
-from qwen2vl_rt.executors import cuda as cuda_backend
-from qwen2vl_rt.executors import select
+from qwen2vl_rt import MemoryLimitError, Session
+from qwen2vl_rt.backends import cuda
+from qwen2vl_rt.backends.cuda import provider
+from qwen2vl_rt.backends.cuda.backend import CudaBackend
 from tests.gpu import emulation
 from tests.gpu.arrays import to_device
 from tests.gpu.test_cuda_backend import provider_of
@@ -38,8 +39,8 @@ def backend(monkeypatch) -> None:
     """The cuda backend, on whichever GPU there is."""
     if emulation.is_emulated():
         device = cuda.load().CudaDevice(cuda.load().Stream())
-        monkeypatch.setattr(cuda_backend, "cuda_provider", lambda *_: provider_of(device, compiled=True))
-        monkeypatch.setattr(select, "_missing_for_cuda", lambda: "")
+        monkeypatch.setattr(provider, "cuda_provider", lambda *_: provider_of(device, compiled=True))
+        monkeypatch.setattr(CudaBackend, "missing", staticmethod(lambda: ""))
 
 
 def ask(session: Session, picture: object) -> list[object]:

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from qwen2vl_rt import cuda
+from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.errors import BackendError, InputError
 from tests.gpu import emulation
 

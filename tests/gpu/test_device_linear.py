@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda
 from tests.gpu import emulation
 from tests.gpu.arrays import DTYPES, to_device, to_host
 

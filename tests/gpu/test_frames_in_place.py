@@ -7,7 +7,8 @@ import gc
 import numpy as np
 import pytest
 
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.errors import PictureError, PromptTooLongError
 from qwen2vl_rt.processing import device_frames
 from qwen2vl_rt.processing.device_frames import DeviceFrames, DevicePatches, is_device_frame
@@ -170,7 +171,7 @@ def test_a_picture_on_the_host_is_brought_to_the_device(device, monkeypatch):
 
 def test_the_vision_tower_reads_patches_where_they_are(tmp_path, device):
     from qwen2vl_export.export import export_checkpoint
-    from qwen2vl_rt.executors.device_onnx import DeviceVision
+    from qwen2vl_rt.backends.cuda.executors import DeviceVision
     from qwen2vl_rt.vision import VisionTower
     from tests.gpu.checkpoint import small_checkpoint
     from tests.gpu.test_cuda_backend import provider_of

@@ -21,14 +21,15 @@ from bench import gpu_accuracy, gpu_model, gpu_operations, gpu_report
 from bench.gpu_figures import Figures
 from bench.gpu_report import Settings, Stage
 from bench.random_bundle import write_random_bundle
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda
+from qwen2vl_rt.backends.cuda import executors
+from qwen2vl_rt.backends.cuda.program import DeviceWeights
+from qwen2vl_rt.backends.cuda.settings import CHOICES
+from qwen2vl_rt.backends.tensorrt import target
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli.info import installed_onnxruntime
-from qwen2vl_rt.executors import device_onnx
-from qwen2vl_rt.executors.cuda_settings import CHOICES
-from qwen2vl_rt.executors.device_program import DeviceWeights
 from qwen2vl_rt.plan import kv_bytes_per_token
-from qwen2vl_rt.tensorrt import target
 from tests.gpu.checkpoint import small_config
 
 ROOT = Path(__file__).parents[2]
@@ -205,8 +206,8 @@ def one_layer(folder: Path, precision: str) -> Bundle:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int4"])
 def test_a_steps_bytes_are_those_that_the_gpu_holds(tmp_path, precision):
     bundle = one_layer(tmp_path, precision)
-    dtype = device_onnx.compute_dtype(bundle)
-    weights = DeviceWeights(_core.HostDevice(), *device_onnx.step_graph(bundle, dtype))
+    dtype = executors.compute_dtype(bundle)
+    weights = DeviceWeights(_core.HostDevice(), *executors.step_graph(bundle, dtype))
     past = gpu_model.PROMPT + gpu_model.ANSWER // 2
     cache = past * kv_bytes_per_token(bundle.geometry, 4 if dtype == "float32" else 2)
     held = sum(block.bytes for block in weights._blocks.values())

@@ -10,13 +10,13 @@ import pytest
 import qwen2vl_rt
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt.backends import select_backend
+from qwen2vl_rt.backends.tensorrt.build import build_engines
+from qwen2vl_rt.backends.tensorrt.edition import installed_editions
+from qwen2vl_rt.backends.tensorrt.gpu import compute_capability
+from qwen2vl_rt.backends.tensorrt.target import choose_target, edition_problem
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors import select_backend
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.tensorrt.build import build_engines
-from qwen2vl_rt.tensorrt.edition import installed_editions
-from qwen2vl_rt.tensorrt.gpu import compute_capability
-from qwen2vl_rt.tensorrt.target import choose_target, edition_problem
 
 pytestmark = pytest.mark.gpu
 

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import cuda
+from qwen2vl_rt.backends import cuda
+from qwen2vl_rt.backends.tensorrt.check import expected_for, run_check
+from qwen2vl_rt.backends.tensorrt.check_inputs import BATCH_REPLAY, REPLAY, check_steps
+from qwen2vl_rt.backends.tensorrt.executors import tensorrt_decoder
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors.tensorrt import tensorrt_decoder
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.tensorrt.check import expected_for, run_check
-from qwen2vl_rt.tensorrt.check_inputs import BATCH_REPLAY, REPLAY, check_steps
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids

@@ -10,9 +10,9 @@ import onnxruntime as ort
 import pytest
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.backends.cpu.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
 from qwen2vl_rt.errors import BundleError
-from qwen2vl_rt.executors.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.cpu_attention import to_cached_attention, to_picture_attention
 from qwen2vl_rt.weights import load_graph

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from qwen2vl_rt.executors.device_session import Provider, PythonSession
+from qwen2vl_rt.backends.cuda.onnx_session import Provider, PythonSession
 from qwen2vl_rt.graph_format import PRESENT_LENGTH
 from qwen2vl_rt.lowering.cuda import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.group_query_attention import LAST, LONGEST

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qwen2vl_rt.executors.onnx_session import OnnxSession
+from qwen2vl_rt.backends.cpu.onnx_session import OnnxSession
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
 

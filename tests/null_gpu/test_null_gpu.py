@@ -16,7 +16,8 @@ import pytest
 from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import published_config
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import Session, cuda
+from qwen2vl_rt import Session
+from qwen2vl_rt.backends import cuda
 from tests.gpu import emulation
 from tests.gpu.checkpoint import small_checkpoint
 
@@ -127,14 +128,14 @@ def test_memory_is_what_was_planned(tmp_path, monkeypatch, kind, layers, side, l
         parts = session.plan().parts
         planned = sum(parts.values()) - parts["CUDA context"]
         NULL.null_gpu_reset()
-        encode, held = session._engine.encode, []
+        encode, held = session._model.encode, []
 
         def encode_all(*arguments: object) -> object:
             embeddings = encode(*arguments)
             held.append(own())  # with the patches and embeddings of all prompts
             return embeddings
 
-        monkeypatch.setattr(session._engine, "encode", encode_all)
+        monkeypatch.setattr(session._model, "encode", encode_all)
         prompts = [{"prompt": f"{row}", "images": pictures(row)} for row in range(batch)]
         session.generate_batch(prompts, max_new_tokens=2, ignore_eos=True)
         if count >= 4:  # frame pairs share a call, which pictures in the GPU's memory do not

@@ -140,7 +140,7 @@ def test_inputs_features_and_logits(pair, case):
             continue
         patches = np.concatenate([visual.patches.reshape(-1, 1176) for visual in visuals])
         np.testing.assert_array_equal(patches, inputs[pixels])
-        features = np.concatenate(pair.session._engine.encode(visuals))
+        features = np.concatenate(pair.session._model.encode(visuals))
         expected_features = pair.reference.features(inputs[pixels], inputs[grid])
         assert_close(features, expected_features)
 

@@ -10,7 +10,7 @@ import pytest
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import MemoryLimitError, Session, _core
-from qwen2vl_rt.executors.cpu import LEAST_CHUNK, CpuDecoder
+from qwen2vl_rt.backends.cpu.executors import LEAST_CHUNK, CpuDecoder
 from tests.reference.reference import Reference, frames, picture
 from tests.support.random_model import of_the_tiny_tokenizer, random_model, save_checkpoint
 
@@ -160,9 +160,9 @@ def test_pictures_of_one_size_do_not_see_each_other(any_session):
     """They share a call of the vision tower: each must come out as it does alone."""
     prompts = [any_session._processor.prepare([user("?", image(seed))]) for seed in (7, 8, 9)]
     visuals = [prompt.visuals[0] for prompt in prompts]
-    engine = any_session._engine
-    for together, visual in zip(engine.encode(visuals), visuals, strict=True):
-        alone = engine.encode([visual])[0]
+    model = any_session._model
+    for together, visual in zip(model.encode(visuals), visuals, strict=True):
+        alone = model.encode([visual])[0]
         np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(alone).max())
 
 

@@ -20,11 +20,11 @@ LONG = dict(prompt="Talk.", max_new_tokens=3500, ignore_eos=True)
 STREAM = "stream = session.stream(**LONG); next(stream)\n"
 GENERATE = """
 piece = threading.Event()
-run = session._engine.generate
+run = session._model.generate
 def generate(*arguments):
     piece.set()
     return run(*arguments)
-session._engine.generate = generate
+session._model.generate = generate
 threading.Thread(target=lambda: session.generate(**LONG), daemon=True).start()
 piece.wait(60)
 """

@@ -12,24 +12,25 @@ import pytest
 from bench.random_bundle import write_random_bundle
 from bench.random_checkpoint import published_config
 from qwen2vl_rt import MemoryLimitError, Session
+from qwen2vl_rt.backends.cpu.plan import plan_cpu
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.plan import PROCESS_BYTES, plan_memory
+from qwen2vl_rt.plan import PROCESS_BYTES
 from qwen2vl_rt.session_limits import AskedLimits
 
 
 def test_a_length_that_leaves_no_room_for_a_prompt_is_not_advised_alone(bundle):
     opened = Bundle.open(bundle)
-    fits = plan_memory(opened, AskedLimits(max_length=500).for_bundle(opened), None).total
+    fits = plan_cpu(opened, AskedLimits(max_length=500).for_bundle(opened)).total
     with pytest.raises(MemoryLimitError, match="max_length=448 with max_new_tokens lowered from 512"):
         Session(bundle, memory_limit=fits)
-    fits = plan_memory(opened, AskedLimits(max_length=600).for_bundle(opened), None).total
+    fits = plan_cpu(opened, AskedLimits(max_length=600).for_bundle(opened)).total
     with pytest.raises(MemoryLimitError, match=r"max_length=576( or|\.)"):
         Session(bundle, memory_limit=fits)
 
 
 def test_sizes_of_a_refusal_differ(bundle):
     opened = Bundle.open(bundle)
-    needed = plan_memory(opened, AskedLimits().for_bundle(opened), None).total
+    needed = plan_cpu(opened, AskedLimits().for_bundle(opened)).total
     with pytest.raises(MemoryLimitError, match=f"needs {needed:,} bytes and may use {needed - 1:,} bytes"):
         Session(bundle, memory_limit=needed - 1)
     with pytest.raises(MemoryLimitError, match=r"MiB and may use 1024 bytes\."):

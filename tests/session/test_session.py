@@ -24,7 +24,7 @@ from qwen2vl_rt import (
     Qwen2VLError,
     Session,
 )
-from qwen2vl_rt.executors.cpu import CpuDecoder
+from qwen2vl_rt.backends.cpu.executors import CpuDecoder
 
 QUESTION = "Where is the red block?"
 
@@ -86,7 +86,7 @@ def test_a_bad_prompt_of_a_batch_is_named(session):
 
 
 def test_a_bad_option_of_a_batch_is_named_before_anything_runs(session, monkeypatch):
-    monkeypatch.setattr(session._engine, "generate", None)
+    monkeypatch.setattr(session._model, "generate", None)
     bad = {"temperature": -1.0, "top_p": "a", "stop": [""], "max_new_tokens": 0, "foo": 1}
     for name, value in bad.items():
         with pytest.raises(InputError, match=rf"prompts\[2\]: .*{name}"):
@@ -144,7 +144,7 @@ def test_what_a_stream_cannot_use_is_told_where_it_is_read(session):
 
 
 def test_a_cancel_before_the_call_computes_nothing(session, desk, monkeypatch):
-    monkeypatch.setattr(session._engine, "generate", None)
+    monkeypatch.setattr(session._model, "generate", None)
     monkeypatch.setattr(session._processor, "pixels", None)
     cancel = CancelToken()
     cancel.cancel()
@@ -155,7 +155,7 @@ def test_a_cancel_before_the_call_computes_nothing(session, desk, monkeypatch):
 
 
 def test_a_cancel_is_seen_between_calls_of_the_vision_tower(session, monkeypatch):
-    cancel, executor = CancelToken(), session._engine._vision._executor
+    cancel, executor = CancelToken(), session._model._vision._executor
     encode, calls = executor.encode, []
 
     def watch(*arguments):
@@ -334,6 +334,6 @@ def test_a_bundle_in_the_hubs_cache(precision, bundle, tmp_path):
 
 def test_unknown_backend():
     with pytest.raises(qwen2vl_rt.BackendError, match="tpu"):
-        from qwen2vl_rt.executors import select_backend
+        from qwen2vl_rt.backends import select_backend
 
         select_backend("tpu")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.backends.cpu.executors import CpuDecoder
 from qwen2vl_rt.bundle import PREFILL_GRAPH, Bundle
-from qwen2vl_rt.executors.cpu import CpuDecoder
 from qwen2vl_rt.session_limits import SessionLimits
 from qwen2vl_rt.weights import embedding_table
 

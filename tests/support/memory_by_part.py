@@ -46,7 +46,7 @@ def picture(bundle: str) -> Parts:
         weights = sum(size for name, size in planned.items() if "weights" in name or name == "lm_head")
         parts = {"weights": (weights, resident_memory())}
         visual = random_visual(session.bundle.geometry, SIDE, SIDE, np.random.default_rng(0))
-        return parts | {"vision": (planned["vision"], taken(lambda: session._engine.encode([visual])))}
+        return parts | {"vision": (planned["vision"], taken(lambda: session._model.encode([visual])))}
 
 
 def logits(bundle: str) -> Parts:

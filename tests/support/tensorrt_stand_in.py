@@ -14,19 +14,19 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.backends.device.steps import Tensor
+from qwen2vl_rt.backends.tensorrt import build
+from qwen2vl_rt.backends.tensorrt.description import EngineTensor, Figures
+from qwen2vl_rt.backends.tensorrt.edition import Edition
+from qwen2vl_rt.backends.tensorrt.engines import EngineFile
+from qwen2vl_rt.backends.tensorrt.executors import Engines
+from qwen2vl_rt.backends.tensorrt.find import EngineSet, find_engines
+from qwen2vl_rt.backends.tensorrt.runtime import ALIGNMENT
+from qwen2vl_rt.backends.tensorrt.target import Target
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors.device_steps import Tensor
-from qwen2vl_rt.executors.tensorrt import Engines
 from qwen2vl_rt.lowering.tensorrt import lower_decoder, lower_vision
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
-from qwen2vl_rt.tensorrt import build
-from qwen2vl_rt.tensorrt.description import EngineTensor, Figures
-from qwen2vl_rt.tensorrt.edition import Edition
-from qwen2vl_rt.tensorrt.engines import EngineFile
-from qwen2vl_rt.tensorrt.find import EngineSet, find_engines
-from qwen2vl_rt.tensorrt.runtime import ALIGNMENT
-from qwen2vl_rt.tensorrt.target import Target
 from qwen2vl_rt.weights import load_graph
 from tests.support.graph_feeds import with_weights
 

@@ -15,6 +15,17 @@ from bench.tiny import TINY
 from qwen2vl_export.decoder import decoder_graph
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_export.vision import vision_graph
+from qwen2vl_rt.backends.tensorrt import build as build_module
+from qwen2vl_rt.backends.tensorrt import build_memory, builder
+from qwen2vl_rt.backends.tensorrt import network as network_module
+from qwen2vl_rt.backends.tensorrt.build import build_engines, lower_graph
+from qwen2vl_rt.backends.tensorrt.build_memory import MARGIN, SMALLEST_WORKSPACE, limit_workspace
+from qwen2vl_rt.backends.tensorrt.builder import build_engine
+from qwen2vl_rt.backends.tensorrt.description import DESCRIPTION_VERSION, Figures
+from qwen2vl_rt.backends.tensorrt.edition import find_edition
+from qwen2vl_rt.backends.tensorrt.network import Network, parse_from_files
+from qwen2vl_rt.backends.tensorrt.target import choose_target
+from qwen2vl_rt.backends.tensorrt.timing import keep_timings, use_timings
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.cli import main
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError
@@ -22,17 +33,6 @@ from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeo
 from qwen2vl_rt.lowering.tensorrt import Form, lower_decoder, lower_vision
 from qwen2vl_rt.number_formats import format_named
 from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.tensorrt import build as build_module
-from qwen2vl_rt.tensorrt import build_memory, builder
-from qwen2vl_rt.tensorrt import network as network_module
-from qwen2vl_rt.tensorrt.build import build_engines, lower_graph
-from qwen2vl_rt.tensorrt.build_memory import MARGIN, SMALLEST_WORKSPACE, limit_workspace
-from qwen2vl_rt.tensorrt.builder import build_engine
-from qwen2vl_rt.tensorrt.description import DESCRIPTION_VERSION, Figures
-from qwen2vl_rt.tensorrt.edition import find_edition
-from qwen2vl_rt.tensorrt.network import Network, parse_from_files
-from qwen2vl_rt.tensorrt.target import choose_target
-from qwen2vl_rt.tensorrt.timing import keep_timings, use_timings
 from qwen2vl_rt.weights import drop_cache, load_graph
 
 trt = pytest.importorskip(

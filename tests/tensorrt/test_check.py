@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import plan
-from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.cli import main
-from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
-from qwen2vl_rt.session_limits import SessionLimits
-from qwen2vl_rt.tensorrt import check, check_files, check_memory, load
-from qwen2vl_rt.tensorrt.check import (
+from qwen2vl_rt.backends.cpu import plan as cpu_plan
+from qwen2vl_rt.backends.tensorrt import check, check_files, check_memory, load
+from qwen2vl_rt.backends.tensorrt.check import (
     ALLOWED,
     ALLOWED_FP8,
     ALLOWED_INT8,
@@ -25,8 +21,8 @@ from qwen2vl_rt.tensorrt.check import (
     expected_for,
     run_check,
 )
-from qwen2vl_rt.tensorrt.check_files import CheckResult, store_result, stored_result
-from qwen2vl_rt.tensorrt.check_inputs import (
+from qwen2vl_rt.backends.tensorrt.check_files import CheckResult, store_result, stored_result
+from qwen2vl_rt.backends.tensorrt.check_inputs import (
     BATCH,
     BATCH_REPLAY,
     CHUNK,
@@ -38,6 +34,10 @@ from qwen2vl_rt.tensorrt.check_inputs import (
     check_steps,
     picture_sizes,
 )
+from qwen2vl_rt.bundle import Bundle
+from qwen2vl_rt.cli import main
+from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
+from qwen2vl_rt.session_limits import SessionLimits
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import build_stand_ins, found, open_stand_ins
 
@@ -219,20 +219,20 @@ def test_expected_values_that_do_not_fit(exported, engines_of, tmp_path, monkeyp
     bundle = exported["fp32"]
     (chosen,) = engines_of(bundle, "mask")
     monkeypatch.setattr(check_files, "expected_values", lambda *_: pytest.fail("computed"))
-    monkeypatch.setattr(plan, "available_memory", lambda: 100 << 20)
+    monkeypatch.setattr(cpu_plan, "available_memory", lambda: 100 << 20)
     with pytest.raises(BackendError, match=r"GiB too little: .*`qwen2vl build BUNDLE --gpu sm89 --arith"):
         expected_for(bundle, chosen)
     assert main(["build", str(bundle.path), "--gpu", "sm87", "--expected", "--output", str(tmp_path)]) == 1
     assert "0.10 GiB of memory is available" in capsys.readouterr().err
 
-    whole = plan.plan_memory(bundle, LIMITS, None)
+    whole = cpu_plan.plan_cpu(bundle, LIMITS)
     parts = {
         "process": 160 << 20,
         "vision weights": 30 << 20,
         "vision": 10 << 20,
         "decoder weights": 50 << 20,
     }
-    monkeypatch.setattr(check_memory, "plan_memory", lambda *_: replace(whole, parts=parts, limit=210 << 20))
+    monkeypatch.setattr(check_memory, "plan_cpu", lambda *_: replace(whole, parts=parts, limit=210 << 20))
     check_memory.require_memory(bundle, LIMITS)
     parts["decoder weights"] += 1
     with pytest.raises(MemoryLimitError, match=r"take 0\.21 GiB"):

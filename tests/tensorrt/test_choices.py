@@ -6,21 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen2vl_rt.errors import BackendError, InputError
-from qwen2vl_rt.lowering.tensorrt import Form
-from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
-from qwen2vl_rt.tensorrt import target as target_module
-from qwen2vl_rt.tensorrt.build import (
+from qwen2vl_rt.backends.tensorrt import target as target_module
+from qwen2vl_rt.backends.tensorrt.build import (
     check_float32,
     check_fp8,
     check_length,
     choose_attention,
     choose_format,
 )
-from qwen2vl_rt.tensorrt.edition import Edition, find_edition
-from qwen2vl_rt.tensorrt.find import build_command
-from qwen2vl_rt.tensorrt.profiles import decoder_profiles, vision_profiles
-from qwen2vl_rt.tensorrt.target import Target, choose_target
+from qwen2vl_rt.backends.tensorrt.edition import Edition, find_edition
+from qwen2vl_rt.backends.tensorrt.find import build_command
+from qwen2vl_rt.backends.tensorrt.profiles import decoder_profiles, vision_profiles
+from qwen2vl_rt.backends.tensorrt.target import Target, choose_target
+from qwen2vl_rt.errors import BackendError, InputError
+from qwen2vl_rt.lowering.tensorrt import Form
+from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
 
 RTX_TARGETS = SimpleNamespace(NONE=0, CURRENT=1, SM75=75, SM80=80, SM120=120)
 

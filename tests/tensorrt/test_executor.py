@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qwen2vl_export.export import export_checkpoint
+from qwen2vl_rt.backends.cpu.executors import CpuVision
+from qwen2vl_rt.backends.tensorrt.executors import TensorRTVision, tensorrt_decoder
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.executors.cpu import CpuVision
-from qwen2vl_rt.executors.tensorrt import TensorRTVision, tensorrt_decoder
 from qwen2vl_rt.session_limits import SessionLimits
 from tests.support.bundle_loop import cpu_loop, decoder_loop, requests, token_ids
 from tests.support.random_model import random_model, save_checkpoint
@@ -30,7 +30,7 @@ def exported(tmp_path_factory) -> dict[str, Bundle]:
 
 def opened(monkeypatch, bundle, folder, attention, number_format=None, **faults):
     if number_format:  # what a quantized bundle computes in exactly
-        monkeypatch.setattr("qwen2vl_rt.tensorrt.build.choose_format", lambda *_: number_format)
+        monkeypatch.setattr("qwen2vl_rt.backends.tensorrt.build.choose_format", lambda *_: number_format)
     build_stand_ins(monkeypatch, bundle, LIMITS, folder, attention)
     (chosen,) = found(bundle, folder)
     return open_stand_ins(bundle, chosen, **faults)

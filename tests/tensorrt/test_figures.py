@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from qwen2vl_rt.backends.tensorrt.build import Built
+from qwen2vl_rt.backends.tensorrt.description import Figures
+from qwen2vl_rt.backends.tensorrt.engines import EngineFile
+from qwen2vl_rt.backends.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures
+from qwen2vl_rt.backends.tensorrt.profiles import Profile
 from qwen2vl_rt.cli.build import describe
-from qwen2vl_rt.tensorrt.build import Built
-from qwen2vl_rt.tensorrt.description import Figures
-from qwen2vl_rt.tensorrt.engines import EngineFile
-from qwen2vl_rt.tensorrt.logger import ACTIVATIONS, WEIGHTS, figures
-from qwen2vl_rt.tensorrt.profiles import Profile
 
 
 @pytest.mark.parametrize("unit", [" bytes", ""], ids=["newer", "TensorRT 10.3"])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from qwen2vl_rt.tensorrt.files import write_whole
+from qwen2vl_rt.backends.tensorrt.files import write_whole
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from qwen2vl_rt.backends.device.steps import Tensor
+from qwen2vl_rt.backends.tensorrt.description import EngineDescription, EngineKey, EngineTensor, Figures
+from qwen2vl_rt.backends.tensorrt.edition import Edition, find_edition
+from qwen2vl_rt.backends.tensorrt.engines import EngineFile
+from qwen2vl_rt.backends.tensorrt.gpu import compute_capability
+from qwen2vl_rt.backends.tensorrt.profiles import Profile
+from qwen2vl_rt.backends.tensorrt.runtime import TensorRTEngine
 from qwen2vl_rt.errors import BackendError
-from qwen2vl_rt.executors.device_steps import Tensor
 from qwen2vl_rt.lowering.tensorrt import Form
-from qwen2vl_rt.tensorrt.description import EngineDescription, EngineKey, EngineTensor, Figures
-from qwen2vl_rt.tensorrt.edition import Edition, find_edition
-from qwen2vl_rt.tensorrt.engines import EngineFile
-from qwen2vl_rt.tensorrt.gpu import compute_capability
-from qwen2vl_rt.tensorrt.profiles import Profile
-from qwen2vl_rt.tensorrt.runtime import TensorRTEngine
 
 STREAM = 0x5000
 

@@ -17,19 +17,21 @@ import pytest
 import qwen2vl_rt
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt import _core, cuda
+from qwen2vl_rt import _core
+from qwen2vl_rt.backends import cuda, select_backend
+from qwen2vl_rt.backends.cuda import CudaStatus
+from qwen2vl_rt.backends.cuda.backend import CudaBackend
+from qwen2vl_rt.backends.device import memory
+from qwen2vl_rt.backends.tensorrt import edition as edition_module
+from qwen2vl_rt.backends.tensorrt import engines, gpu, load
+from qwen2vl_rt.backends.tensorrt.backend import TensorRTBackend
+from qwen2vl_rt.backends.tensorrt.find import build_command, find_engines
+from qwen2vl_rt.backends.tensorrt.target import Target
 from qwen2vl_rt.bundle import EMBEDDING, Bundle
 from qwen2vl_rt.cli import main
-from qwen2vl_rt.cuda import CudaStatus
-from qwen2vl_rt.cuda import plan as cuda_plan
 from qwen2vl_rt.errors import BackendError, EngineRefusedError, MemoryLimitError
-from qwen2vl_rt.executors import Backend, select_backend
-from qwen2vl_rt.plan import PROCESS_BYTES, measured_memory, plan_session
+from qwen2vl_rt.plan import PROCESS_BYTES
 from qwen2vl_rt.session_limits import AskedLimits, SessionLimits
-from qwen2vl_rt.tensorrt import edition as edition_module
-from qwen2vl_rt.tensorrt import engines, gpu, load
-from qwen2vl_rt.tensorrt.find import build_command, find_engines
-from qwen2vl_rt.tensorrt.target import Target
 from tests.support.random_model import random_model, save_checkpoint
 from tests.support.tensorrt_stand_in import (
     HERE,
@@ -290,7 +292,7 @@ def test_a_gpu_that_the_edition_does_not_support(bundle, machine, monkeypatch):
     machine.capability = (9, 0)
     with pytest.raises(BackendError, match=r"TensorRT for RTX 1\.0 does not build for sm90.*use the cuda"):
         qwen2vl_rt.Session(bundle.path, backend="tensorrt")
-    monkeypatch.setattr("qwen2vl_rt.executors.select._missing_for_cuda", lambda: "")
+    monkeypatch.setattr(CudaBackend, "missing", staticmethod(lambda: ""))
     chosen = select_backend("auto", bundle)
     assert chosen.name == "cuda" and "not tensorrt:" in chosen.reason and "sm90" in chosen.reason
 
@@ -323,7 +325,7 @@ def test_engines_that_do_not_open(bundle, machine, monkeypatch):
 def test_memory_is_planned_before_anything_is_opened(bundle, machine, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     machine.free = 1 << 20
-    with pytest.raises(MemoryLimitError, match=r"smaller ones, such as qwen2vl build .* --max-length 256"):
+    with pytest.raises(MemoryLimitError, match=r"smaller engines, such as qwen2vl build .* --max-length 256"):
         qwen2vl_rt.Session(bundle.path, backend="tensorrt")
     assert not machine.opened
 
@@ -333,9 +335,9 @@ def test_auto_goes_on_where_engines_do_not_fit(bundle, machine, monkeypatch):
     build_stand_ins(monkeypatch, bundle, LIMITS)
     machine.free = 1 << 20
     with qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112) as session:
-        assert session.backend.name == "cpu" and "not tensorrt: These engines need" in session.backend.reason
+        assert session.backend.name == "cpu" and "not tensorrt: This session needs" in session.backend.reason
         assert "\n" not in session.backend.reason
-    with pytest.raises(MemoryLimitError, match=r"This session needs(.|\n)*not tensorrt: These engines need"):
+    with pytest.raises(MemoryLimitError, match=r"This session needs(.|\n)*not tensorrt: This session needs"):
         qwen2vl_rt.Session(bundle.path, max_length=256, max_pixels=112 * 112, memory_limit=1 << 20)
     assert not machine.opened
 
@@ -376,17 +378,17 @@ def test_refused_engines_are_let_go_before_the_next_backend(bundle, machine, mon
 def test_a_gpu_that_shares_the_systems_memory(bundle, machine, monkeypatch, backend):
     """CUDA's free memory leaves the page cache out; process and token table are in the same memory."""
     build_stand_ins(monkeypatch, bundle, LIMITS)
-    monkeypatch.setattr(cuda_plan, "available_memory", lambda: 6 << 30)
-    chosen = Backend(backend, "asked for", found(bundle) if backend == "tensorrt" else [])
-    apart = plan_session(bundle, chosen, LIMITS, None)
+    monkeypatch.setattr(memory, "available_memory", lambda: 6 << 30)
+    chosen = CudaBackend("asked for") if backend == "cuda" else TensorRTBackend("asked for", found(bundle))
+    apart = chosen.plan(bundle, LIMITS, None)
     assert apart.limit == 8 << 30 and "process" not in apart.parts
-    assert measured_memory(backend) == 8 << 30
+    assert chosen.memory_in_use() == 8 << 30
     machine.free, machine.integrated = 1 << 20, True
-    shared = plan_session(bundle, chosen, LIMITS, None)
+    shared = chosen.plan(bundle, LIMITS, None)
     assert shared.limit == 6 << 30
     assert shared.total - apart.total == PROCESS_BYTES + bundle.files[EMBEDDING].size
-    assert measured_memory(backend) == 10 << 30
-    assert plan_session(bundle, chosen, LIMITS, 1 << 30).limit == 1 << 30
+    assert chosen.memory_in_use() == 10 << 30
+    assert chosen.plan(bundle, LIMITS, 1 << 30).limit == 1 << 30
 
 
 def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypatch):
@@ -399,5 +401,5 @@ def test_an_engine_is_planned_at_no_less_than_its_file(bundle, machine, monkeypa
             chosen.descriptions[graph].figures, engine_bytes=engine_bytes, weights_bytes=weights_bytes
         )
         chosen.descriptions[graph] = replace(chosen.descriptions[graph], figures=figures)
-    parts = plan_session(bundle, Backend("tensorrt", "", [chosen]), LIMITS, None).parts
+    parts = TensorRTBackend("", [chosen]).plan(bundle, LIMITS, None).parts
     assert (parts["decoder engine"], parts["vision engine"]) == (5000, 8)

@@ -15,17 +15,19 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from qwen2vl_rt.backends.cpu.backend import CpuBackend
+from qwen2vl_rt.backends.cpu.plan import plan_cpu
 from qwen2vl_rt.benchmark import timing
 from qwen2vl_rt.benchmark.inputs import random_picture, random_tokens, random_visual
 from qwen2vl_rt.benchmark.limits import Limits, measure_limits
 from qwen2vl_rt.benchmark.report import DECODE, PREFILL, VISION, Figure, Report
 from qwen2vl_rt.benchmark.work import Work, decode_work, prefill_work, vision_work
 from qwen2vl_rt.bundle import Bundle
-from qwen2vl_rt.engine import Engine
+from qwen2vl_rt.loaded_model import LoadedModel
 from qwen2vl_rt.machine import physical_memory, processor_name, usable_cores
 from qwen2vl_rt.options import GenerationOptions
 from qwen2vl_rt.peak_memory import peak_memory, reset_peak, resident_memory
-from qwen2vl_rt.plan import GIB, plan_memory
+from qwen2vl_rt.plan import GIB
 from qwen2vl_rt.processing.processor import PreparedPrompt, Processor
 from qwen2vl_rt.session_limits import AskedLimits
 
@@ -103,7 +105,9 @@ class _Run:
         reset_peak()
         started = time.perf_counter()
         self._processor = Processor(bundle.path, bundle.geometry)
-        self._engine = Engine(bundle, self._limits, self._processor.tokenizer, threads)
+        self._model = LoadedModel(
+            bundle, self._limits, self._processor.tokenizer, threads, CpuBackend("measured")
+        )
         seconds = time.perf_counter() - started
         size = sum(entry.size for entry in bundle.files.values())
         self._add(Figure("load", seconds, "s"), lambda limits: size / limits.read_bytes_per_second)
@@ -119,7 +123,7 @@ class _Run:
         geometry = self._bundle.geometry
         for width, height in self._workload.pictures:
             visual = random_visual(geometry, width, height, self._rng)
-            encode = partial(self._engine.encode, [visual])
+            encode = partial(self._model.encode, [visual])
             seconds, memory = self._measured(partial(timing.seconds, encode))
             work = vision_work(self._bundle, visual.grid_thw)
             patches = math.prod(visual.grid_thw)
@@ -153,7 +157,7 @@ class _Run:
             prompt = self._processor.prepare(
                 QUESTION, images=[picture], resized_width=width, resized_height=height
             )
-            self._engine.generate([prompt], [one])
+            self._model.generate([prompt], [one])
             tokens = len(prompt.token_ids)
             return time.perf_counter() - started
 
@@ -187,7 +191,7 @@ class _Run:
                 PreparedPrompt(random_tokens(self._bundle.geometry, length, self._rng), [], "")
                 for _ in range(batch)
             ]
-            results, _ = self._engine.generate(prompts, options)
+            results, _ = self._model.generate(prompts, options)
             # The last row's decoding begins when all prompts are read: from there on all rows decode.
             prefill = batch * length / sum(result.prefill_seconds for result in results)
             return prefill, batch * (new_tokens - 1) / results[-1].decode_seconds
@@ -235,16 +239,16 @@ class _Run:
         self._add(Figure("peak memory", max(self._peaks) / GIB, "GiB"), _all_memory)
         # What is planned for pictures is the largest one measured.
         pixels = max(width * height for width, height in self._workload.pictures)
-        plan = plan_memory(self._bundle, replace(self._limits, max_pixels=pixels), None)
+        plan = plan_cpu(self._bundle, replace(self._limits, max_pixels=pixels))
         self._add(Figure("memory planned", plan.total / GIB, "GiB"), _all_memory)
 
     def _warm_up(self) -> None:
         """Touch every weight once, so that mapped ones are in memory and the rest is what requests take."""
         geometry = self._bundle.geometry
         side = geometry.vision.patch_size * geometry.vision.merge_size
-        self._engine.encode([random_visual(geometry, 4 * side, 4 * side, self._rng)])
+        self._model.encode([random_visual(geometry, 4 * side, 4 * side, self._rng)])
         prompt = PreparedPrompt(random_tokens(geometry, 16, self._rng), [], "")
-        self._engine.generate([prompt], [GenerationOptions(max_new_tokens=2, ignore_eos=True)])
+        self._model.generate([prompt], [GenerationOptions(max_new_tokens=2, ignore_eos=True)])
 
     def _measured(self, call: Callable[[], T]) -> tuple[list[T], int]:
         """What up to REPEATS calls after one that warms up return, and the memory that they took, in bytes.

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen2vl_rt.backends.tensorrt import ATTENTION_FORMS
+from qwen2vl_rt.backends.tensorrt.target import PORTABLE, THIS
 from qwen2vl_rt.cli.output import print_json
-from qwen2vl_rt.tensorrt import ATTENTION_FORMS
-from qwen2vl_rt.tensorrt.target import PORTABLE, THIS
 
 if TYPE_CHECKING:
+    from qwen2vl_rt.backends.tensorrt.build import Built
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.session_limits import SessionLimits
-    from qwen2vl_rt.tensorrt.build import Built
 
 
 def add_parser(commands: Any) -> None:
@@ -63,11 +63,11 @@ def add_parser(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Build and print what was built."""
+    from qwen2vl_rt.backends.tensorrt.build import build_engines, choose_format
+    from qwen2vl_rt.backends.tensorrt.edition import find_edition
+    from qwen2vl_rt.backends.tensorrt.target import choose_target
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.session_limits import PREFILL_CHUNK, AskedLimits
-    from qwen2vl_rt.tensorrt.build import build_engines, choose_format
-    from qwen2vl_rt.tensorrt.edition import find_edition
-    from qwen2vl_rt.tensorrt.target import choose_target
 
     bundle = Bundle.open(options.bundle)
     prefill_chunk = PREFILL_CHUNK if options.prefill_chunk is None else options.prefill_chunk
@@ -103,12 +103,12 @@ def execute(options: argparse.Namespace) -> int:
 
 def _expected(options: argparse.Namespace, bundle: Bundle, limits: SessionLimits) -> int:
     """Keep the self-check's values and print where they are."""
+    from qwen2vl_rt.backends.tensorrt.build import check_length, choose_format
+    from qwen2vl_rt.backends.tensorrt.check_files import expected_file, keep_expected
+    from qwen2vl_rt.backends.tensorrt.engines import FOLDER
+    from qwen2vl_rt.backends.tensorrt.profiles import SHORTEST
+    from qwen2vl_rt.backends.tensorrt.target import named_target
     from qwen2vl_rt.errors import BackendError
-    from qwen2vl_rt.tensorrt.build import check_length, choose_format
-    from qwen2vl_rt.tensorrt.check_files import expected_file, keep_expected
-    from qwen2vl_rt.tensorrt.engines import FOLDER
-    from qwen2vl_rt.tensorrt.profiles import SHORTEST
-    from qwen2vl_rt.tensorrt.target import named_target
 
     check_length(limits)
     limits = replace(limits, prefill_chunk=max(limits.prefill_chunk, SHORTEST))  # as engines have it

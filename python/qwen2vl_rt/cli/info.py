@@ -16,8 +16,8 @@ from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
 
 if TYPE_CHECKING:
+    from qwen2vl_rt.backends import Backend
     from qwen2vl_rt.bundle import Bundle
-    from qwen2vl_rt.executors import Backend
     from qwen2vl_rt.plan import MemoryPlan
     from qwen2vl_rt.session_limits import AskedLimits
 
@@ -77,9 +77,8 @@ def _runtime(name: str, bundle: Bundle | None, asked: AskedLimits) -> tuple[dict
     Raises:
         BackendError: the name is unknown.
     """
-    from qwen2vl_rt import cuda
-    from qwen2vl_rt.executors import select_backend
-    from qwen2vl_rt.executors.select import NAMES
+    from qwen2vl_rt.backends import cuda, select_backend
+    from qwen2vl_rt.backends.select import NAMES
 
     report = {
         "qwen2vl_rt": __version__,
@@ -104,12 +103,11 @@ def _plan(
     bundle: Bundle, backend: Backend | None, asked: AskedLimits, options: argparse.Namespace
 ) -> MemoryPlan | None:
     """A session's memory; None for a GPU that can't be used: the CPU's plan is not what was asked for."""
-    from qwen2vl_rt.executors import Backend
-    from qwen2vl_rt.plan import plan_session
+    from qwen2vl_rt.backends.cpu.backend import CpuBackend
 
     if backend is None and options.backend in ("cuda", "tensorrt"):
         return None
-    return plan_session(bundle, backend or Backend("cpu", ""), asked.for_bundle(bundle), options.memory_limit)
+    return (backend or CpuBackend("")).plan(bundle, asked.for_bundle(bundle), options.memory_limit)
 
 
 def installed_onnxruntime() -> tuple[str | None, str | None]:

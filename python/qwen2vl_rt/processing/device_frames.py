@@ -212,11 +212,11 @@ def _from_cuda_array(source: Any, own_stream: int | None, name: str) -> DeviceFr
     pointer, stream = int(interface["data"][0]), interface.get("stream")
     if stream is not None:
         # The producer's work may still be under way; 1 and 2 are its GPU's default streams.
-        from qwen2vl_rt import cuda
+        from qwen2vl_rt.backends import cuda
 
         cuda.load().synchronize_stream(stream, max(cuda.load().device_of(pointer), 0))
     if own_stream is not None:
-        from qwen2vl_rt import cuda
+        from qwen2vl_rt.backends import cuda
 
         _require_session_gpu(cuda.load().device_of(pointer), name)
     return _frame(pointer, tuple(interface["shape"]), interface.get("strides"), source, name)

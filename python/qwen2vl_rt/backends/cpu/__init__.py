@@ -1,0 +1,1 @@
+"""ONNX Runtime on the CPU, with operators of the project's own."""
