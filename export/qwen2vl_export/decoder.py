@@ -12,6 +12,7 @@ alone, never from positions.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import NamedTuple
 
 from onnx import TensorProto
 
@@ -67,7 +68,6 @@ def prefill_graph(geometry: DecoderGeometry, precision: str) -> Graph | None:
 
 def _build(graph: Graph, geometry: DecoderGeometry) -> Graph:
     hidden, half = geometry.hidden_size, geometry.head_dim // 2
-    cache = ["B", geometry.kv_heads, "S", geometry.head_dim]
 
     x = graph.input(INPUTS_EMBEDS, ["B", "T", hidden])
     cos = graph.input(COS, ["B", "T", half])
@@ -78,16 +78,15 @@ def _build(graph: Graph, geometry: DecoderGeometry) -> Graph:
     tokens = graph.op("Shape", TOKENS, x, start=1, end=2)  # [1], the number T
     present_length = graph.op("Add", PRESENT_LENGTH, past_length, tokens)  # [B]
 
+    step = _Step(cos, sin, past_length, present_length)
     for i in range(geometry.layers):
-        past_k = graph.input(cached_keys(i).past, cache)
-        past_v = graph.input(cached_values(i).past, cache)
-        x = _attention(graph, geometry, i, x, cos, sin, past_k, past_v, past_length, present_length)
+        x = _attention(graph, geometry, i, x, step)
         x = _mlp(graph, geometry, i, x)
 
     logits = _head(graph, geometry, x, logit_rows)
     graph.output(logits, ["B", "K", geometry.vocab_size], TensorProto.FLOAT)
     for names in cache_tensors(geometry.layers):
-        graph.output(names.present, cache)
+        graph.output(names.present, _cache_shape(geometry))
     return graph
 
 
@@ -101,18 +100,20 @@ def embedding_weights(geometry: DecoderGeometry, precision: str) -> list[Weight]
     return graph.weights
 
 
-def _attention(
-    graph: Graph,
-    geometry: DecoderGeometry,
-    layer: int,
-    x: str,
-    cos: str,
-    sin: str,
-    past_k: str,
-    past_v: str,
-    past_length: str,
-    present_length: str,
-) -> str:
+class _Step(NamedTuple):
+    """Tensors of a step that every layer's attention reads."""
+
+    cos: str
+    sin: str
+    past_length: str
+    present_length: str
+
+
+def _cache_shape(geometry: DecoderGeometry) -> list[str | int]:
+    return ["B", geometry.kv_heads, "S", geometry.head_dim]
+
+
+def _attention(graph: Graph, geometry: DecoderGeometry, layer: int, x: str, step: _Step) -> str:
     """x + o(attention(q, k, v)), grouped-query, causal over the tokens that the row's cache holds."""
     name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
     hidden, head_dim = geometry.hidden_size, geometry.head_dim
@@ -126,13 +127,15 @@ def _attention(
     q = graph.to_heads(f"{name}.q", q, heads, head_dim)  # [B, heads, T, D]
     k = graph.to_heads(f"{name}.k", k, kv_heads, head_dim)  # [B, kv_heads, T, D]
     v = graph.to_heads(f"{name}.v", v, kv_heads, head_dim)  # [B, kv_heads, T, D]
-    q = graph.op("RotaryEmbedding", f"{name}.q.rotated", q, cos, sin, interleaved=0)
-    k = graph.op("RotaryEmbedding", f"{name}.k.rotated", k, cos, sin, interleaved=0)
+    q = graph.op("RotaryEmbedding", f"{name}.q.rotated", q, step.cos, step.sin, interleaved=0)
+    k = graph.op("RotaryEmbedding", f"{name}.k.rotated", k, step.cos, step.sin, interleaved=0)
 
     # The cache: row b takes this step's keys and values from past_length[b] on.       [B, kv_heads, S, D]
-    present_k, present_v = cached_keys(layer).present, cached_values(layer).present
-    k = graph.op("TensorScatter", present_k, past_k, k, past_length, axis=2, mode="linear")
-    v = graph.op("TensorScatter", present_v, past_v, v, past_length, axis=2, mode="linear")
+    keys, values = cached_keys(layer), cached_values(layer)
+    past_k = graph.input(keys.past, _cache_shape(geometry))
+    past_v = graph.input(values.past, _cache_shape(geometry))
+    k = graph.op("TensorScatter", keys.present, past_k, k, step.past_length, axis=2, mode="linear")
+    v = graph.op("TensorScatter", values.present, past_v, v, step.past_length, axis=2, mode="linear")
 
     # Token t of row b sees the cache's positions 0 .. past_length[b] + t.              [B, heads, T, D]
     y = graph.op(
@@ -144,7 +147,7 @@ def _attention(
         "",
         "",
         "",
-        present_length,
+        step.present_length,
         is_causal=1,
         **float32_softmax(graph),
     )
