@@ -26,20 +26,28 @@ from qwen2vl_rt.errors import (
 )
 
 if TYPE_CHECKING:
-    from qwen2vl_rt.answer import Answer
+    from qwen2vl_rt.answer import Answer, Timings, TokenLogprob, Usage
     from qwen2vl_rt.boxes import Box, draw_boxes
+    from qwen2vl_rt.plan import MemoryPlan
     from qwen2vl_rt.session import Session
+    from qwen2vl_rt.stream import AnswerStream
 
 # Loaded when first used: the exporter and the errors need neither ONNX Runtime nor Pillow.
 _LAZY = {
     "Answer": "qwen2vl_rt.answer",
+    "AnswerStream": "qwen2vl_rt.stream",
     "Box": "qwen2vl_rt.boxes",
+    "MemoryPlan": "qwen2vl_rt.plan",
     "Session": "qwen2vl_rt.session",
+    "Timings": "qwen2vl_rt.answer",
+    "TokenLogprob": "qwen2vl_rt.answer",
+    "Usage": "qwen2vl_rt.answer",
     "draw_boxes": "qwen2vl_rt.boxes",
 }
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "BackendError",
     "Box",
     "BundleError",
@@ -48,10 +56,14 @@ __all__ = [
     "EngineRefusedError",
     "InputError",
     "MemoryLimitError",
+    "MemoryPlan",
     "PictureError",
     "PromptTooLongError",
     "Qwen2VLError",
     "Session",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
     "VideoError",
     "__version__",
     "draw_boxes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +13,7 @@ import pytest
 from qwen2vl_rt import _core
 from qwen2vl_rt.backends.cpu.onnx_session import EXACT_INT8, OnnxSession
 from qwen2vl_rt.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle
-from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.errors import BackendError, BundleError
 from qwen2vl_rt.lowering.cpu import lower_decoder, lower_vision
 from qwen2vl_rt.lowering.cpu_attention import to_cached_attention, to_picture_attention
 from qwen2vl_rt.weights import load_graph
@@ -32,6 +33,13 @@ def lowered(bundle: Bundle, graph: str, lower, feed: dict) -> list[np.ndarray]:
     model, weights = load_graph(bundle, graph)
     lower(model, weights, bundle.geometry)
     return OnnxSession(model, weights, bundle.path, 2)._session.run(None, feed)
+
+
+def test_heads_that_no_operator_takes_are_refused(bundles):
+    geometry = bundles["fp32"].geometry
+    wide = replace(geometry, decoder=replace(geometry.decoder, head_dim=_core.MOST_ATTENTION_DIM + 2))
+    with pytest.raises(BackendError, match=f"heads of {_core.MOST_ATTENTION_DIM + 2} numbers"):
+        lower_decoder(*load_graph(bundles["fp32"], DECODER_GRAPH), wide)
 
 
 @pytest.mark.parametrize(

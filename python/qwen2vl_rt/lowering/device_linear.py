@@ -34,9 +34,9 @@ def to_device_linear(model: ModelProto, weights: dict[str, np.ndarray], element_
     graph, name = model.graph, format_named(element_type).dtype
     readers, tensors = only_readers(graph), initializers(graph)
     replacements: dict[str, list[NodeProto]] = {}
-    turned: set[str] = set()
+    transposed: set[str] = set()
     for product in graph.node:
-        found = _matrix(product, tensors, weights, turned)
+        found = _matrix(product, tensors, weights, transposed)
         if found is None:
             continue
         kind, matrix, outputs, attributes = found
@@ -63,29 +63,29 @@ def rotate_heads(model: ModelProto) -> None:
     for node in graph.node:
         if node.op_type not in DEVICE_KINDS:
             continue
-        turned: list[NodeProto] = []
+        rotaries: list[NodeProto] = []
         for output in node.output[: attribute(node, "layers")]:
             rotary = readers.get(output)
             if rotary is None or rotary.op_type != "RotaryEmbedding":
                 break
-            turned.append(rotary)
-        if not turned or any(list(one.input[1:]) != list(turned[0].input[1:]) for one in turned):
+            rotaries.append(rotary)
+        if not rotaries or any(list(one.input[1:]) != list(rotaries[0].input[1:]) for one in rotaries):
             continue
         tables = SHARED + MOST_LAYERS * MATRIX[node.op_type]
-        node.input.extend([""] * (tables - len(node.input)) + list(turned[0].input[1:3]))
-        node.attribute.append(helper.make_attribute("rotated", len(turned)))
-        for index, rotary in enumerate(turned):
+        node.input.extend([""] * (tables - len(node.input)) + list(rotaries[0].input[1:3]))
+        node.attribute.append(helper.make_attribute("rotated", len(rotaries)))
+        for index, rotary in enumerate(rotaries):
             node.output[index] = rotary.output[0]
             taken.add(rotary.name)
     replace_nodes(graph, {name: [] for name in taken})
 
 
 def _matrix(
-    product: NodeProto, tensors: dict[str, TensorProto], weights: dict[str, np.ndarray], turned: set[str]
+    product: NodeProto, tensors: dict[str, TensorProto], weights: dict[str, np.ndarray], transposed: set[str]
 ) -> tuple[str, list[str], int, dict[str, int]] | None:
     """The operator's form, a product's matrix as its inputs, the bias last, its outputs and attributes.
 
-    `turned`: matrices that have become [N, K] already.
+    `transposed`: matrices that have become [N, K] already.
     """
     if product.op_type == "MatMulNBits":
         codes, scale, zero_points, _group, bias = [*product.input[1:], "", "", ""][:5]
@@ -95,8 +95,8 @@ def _matrix(
     weight = product.input[1] if product.op_type == "MatMul" or by_rows else ""
     if weight not in weights or len(tensors[weight].dims) != 2:
         return None
-    if not by_rows and weight not in turned:
-        turned.add(weight)
+    if not by_rows and weight not in transposed:
+        transposed.add(weight)
         weights[weight] = weights[weight].T
         tensors[weight].dims[:] = weights[weight].shape
     return "Plain", [weight, ""], tensors[weight].dims[0], {}

@@ -88,8 +88,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt's text.
 
-        add_generation_prompt: end with the begin of an answer. add_vision_id: number the pictures, "Picture
-        1: ". Raises InputError where the template fails.
+        add_generation_prompt: end with the tokens that open an answer. add_vision_id: number the pictures,
+        "Picture 1: ". Raises InputError where the template fails.
         """
         try:
             return self._template.render(

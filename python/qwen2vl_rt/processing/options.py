@@ -38,7 +38,7 @@ class VisualOptions:
         nframes: how many frames to take, rounded to an even count. Excludes fps.
         min_frames: fewest frames that fps may lead to (default 4).
         max_frames: most frames that fps may lead to (default 768).
-        video_start: seconds from the video's begin, at its average frame rate, at which sampling starts.
+        video_start: seconds from the video's start, at its average frame rate, at which sampling starts.
         video_end: seconds at which it ends.
         total_pixels: pixels of all of a video's frames together, two frames counted as one (default 24576 *
         28 * 28).

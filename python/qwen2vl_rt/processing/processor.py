@@ -127,7 +127,7 @@ class Processor:
         images, videos: pictures and videos of a plain prompt, or of items without a source.
         system: a system message to put first (the template adds its default where there is none).
         chat_template: a jinja2 template to use instead of the bundle's.
-        add_generation_prompt: end with the begin of an answer.
+        add_generation_prompt: end with the tokens that open an answer.
         add_vision_id: number the pictures and videos ("Picture 1: ") in the prompt.
         max_tokens: refuse a prompt of more tokens, before memory is taken for the picture that is too much.
         options: VisualOptions' fields, for every picture and video that has no options of its own.

@@ -49,7 +49,7 @@ class VideoFile:
     Attributes:
         count: how many frames are taken.
         sample_fps: frames taken per second of video.
-        times: seconds of each taken frame from the video's begin.
+        times: seconds of each taken frame from the video's start.
     Raises VideoError.
     """
 

@@ -36,7 +36,7 @@ class Clip:
         count: how many frames `frames` yields.
         frames: uint8 [height, width, 3] RGB arrays, any strides, to be read once and one at a time.
         sample_fps: frames taken per second of video.
-        times: seconds of each frame from the video's begin.
+        times: seconds of each frame from the video's start.
     """
 
     count: int

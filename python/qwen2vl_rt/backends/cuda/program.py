@@ -54,12 +54,12 @@ class DeviceWeights:
 
 
 def _upload(device: _core.Device, array: np.ndarray) -> _core.DeviceBlock:
-    """The array in a block of its own. A transpose's numbers are turned there: it takes the host long."""
-    turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
-    data = np.ascontiguousarray(array.T if turned else array)
+    """The array in a block of its own. A transpose's numbers change places there: it takes the host long."""
+    transposed = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    data = np.ascontiguousarray(array.T if transposed else array)
     block = device.allocate(data.nbytes)
     block.upload(data.reshape(-1).view(np.uint8))
-    if not turned:
+    if not transposed:
         return block
     target = device.allocate(data.nbytes)
     device.transpose(block.pointer, target.pointer, *data.shape, data.itemsize)
