@@ -27,7 +27,8 @@ from bench.gpu_figures import Figures, read_limits, write_json
 from bench.random_bundle import published_bundle
 from bench.random_checkpoint import PUBLISHED
 from qwen2vl_export.graph import ZERO_POINT
-from qwen2vl_rt.backends import Backend, cuda
+from qwen2vl_rt.backends import cuda
+from qwen2vl_rt.backends.backend import Backend
 from qwen2vl_rt.backends.cpu.backend import CpuBackend
 from qwen2vl_rt.backends.cuda.backend import CudaBackend
 from qwen2vl_rt.backends.tensorrt.backend import TensorRTBackend

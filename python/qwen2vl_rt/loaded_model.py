@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.backends import Backend
+from qwen2vl_rt.backends.backend import Backend
 from qwen2vl_rt.bundle import GENERATION_CONFIG, PREFILL_GRAPH, Bundle
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.generation_config import generation_defaults

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen2vl_rt.backends import Backend
+from qwen2vl_rt.backends.backend import Backend
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import MemoryLimitError
 from qwen2vl_rt.plan import MemoryPlan, told_apart

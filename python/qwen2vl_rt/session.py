@@ -13,7 +13,8 @@ from typing import Any
 from qwen2vl_rt import _core
 from qwen2vl_rt.answer import Answer
 from qwen2vl_rt.answer_builder import build_answer, cancelled_answer
-from qwen2vl_rt.backends import Backend, select_backend
+from qwen2vl_rt.backends.backend import Backend
+from qwen2vl_rt.backends.select import select_backend
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.calls import CancelledError, call_token, under_way
 from qwen2vl_rt.errors import BackendError, InputError, MemoryLimitError, PromptTooLongError, Qwen2VLError

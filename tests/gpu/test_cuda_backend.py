@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core, vision
-from qwen2vl_rt.backends import cuda, select_backend
+from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.backends.cpu.executors import CpuVision
 from qwen2vl_rt.backends.cuda import executors
 from qwen2vl_rt.backends.cuda.backend import CudaBackend
@@ -20,6 +20,7 @@ from qwen2vl_rt.backends.cuda.executors import DeviceVision, device_decoder
 from qwen2vl_rt.backends.cuda.onnx_session import Provider, Tensor, open_session
 from qwen2vl_rt.backends.cuda.plan import plan_cuda
 from qwen2vl_rt.backends.cuda.settings import CudaSettings
+from qwen2vl_rt.backends.select import select_backend
 from qwen2vl_rt.bundle import Bundle
 from qwen2vl_rt.errors import BackendError, MemoryLimitError
 from qwen2vl_rt.lowering import matmul_nbits

@@ -10,7 +10,7 @@ import pytest
 import qwen2vl_rt
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
-from qwen2vl_rt.backends import select_backend
+from qwen2vl_rt.backends.select import select_backend
 from qwen2vl_rt.backends.tensorrt.build import build_engines
 from qwen2vl_rt.backends.tensorrt.edition import installed_editions
 from qwen2vl_rt.backends.tensorrt.gpu import compute_capability

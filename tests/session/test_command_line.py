@@ -82,7 +82,7 @@ def test_info_plans_no_other_backend_than_the_one_asked_for(bundle, monkeypatch,
     def missing(*_):
         raise BackendError("nothing is plugged in")
 
-    monkeypatch.setattr("qwen2vl_rt.backends.select_backend", missing)
+    monkeypatch.setattr("qwen2vl_rt.backends.select.select_backend", missing)
     assert main(["info", str(bundle), "--backend", backend]) == 0
     printed = capsys.readouterr().out
     assert "no memory plan: nothing is plugged in" in printed and "KV cache" not in printed

@@ -334,6 +334,6 @@ def test_a_bundle_in_the_hubs_cache(precision, bundle, tmp_path):
 
 def test_unknown_backend():
     with pytest.raises(qwen2vl_rt.BackendError, match="tpu"):
-        from qwen2vl_rt.backends import select_backend
+        from qwen2vl_rt.backends.select import select_backend
 
         select_backend("tpu")

@@ -18,10 +18,11 @@ import qwen2vl_rt
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import _core
-from qwen2vl_rt.backends import cuda, select_backend
+from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.backends.cuda import CudaStatus
 from qwen2vl_rt.backends.cuda.backend import CudaBackend
 from qwen2vl_rt.backends.device import memory
+from qwen2vl_rt.backends.select import select_backend
 from qwen2vl_rt.backends.tensorrt import edition as edition_module
 from qwen2vl_rt.backends.tensorrt import engines, gpu, load
 from qwen2vl_rt.backends.tensorrt.backend import TensorRTBackend

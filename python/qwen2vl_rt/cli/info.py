@@ -16,7 +16,7 @@ from qwen2vl_rt.cli.session_options import add_session_options
 from qwen2vl_rt.errors import BackendError
 
 if TYPE_CHECKING:
-    from qwen2vl_rt.backends import Backend
+    from qwen2vl_rt.backends.backend import Backend
     from qwen2vl_rt.bundle import Bundle
     from qwen2vl_rt.plan import MemoryPlan
     from qwen2vl_rt.session_limits import AskedLimits
@@ -77,8 +77,8 @@ def _runtime(name: str, bundle: Bundle | None, asked: AskedLimits) -> tuple[dict
     Raises:
         BackendError: the name is unknown.
     """
-    from qwen2vl_rt.backends import cuda, select_backend
-    from qwen2vl_rt.backends.select import NAMES
+    from qwen2vl_rt.backends import cuda
+    from qwen2vl_rt.backends.select import NAMES, select_backend
 
     report = {
         "qwen2vl_rt": __version__,
