@@ -9,8 +9,8 @@ from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import CancelToken, Session, _core
 from qwen2vl_rt.backends.device.vision import DeviceVisionTower
-from qwen2vl_rt.engine import Engine
 from qwen2vl_rt.geometry import DecoderGeometry, Geometry, SpecialIds, VisionGeometry
+from qwen2vl_rt.loaded_model import LoadedModel
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.options import VisualOptions
 from qwen2vl_rt.processing.pixels import PixelSettings
@@ -85,16 +85,16 @@ def test_embeddings_lie_in_the_memory_of_those_before(device):
 def test_a_call_without_an_answer_waits_for_what_reads_its_patches(tmp_path, monkeypatch):
     """Their memory is another frame's as soon as the prompts are gone."""
     waits = []
-    monkeypatch.setattr(Engine, "synchronize", lambda _: waits.append("waited"))
+    monkeypatch.setattr(LoadedModel, "synchronize", lambda _: waits.append("waited"))
     bundle = export_checkpoint(TINY, tmp_path / "tiny").path
     with Session(bundle, backend="cpu", max_length=256) as session:
         session.generate("Hello.", max_new_tokens=2)
         assert not waits
         with monkeypatch.context() as broken, pytest.raises(ValueError, match="stopped"):
-            broken.setattr(Engine, "_requests", lambda *_: (_ for _ in ()).throw(ValueError("stopped")))
+            broken.setattr(LoadedModel, "_requests", lambda *_: (_ for _ in ()).throw(ValueError("stopped")))
             session.generate("Hello.", max_new_tokens=2)
         assert len(waits) == 1
         cancel = CancelToken()
-        monkeypatch.setattr(Engine, "encode", lambda *_: cancel.cancel() or [])  # in time for the loop
+        monkeypatch.setattr(LoadedModel, "encode", lambda *_: cancel.cancel() or [])  # in time for the loop
         session.generate("Hello again.", max_new_tokens=2, cancel=cancel)
         assert len(waits) == 2

@@ -45,7 +45,9 @@ def plan_engines(
 def smaller_engines(bundle: Bundle, plan: MemoryPlan) -> str:
     """How to build engines that take less than those of a plan."""
     length = max(plan.limits.max_length // 2, SHORTEST)
-    smaller = f"--max-length {length} --max-pixels {plan.limits.max_pixels // 2}"
+    pixels = plan.limits.max_pixels // 2
+    command = f"{build_command(bundle)} --max-length {length} --max-pixels {pixels}"
     return (
-        f"Build smaller engines, such as {build_command(bundle)} {smaller}, or export in a lower precision."
+        f"Build smaller engines, such as {command}, and give the session max_pixels={pixels}, or export in a "
+        "lower precision."
     )
