@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "common/error.h"
+
 namespace qwen2vl {
 
 namespace {
@@ -13,8 +15,9 @@ constexpr std::chrono::milliseconds kPatience(20);
 
 bool FairLock::lock(const std::function<bool()>& give_up) {
   std::unique_lock<std::mutex> guard(mutex_);
+  check_that_it_ends();
   const int64_t place = next_place_++;
-  queue_.push_back(place);
+  queue_.push_back({place, std::this_thread::get_id()});
   for (;;) {
     // Asked without the mutex: it may take other locks, and what it waits for may ask for this one.
     guard.unlock();
@@ -28,10 +31,11 @@ bool FairLock::lock(const std::function<bool()>& give_up) {
       throw;
     }
     guard.lock();
-    const auto served = [&] { return !held_ && queue_.front() == place; };
+    const auto served = [&] { return !held_ && queue_.front().number == place; };
     if (moved_.wait_for(guard, kPatience, served)) {
       queue_.pop_front();
       held_ = true;
+      holder_ = std::this_thread::get_id();
       return true;
     }
   }
@@ -45,10 +49,23 @@ void FairLock::unlock() {
   moved_.notify_all();
 }
 
-void FairLock::leave(int64_t place) {
+void FairLock::check_that_it_ends() const {
+  const auto here = std::this_thread::get_id();
+  const bool waits =
+      std::any_of(queue_.begin(), queue_.end(), [&](const Place& place) { return place.thread == here; });
+  if (waits || (held_ && holder_ == here)) {
+    throw Error(
+        "a call of this thread is under way, and can't end before this one, which a signal handler or a "
+        "finalizer made: raise an exception there or set that call's cancel token, and make this one when it "
+        "has returned");
+  }
+}
+
+void FairLock::leave(int64_t number) {
   {
     const std::lock_guard<std::mutex> guard(mutex_);
-    queue_.erase(std::find(queue_.begin(), queue_.end(), place));
+    queue_.erase(std::find_if(queue_.begin(), queue_.end(),
+                              [&](const Place& place) { return place.number == number; }));
   }
   moved_.notify_all();
 }

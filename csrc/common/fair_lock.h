@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <thread>
 
 namespace qwen2vl {
 
@@ -13,7 +14,8 @@ class FairLock {
  public:
   // Takes a place in the queue and waits for those before. `give_up` is asked first, and again every few
   // hundredths of a second while waiting; when it returns true or throws, the place is given up. Whether the
-  // lock is held now.
+  // lock is held now. Throws Error where the wait would never end: this thread holds the lock, or waits for
+  // it already, and was interrupted (by a signal's handler, a finalizer).
   bool lock(const std::function<bool()>& give_up);
   void unlock();
 
@@ -21,13 +23,20 @@ class FairLock {
   int64_t waiting() const;
 
  private:
-  void leave(int64_t place);
+  struct Place {
+    int64_t number;
+    std::thread::id thread;
+  };
+
+  void check_that_it_ends() const;
+  void leave(int64_t number);
 
   mutable std::mutex mutex_;
   std::condition_variable moved_;  // the queue, or who holds the lock
   bool held_ = false;
+  std::thread::id holder_;
   int64_t next_place_ = 0;
-  std::deque<int64_t> queue_;
+  std::deque<Place> queue_;
 };
 
 }  // namespace qwen2vl

@@ -109,6 +109,40 @@ def test_ctrl_c_reaches_the_queue(interrupts):
     assert not lock.held
 
 
+def test_an_interrupted_call_is_not_waited_for_by_its_own_thread():
+    """A signal's handler that closes the session, while this thread's call holds its turn or waits for it."""
+    lock, refused = _core.FairLock(), []
+
+    def handler(*_):
+        with pytest.raises(Qwen2VLError, match="call of this thread is under way") as error, lock.turn():
+            pass
+        refused.append(error)
+        over.set()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        over = threading.Event()
+        with lock.turn():
+            signal.raise_signal(signal.SIGALRM)
+        holds, over = threading.Event(), threading.Event()
+
+        def hold():
+            with lock.turn():
+                holds.set()
+                over.wait(10)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert holds.wait(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with lock.turn() as turn:
+            assert turn
+        thread.join(timeout=10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (len(refused), lock.held, lock.waiting) == (2, False, 0)
+
+
 def test_ctrl_c_at_any_instruction_leaves_no_lock_held(interrupts):
     lock, moments = _core.FairLock(), random.Random(0)
     for _ in range(2000):
