@@ -10,6 +10,7 @@ import time
 import weakref
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import qwen2vl_rt
@@ -262,6 +263,19 @@ def test_an_engine_failure_passes_through_and_the_session_goes_on(session, monke
         with pytest.raises(RuntimeError, match="the engine broke"):
             session.generate("Hello, broken engine.")
     assert session.generate("Hello, broken engine.", max_new_tokens=3).usage.answer_tokens > 0
+
+
+def test_an_exception_of_a_signal_handler_is_no_failure_of_the_engine(session, monkeypatch):
+    """Python runs handlers between any two instructions, most often behind the engine's long call."""
+
+    def interrupted(*_):
+        raise TimeoutError("the robot's deadline")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ort.InferenceSession, "run_with_iobinding", interrupted)
+        with pytest.raises(TimeoutError, match="the robot's deadline"):
+            session.generate("Hello, deadline.")
+    assert session.generate("Hello, deadline.", max_new_tokens=3).usage.answer_tokens > 0
 
 
 def test_a_closed_session_says_so(bundle):

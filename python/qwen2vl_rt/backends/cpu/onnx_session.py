@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from qwen2vl_rt import _core
+from qwen2vl_rt.backends.onnx_failures import FAILURES
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.weights import drop_pages
 
@@ -70,7 +71,7 @@ class OnnxSession:
             self._session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:
+        except (*FAILURES, ValueError) as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {model.graph.name}: {error}"
             ) from error
@@ -89,7 +90,7 @@ class OnnxSession:
         """
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:
+        except FAILURES as error:
             raise BackendError(f"ONNX Runtime failed: {error}") from error
 
 

@@ -22,6 +22,7 @@ from qwen2vl_rt import _core
 from qwen2vl_rt.backends import cuda
 from qwen2vl_rt.backends.cuda.settings import CudaSettings
 from qwen2vl_rt.backends.device.steps import Tensor
+from qwen2vl_rt.backends.onnx_failures import FAILURES
 from qwen2vl_rt.errors import BackendError
 
 # Of a provider that records nothing and needs no `_cuda`.
@@ -115,7 +116,7 @@ class PythonSession(DeviceSession):
                 self.session = ort.InferenceSession(
                     model.SerializeToString(), options, providers=[(provider.name, provider.options)]
                 )
-        except Exception as error:
+        except (*FAILURES, ValueError) as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {model.graph.name} on {provider.name}: {error}"
             ) from error
@@ -140,7 +141,7 @@ class PythonSession(DeviceSession):
         try:
             with self._on_gpu():
                 self.session.run_with_iobinding(*bound)
-        except Exception as error:
+        except FAILURES as error:
             raise BackendError(f"ONNX Runtime failed: {error}") from error
 
 
