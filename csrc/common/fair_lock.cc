@@ -1,5 +1,7 @@
 #include "common/fair_lock.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -16,6 +18,7 @@ constexpr std::chrono::milliseconds kPatience(20);
 bool FairLock::lock(const std::function<bool()>& give_up) {
   std::unique_lock<std::mutex> guard(mutex_);
   check_that_it_ends();
+  process_ = getpid();
   const int64_t place = next_place_++;
   queue_.push_back({place, std::this_thread::get_id()});
   for (;;) {
@@ -50,6 +53,11 @@ void FairLock::unlock() {
 }
 
 void FairLock::check_that_it_ends() const {
+  if (process_ != getpid() && (held_ || !queue_.empty())) {
+    throw Error(
+        "a call was under way when this process was forked, and its thread is not here to end it: open a "
+        "session in this process, or fork while no call is under way");
+  }
   const auto here = std::this_thread::get_id();
   const bool waits =
       std::any_of(queue_.begin(), queue_.end(), [&](const Place& place) { return place.thread == here; });

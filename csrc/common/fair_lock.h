@@ -15,7 +15,8 @@ class FairLock {
   // Takes a place in the queue and waits for those before. `give_up` is asked first, and again every few
   // hundredths of a second while waiting; when it returns true or throws, the place is given up. Whether the
   // lock is held now. Throws Error where the wait would never end: this thread holds the lock, or waits for
-  // it already, and was interrupted (by a signal's handler, a finalizer).
+  // it already, and was interrupted (by a signal's handler, a finalizer), or a thread of the process from
+  // which this one was forked does.
   bool lock(const std::function<bool()>& give_up);
   void unlock();
 
@@ -35,6 +36,7 @@ class FairLock {
   std::condition_variable moved_;  // the queue, or who holds the lock
   bool held_ = false;
   std::thread::id holder_;
+  int process_ = 0;  // of who holds the lock or waits
   int64_t next_place_ = 0;
   std::deque<Place> queue_;
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,10 @@ from qwen2vl_rt.stream import AnswerStream
 
 # Seconds that the interpreter's end waits for a prompt's preparation, which may hang in a caller's own file.
 _PREPARATION_PATIENCE = 10.0
+
+# Models closed in a forked child. They are never freed there: ONNX Runtime would wait for threads that only
+# the parent has.
+_inherited: list[LoadedModel] = []
 
 
 class Session:
@@ -95,6 +100,7 @@ class Session:
             except MemoryLimitError as error:
                 raise MemoryLimitError(f"{error}\n({self._backend.name}: {self._backend.reason})") from error
         self._turns = _core.FairLock()
+        self._process = os.getpid()
 
     def _refusal(self, backend: str, limits: SessionLimits, memory_limit: int | None, threads: int) -> str:
         """Load the chosen backend. Why `auto` must take another than tensorrt: engines that don't open here,
@@ -256,6 +262,8 @@ class Session:
         with self._turns.turn():
             if self._model is not None:
                 self._model.close()
+                if os.getpid() != self._process:
+                    _inherited.append(self._model)
             self._model = None
 
     def __enter__(self) -> Session:

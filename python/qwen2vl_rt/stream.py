@@ -62,6 +62,11 @@ class AnswerStream(Iterator[str]):
             if isinstance(item, str):
                 return item
             self._items.put(_END)
+            if not self._outcome:
+                raise Qwen2VLError(
+                    "This stream's thread is in the process that opened it, from which this one was forked: "
+                    "read it there, or open a session and a stream here."
+                )
             outcome = self._outcome[0]
             if not isinstance(outcome, BaseException):
                 raise StopIteration

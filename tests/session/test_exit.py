@@ -85,6 +85,43 @@ def test_a_forked_child_does_not_wait_for_its_parents_calls():
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], timeout=60).returncode == 5
 
 
+FORKED = """
+import os, sys, qwen2vl_rt
+session = qwen2vl_rt.Session(sys.argv[1], max_length=4096, threads=2)
+def in_child(*calls):
+    child = os.fork()
+    if child == 0:
+        for call, outcome in calls:
+            try:
+                found = type(call()).__name__
+            except BaseException as error:
+                found = type(error).__name__
+            if found != outcome:
+                os._exit(1)
+        os._exit(5)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 5:
+        sys.exit(1)
+ask = lambda: session.generate("Hello.", max_new_tokens=9, ignore_eos=True)
+ask()
+in_child((ask, "Answer"), (session.close, "NoneType"), (ask, "Qwen2VLError"))
+stream = session.stream("Talk.", max_new_tokens=3500, ignore_eos=True)
+next(stream)
+in_child(
+    (ask, "Qwen2VLError"), (session.close, "Qwen2VLError"), (lambda: list(stream), "Qwen2VLError"),
+    (lambda: stream.answer, "Qwen2VLError"), (stream.close, "NoneType"),
+)
+stream.close()
+ask()
+"""
+
+
+def test_a_forked_child_waits_for_no_thread_that_it_lacks(bundle):
+    """Of the engine that it closes, of a call that was under way, of a stream: it answers or says why not."""
+    script = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_end_cancels_other_threads_calls_and_waits():
     calls, cancel, inside, left = _Calls(), CancelToken(), threading.Event(), []
 
