@@ -329,6 +329,15 @@ def test_bad_options_are_refused_with_their_name_and_value(option):
         _core.SamplingOptions(**option)
 
 
+def test_a_refusal_shows_what_is_wrong_with_the_value():
+    """Not "between 0 and 1, got 1", nor "positive, got inf"."""
+    with pytest.raises(InputError, match=r"top_p must be between 0 and 1, got 1\.0000001$"):
+        _core.SamplingOptions(top_p=1.0000001)
+    for option in ("temperature", "repetition_penalty"):
+        with pytest.raises(InputError, match=f"{option} must be .*positive and finite.*, got inf$"):
+            _core.SamplingOptions(**{option: float("inf")})
+
+
 def test_bad_prompt_and_logits_are_refused():
     with pytest.raises(InputError, match="token id 300"):
         _core.Sampler(_core.SamplingOptions(), VOCAB, [300])
