@@ -15,6 +15,13 @@ PYBIND11_MODULE(_core, m) {
   qwen2vl::register_text(m);
   qwen2vl::register_generate(m);
   qwen2vl::register_fair_lock(m);
+  qwen2vl::register_device_memory(m);
   qwen2vl::register_device(m);
+  qwen2vl::register_device_cache(m);
+  qwen2vl::register_device_engine(m);
+  qwen2vl::register_step_program(m);
+  qwen2vl::register_device_decoder(m);
+  qwen2vl::register_row_sampler(m);
+  qwen2vl::register_frame_preparer(m);
   qwen2vl::register_operators(m);
 }
