@@ -38,7 +38,7 @@ struct CachedAttention {
 };
 // So few tokens are bound by the reading of the cache, which packing would read once more. Kernels that round
 // take no such way, so that a token's result is the same however many come with it.
-constexpr int64_t kFewTokens = 4;
+constexpr int64_t kFewAttendingTokens = 4;
 
 void attend(const CachedAttention& call, const AttentionKernels& kernels, const Parallel& parallel);
 

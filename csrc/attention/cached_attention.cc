@@ -11,7 +11,7 @@ namespace qwen2vl {
 namespace {
 
 constexpr int64_t kRows = AttentionKernels::kQueryRows;
-constexpr int64_t kFewRows = AttentionKernels::kFewRows;
+constexpr int64_t kPartRows = AttentionKernels::kPartRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr int64_t kMostDim = kMostAttentionDim;
 
@@ -28,7 +28,7 @@ class Step {
 
   void run(const Parallel& parallel) const {
     append(parallel);
-    if (kernels_.attend_part != nullptr && call_.tokens <= kFewTokens && call_.dim % 16 == 0) {
+    if (kernels_.attend_part != nullptr && call_.tokens <= kFewAttendingTokens && call_.dim % 16 == 0) {
       few(parallel);
     } else {
       many(parallel);
@@ -71,25 +71,25 @@ class Step {
     parallel(call_.rows * blocks, body);
   }
 
-  // The queries that share a head's keys and values, kFewRows at a time, over parts of the cache; then the
+  // The queries that share a head's keys and values, kPartRows at a time, over parts of the cache; then the
   // parts of each query are put together.
   void few(const Parallel& parallel) const {
     const int64_t dim = call_.dim, queries = group_ * call_.tokens;
-    const int64_t slices = ceil_divide(longest_, kPartKeys), groups = ceil_divide(queries, kFewRows);
+    const int64_t slices = ceil_divide(longest_, kPartKeys), groups = ceil_divide(queries, kPartRows);
     const int64_t tasks = call_.rows * call_.kv_heads * groups * slices;
-    const int64_t result = kFewRows * (dim + 2);  // sums, weights, peaks
+    const int64_t result = kPartRows * (dim + 2);  // sums, weights, peaks
     auto* results = static_cast<float*>(shared_scratch(tasks * result * sizeof(float)));
     parallel(tasks, [&](size_t task) {
       const int64_t slice = task % slices, group = task / slices % groups;
       const int64_t kv_head = task / slices / groups % call_.kv_heads;
       const int64_t row = task / slices / groups / call_.kv_heads;
-      const int64_t rows = std::min(kFewRows, queries - group * kFewRows);
-      alignas(64) float rotated[kFewRows * kMostDim];
-      const float* pointers[kFewRows];
-      int64_t visible[kFewRows];
+      const int64_t rows = std::min(kPartRows, queries - group * kPartRows);
+      alignas(64) float rotated[kPartRows * kMostDim];
+      const float* pointers[kPartRows];
+      int64_t visible[kPartRows];
       for (int64_t r = 0; r < rows; ++r) {
-        const int64_t token = (group * kFewRows + r) / group_,
-                      head = kv_head * group_ + (group * kFewRows + r) % group_;
+        const int64_t token = (group * kPartRows + r) / group_,
+                      head = kv_head * group_ + (group * kPartRows + r) % group_;
         query(row, token, head, rotated + r * dim);
         pointers[r] = rotated + r * dim;
         visible[r] = call_.past[row] + token + 1;
@@ -99,15 +99,15 @@ class Step {
       const int64_t end = std::max(begin, std::min(begin + kPartKeys, call_.past[row] + call_.tokens));
       kernels_.attend_part({pointers, visible, rows, dim, call_.cached_keys + cached(row, kv_head),
                             call_.cached_values + cached(row, kv_head), begin, end, scale(), sums,
-                            sums + kFewRows * dim, sums + kFewRows * (dim + 1)},
+                            sums + kPartRows * dim, sums + kPartRows * (dim + 1)},
                            thread_scratch(kernels_.scratch_bytes(dim)));
     });
     for (int64_t row = 0; row < call_.rows; ++row) {
       for (int64_t head = 0; head < call_.heads; ++head) {
         for (int64_t token = 0; token < call_.tokens; ++token) {
-          const int64_t index = token * group_ + head % group_, group = index / kFewRows;
+          const int64_t index = token * group_ + head % group_, group = index / kPartRows;
           const int64_t task = ((row * call_.kv_heads + head / group_) * groups + group) * slices;
-          join(results + task * result, result, slices, index % kFewRows, output(row, token, head));
+          join(results + task * result, result, slices, index % kPartRows, output(row, token, head));
         }
       }
     }
@@ -115,8 +115,8 @@ class Step {
 
   void join(const float* results, int64_t stride, int64_t slices, int64_t r, float* output) const {
     const int64_t dim = call_.dim;
-    const auto weights = [&](int64_t slice) { return results[slice * stride + kFewRows * dim + r]; };
-    const auto peak = [&](int64_t slice) { return results[slice * stride + kFewRows * (dim + 1) + r]; };
+    const auto weights = [&](int64_t slice) { return results[slice * stride + kPartRows * dim + r]; };
+    const auto peak = [&](int64_t slice) { return results[slice * stride + kPartRows * (dim + 1) + r]; };
     float largest = peak(0), total = 0;
     for (int64_t slice = 1; slice < slices; ++slice) largest = std::max(largest, peak(slice));
     std::fill(output, output + dim, 0.0f);

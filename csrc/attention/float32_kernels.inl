@@ -69,8 +69,8 @@ TARGET inline void score_keys(const AttentionPart& part, const float* queries, i
 
 template <int R>
 TARGET void attend_rows(const AttentionPart& part, float* scratch) {
-  float* scores = scratch;                           // [kFewRows, kBlockKeys]
-  float* queries = scratch + kFewRows * kBlockKeys;  // [kFewRows, dim]
+  float* scores = scratch;                            // [kPartRows, kBlockKeys]
+  float* queries = scratch + kPartRows * kBlockKeys;  // [kPartRows, dim]
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t d = 0; d < part.dim; ++d) {
       queries[r * part.dim + d] = part.queries[r][d] * (part.scale * kLog2E);

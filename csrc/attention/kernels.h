@@ -22,7 +22,7 @@ struct AttentionBlock {
 struct AttentionPart {
   const float* const* queries;  // [rows] -> [dim]
   const int64_t* visible;       // [rows]
-  int64_t rows;                 // at most AttentionKernels::kFewRows
+  int64_t rows;                 // at most AttentionKernels::kPartRows
   int64_t dim;                  // a multiple of 16
   const float* keys;            // [*, dim]
   const float* values;          // [*, dim]
@@ -49,9 +49,9 @@ struct PackedQuery {
 
 // Attention's inner loops for one instruction set.
 struct AttentionKernels {
-  static constexpr int64_t kQueryRows = 48;
-  static constexpr int64_t kFewRows = 6;
-  static constexpr int64_t kPackRows = 64;  // keys and values are packed in multiples of this
+  static constexpr int64_t kQueryRows = 48;  // of an AttentionBlock
+  static constexpr int64_t kPartRows = 6;    // of an AttentionPart
+  static constexpr int64_t kPackRows = 64;   // keys and values are packed in multiples of this
 
   const char* name;
   int64_t key_number_bytes, key_step_bytes;  // of a packed key: each number, and what its codes count in

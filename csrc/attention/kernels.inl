@@ -33,7 +33,7 @@ TARGET inline size_t key_vector_bytes(int64_t dim) {
 constexpr int64_t kScoreRows = 6;
 constexpr int64_t kValueRows = 4;
 constexpr int64_t kQueryRows = AttentionKernels::kQueryRows;
-constexpr int64_t kFewRows = AttentionKernels::kFewRows;
+constexpr int64_t kPartRows = AttentionKernels::kPartRows;
 constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing

@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace qwen2vl {
 
 void register_device(py::module_& m) {
-  m.attr("FEW_ROWS") = kFewRows;
+  m.attr("FEW_LINEAR_ROWS") = kFewLinearRows;
   py::class_<Device, std::shared_ptr<Device>>(
       m, "Device", "Where a decoder's data lie and its kernels run. Pointers are integers, the device's own.")
       .def(

@@ -15,7 +15,7 @@ namespace qwen2vl {
 void register_operators(pybind11::module_& m) {
   m.attr("OPERATOR_DOMAIN") = ort::kDomain;
   m.attr("MOST_ATTENTION_DIM") = kMostAttentionDim;
-  m.attr("FEW_ATTENDING_TOKENS") = kFewTokens;
+  m.attr("FEW_ATTENDING_TOKENS") = kFewAttendingTokens;
   m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
         "The largest instruction set that kernels loaded from now on may use; '' takes what "
         "QWEN2VL_INSTRUCTION_SET names, or all.");

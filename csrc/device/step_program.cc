@@ -67,7 +67,7 @@ void StepProgram::enqueue(const EngineStep& step) {
       now.early = early;
       device_->decode_attention(now);
     }
-    early = early_ && step.rows <= kFewRows;  // more are a library's, which knows nothing of it
+    early = early_ && step.rows <= kFewLinearRows;  // more are a library's, which knows nothing of it
   }
 }
 

@@ -207,7 +207,7 @@ void multiply(const LinearStep& step, const DeviceMatrix& matrix, void* unpacked
 
 void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
   if (given.rows <= 0) return;
-  if (given.rows <= kFewRows && few_rows(given, stream)) return;
+  if (given.rows <= kFewLinearRows && few_rows(given, stream)) return;
   const LinearScratch layout(given);
   char* const memory = static_cast<char*>(scratch);
   LinearStep step = given;
@@ -221,7 +221,7 @@ void linear(const LinearStep& given, void* scratch, CUstream_st* stream) {
   void* const gate = memory + layout.gate;
   bool unfinished = false;
   for (int32_t m = 0; m < matrices; ++m) {
-    if (step.rows <= kFewRows) {
+    if (step.rows <= kFewLinearRows) {
       few_products(step, m, stream);
       continue;
     }

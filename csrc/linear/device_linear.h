@@ -54,7 +54,7 @@ struct LinearStep {
 };
 
 // Few rows share one pass over the weights; more are worth a product of matrices.
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewLinearRows = 8;
 
 // Bytes of scratch memory that a step takes on a GPU, at addresses that are multiples of 256.
 int64_t linear_scratch_bytes(const LinearStep& step);

@@ -5,8 +5,8 @@
 
 namespace qwen2vl::cuda {
 
-// A step of at most kFewRows rows, by one pass over the weights for every few of them. False, and nothing is
-// done, where the kernel doesn't take the step's sizes.
+// A step of at most kFewLinearRows rows, by one pass over the weights for every few of them. False, and
+// nothing is done, where the kernel doesn't take the step's sizes.
 bool few_rows(const LinearStep& step, StreamHandle stream);
 
 }  // namespace qwen2vl::cuda

@@ -16,7 +16,7 @@ struct LinearScratch {
     int64_t outputs = 0;
     for (int32_t m = 0; m < step.matrices; ++m) outputs = std::max(outputs, step.matrix[m].outputs);
     const bool blocks = step.form == MatrixForm::kBlocks4 || step.form == MatrixForm::kBlocks8;
-    const bool many = step.rows > kFewRows;
+    const bool many = step.rows > kFewLinearRows;
     normalized = take(step.norm != nullptr ? step.rows * step.inputs * size : 0);
     unpacked = take(many && blocks ? outputs * step.inputs * size : 0);
     gate = take(many && step.gated ? step.rows * outputs * float_size(step.result_type) : 0);

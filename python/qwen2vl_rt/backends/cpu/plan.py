@@ -18,7 +18,7 @@ from qwen2vl_rt.session_limits import SessionLimits
 # Packed weights (onnx_session.py) over the same on disk, measured: block sums and padding.
 PACKED_INT8, PACKED_INT4, PACKED_TABLE = 1.02, 1.12, 1.07
 # int8 on CPUs where exact products need both bytes unsigned: ONNX Runtime keeps a second copy.
-EXACT_INT8 = 2.25
+PACKED_UNSIGNED_INT8 = 2.25
 
 
 def plan_cpu(bundle: Bundle, limits: SessionLimits, memory_limit: int | None = None) -> MemoryPlan:
@@ -64,7 +64,7 @@ def _packed_weights(bundle: Bundle) -> tuple[dict[str, int], int]:
     """
     sizes = {name: entry.size for name, entry in bundle.files.items()}
     table = round(sizes[EMBEDDING] * PACKED_TABLE)
-    int8 = EXACT_INT8 if _core.overflows_int8() else PACKED_INT8
+    int8 = PACKED_UNSIGNED_INT8 if _core.overflows_int8() else PACKED_INT8
     prompt = round(sizes.get(PREFILL_WEIGHTS, 0) * int8)
     decoder = round(sizes[DECODER_WEIGHTS] * (int8 if bundle.precision == "int8" else PACKED_INT4))
     vision = round(sizes[VISION_WEIGHTS] * int8)

@@ -44,7 +44,7 @@ def _device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:
     # One matrix' dequantized weights at a time for prompts, and one for steps of many rows, the token table's
     # among them.
     unpacked = decoder.mlp_size
-    if limits.max_batch > _core.FEW_ROWS:
+    if limits.max_batch > _core.FEW_LINEAR_ROWS:
         unpacked += max(decoder.mlp_size, decoder.vocab_size)
     largest_matrices = decoder.hidden_size * unpacked * 2 * bundle.quantized
     # Logits as the graph has them and in float32, penalized ones, counts and partial sums.
