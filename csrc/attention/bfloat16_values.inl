@@ -41,9 +41,9 @@ TARGET inline __m512 loose_exp2(__m512 x) {
   return _mm512_scalef_ps(p, x);
 }
 
-TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step, float peak,
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float scale, float peak,
                                   uint16_t* weights) {
-  const __m512 factor = _mm512_set1_ps(step), top = _mm512_set1_ps(peak);
+  const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(peak);
   __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int64_t i = 0; i < count; i += 32) {
     __m512 own[2];

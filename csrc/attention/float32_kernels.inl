@@ -8,7 +8,7 @@ using Score = Vector;
 using ScoreElement = float;
 using Element = float;
 constexpr int64_t kBlockKeys = 256;
-constexpr int64_t kScoreNumbers = 1, kPair = 1, kKeyStepBytes = 0;
+constexpr int64_t kScoreNumbers = 1, kPair = 1, kKeyScaleBytes = 0;
 
 TARGET inline Vector multiply_add(Vector sum, const float* one, const float* many) {
   return sum + *reinterpret_cast<const Loose*>(many) * *one;
@@ -25,11 +25,11 @@ TARGET inline Vector first_score(const PackedQuery&) { return Vector{}; }
 
 TARGET inline Vector score_of(Vector sum, const char*, int64_t) { return sum; }
 
-TARGET inline Vector weigh_scores(const float* scores, int64_t count, float step, float peak,
+TARGET inline Vector weigh_scores(const float* scores, int64_t count, float scale, float peak,
                                   float* weights) {
   Vector total = {};
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vector weight = exp2((load(scores + i) - peak) * step);
+    const Vector weight = exp2((load(scores + i) - peak) * scale);
     total += weight;
     store(weights + i, weight);
   }

@@ -37,13 +37,13 @@ struct AttentionPart {
 constexpr int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
 // Bytes of a packed key: its numbers, and what codes count in.
-constexpr int64_t packed_key_bytes(int64_t dim, int64_t number_bytes, int64_t step_bytes) {
-  return padded_dim(dim) * number_bytes + step_bytes;
+constexpr int64_t packed_key_bytes(int64_t dim, int64_t number_bytes, int64_t scale_bytes) {
+  return padded_dim(dim) * number_bytes + scale_bytes;
 }
 
 // A packed query beside its numbers.
 struct PackedQuery {
-  float step;     // what its scores are multiplied by
+  float scale;    // what its scores are multiplied by
   int32_t total;  // the sum of its codes, where its numbers are codes
 };
 
@@ -54,7 +54,7 @@ struct AttentionKernels {
   static constexpr int64_t kPackRows = 64;   // keys and values are packed in multiples of this
 
   const char* name;
-  int64_t key_number_bytes, key_step_bytes;  // of a packed key: each number, and what its codes count in
+  int64_t key_number_bytes, key_scale_bytes;  // of a packed key: each number, and what its codes count in
   int64_t value_number_bytes;
   const AttentionKernels*
       finer;  // those for heads that codes are too coarse for; null where keys are no codes
@@ -63,7 +63,7 @@ struct AttentionKernels {
 
   // Bytes that packed keys, or packed values, take before the one at `index`, a multiple of kPackRows.
   size_t key_offset(int64_t index, int64_t dim) const {
-    return static_cast<size_t>(index) * packed_key_bytes(dim, key_number_bytes, key_step_bytes);
+    return static_cast<size_t>(index) * packed_key_bytes(dim, key_number_bytes, key_scale_bytes);
   }
   size_t value_offset(int64_t index, int64_t dim) const {
     return static_cast<size_t>(index) * (padded_dim(dim) * value_number_bytes);

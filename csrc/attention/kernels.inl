@@ -5,7 +5,7 @@
 //   what common/vectors.inl defines
 //   Score              the sum that becomes a score
 //   ScoreElement, kScoreNumbers   a number of a score's products, and how many one instruction adds up
-//   kKeyStepBytes      what a packed key has besides its numbers
+//   kKeyScaleBytes     what a packed key has besides its numbers
 //   Element, kPair     a number of a weighted sum of values, and how many of them one instruction adds up
 //   kKeyVectors        vectors of keys whose scores with kScoreRows queries fit the registers
 //   kDimVectors        vectors of a value whose sums for kValueRows queries fit the registers
@@ -14,20 +14,20 @@
 //   multiply_add(sum, one, many)   sum + broadcast(one[0 .. kPair)) * many[kLanes][kPair]; for Scores, too
 //   larger(a, b)                   of each pair of numbers
 //   pack_key_vector(rows, stride, count, dim, to)   `count` (0 .. kLanes) rows to [dim / kScoreNumbers]
-//                                  [kLanes][kScoreNumbers], and then their steps
+//                                  [kLanes][kScoreNumbers], and then their scales
 //   pack_query(from, dim, to)      [dim] numbers as ScoreElements; returns its PackedQuery
 //   first_score(query)             a sum of no products yet
-//   score_of(sum, keys, dim)       scores, but for the query's step, of a packed vector of keys
-//   weigh_scores(scores, count, step, peak, weights)   weights 2^((score - peak) * step) of `count` scores, a
-//                                  multiple of 2 * kLanes, as Elements; returns a vector whose numbers add up
-//                                  to theirs
+//   score_of(sum, keys, dim)       scores, but for the query's scale, of a packed vector of keys
+//   weigh_scores(scores, count, scale, peak, weights)   weights 2^((score - peak) * scale) of `count` (a
+//                                  multiple of 2 * kLanes) scores, as Elements; returns a vector whose
+//                                  numbers add up to theirs
 //   pack_value_pair(rows, stride, count, dim, to)   `count` (0 .. kPair) rows to [dim padded to 16][kPair]
 //
 // The loops over registers must be unrolled: hence the pragmas.
 
 // A vector of packed keys.
 TARGET inline size_t key_vector_bytes(int64_t dim) {
-  return kLanes * packed_key_bytes(dim, sizeof(ScoreElement), kKeyStepBytes);
+  return kLanes * packed_key_bytes(dim, sizeof(ScoreElement), kKeyScaleBytes);
 }
 
 constexpr int64_t kScoreRows = 6;
@@ -38,7 +38,7 @@ constexpr int64_t kPackRows = AttentionKernels::kPackRows;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kUnseen = -1e30f;  // a score whose weight is nothing
 
-// Scores of R queries, but for their steps, and C vectors of packed keys; and each query's largest ones so
+// Scores of R queries, but for their scales, and C vectors of packed keys; and each query's largest ones so
 // far, tops [R, kLanes].
 template <int R, int C>
 TARGET inline void score_tile(const PackedQuery* queries, const ScoreElement* numbers, int64_t stride,
@@ -123,15 +123,15 @@ TARGET inline Vector top_of(float* scores, int64_t visible, int64_t padded) {
   return top;
 }
 
-// A row's scores [count], the largest of which is in `top`, become weights 2^((score - peak) * step): the
+// A row's scores [count], the largest of which is in `top`, become weights 2^((score - peak) * scale): the
 // peak's own is 1 whatever the scores' size. Updates the row's peak, a score, and its sum of weights; returns
 // the factor by which what was summed up before shrinks.
-TARGET inline float weigh(const float* scores, int64_t count, Vector top, float step, Element* weights,
+TARGET inline float weigh(const float* scores, int64_t count, Vector top, float scale, Element* weights,
                           float& peak, float& sum) {
   const float block_peak = largest_of(top);
   const float new_peak = block_peak > peak ? block_peak : peak;
-  const Vector total = weigh_scores(scores, count, step, new_peak, weights);
-  const float shrink = exp2(Vector{} + (peak - new_peak) * step)[0];
+  const Vector total = weigh_scores(scores, count, scale, new_peak, weights);
+  const float shrink = exp2(Vector{} + (peak - new_peak) * scale)[0];
   sum = sum * shrink + sum_of(total);
   peak = new_peak;
   return shrink;
@@ -188,7 +188,7 @@ TARGET void attend(const AttentionBlock& block, void* scratch) {
       float* row = scores + r * kBlockKeys;
       const Vector top = visible < padded ? top_of(row, visible, padded) : load(tops + r * kLanes);
       const float shrink =
-          weigh(row, padded, top, queries[r].step, weights + r * kBlockKeys, peaks[r], totals[r]);
+          weigh(row, padded, top, queries[r].scale, weights + r * kBlockKeys, peaks[r], totals[r]);
       if (shrink != 1) {
         for (int64_t v = 0; v < vectors; ++v) {
           float* sum = sums + r * width + v * kLanes;
@@ -244,6 +244,6 @@ TARGET void pack_values(const float* rows, int64_t stride, int64_t count, int64_
 }
 
 AttentionKernels kernels_of(const char* name, decltype(AttentionKernels::attend_part) attend_part) {
-  return {name,      sizeof(ScoreElement), kKeyStepBytes, sizeof(Element), nullptr,    rotate,
-          pack_keys, pack_values,          scratch_bytes, attend,          attend_part};
+  return {name,      sizeof(ScoreElement), kKeyScaleBytes, sizeof(Element), nullptr,    rotate,
+          pack_keys, pack_values,          scratch_bytes,  attend,          attend_part};
 }

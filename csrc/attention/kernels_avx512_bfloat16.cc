@@ -14,7 +14,7 @@ namespace {
 
 using Score = Vector;
 using ScoreElement = uint16_t;
-constexpr int64_t kScoreNumbers = 2, kKeyStepBytes = 0;
+constexpr int64_t kScoreNumbers = 2, kKeyScaleBytes = 0;
 
 TARGET inline Vector first_score(const PackedQuery&) { return Vector{}; }
 

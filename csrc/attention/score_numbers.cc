@@ -13,8 +13,8 @@ constexpr double kLargestError = 0.05;
 
 // Means over vectors.
 struct Sizes {
-  double square = 0;       // of the length squared
-  double step_square = 0;  // of the square of what codes count in
+  double square = 0;        // of the length squared
+  double scale_square = 0;  // of the square of what codes count in
 };
 
 Sizes sizes(const float* vectors, const float* centre, int64_t count, int64_t dim) {
@@ -27,7 +27,7 @@ Sizes sizes(const float* vectors, const float* centre, int64_t count, int64_t di
       peak = std::max(peak, std::abs(value));
     }
     found.square += square / static_cast<double>(count);
-    found.step_square += peak / 127.0 * peak / 127.0 / static_cast<double>(count);
+    found.scale_square += peak / 127.0 * peak / 127.0 / static_cast<double>(count);
   }
   return found;
 }
@@ -40,9 +40,9 @@ ScoreNumbers choose_score_numbers(const float* queries, const float* keys, int64
     for (int64_t d = 0; d < dim; ++d) found.centre[d] += keys[i * dim + d] / static_cast<float>(count);
   }
   const Sizes q = sizes(queries, nullptr, count, dim), k = sizes(keys, found.centre, count, dim);
-  // A code's error is spread evenly over its step, which makes its variance step^2 / 12.
+  // A code's error is spread evenly over what it counts in, which makes its variance scale^2 / 12.
   const double variance =
-      (q.step_square * k.square + k.step_square * q.square) / 12 / static_cast<double>(dim);
+      (q.scale_square * k.square + k.scale_square * q.square) / 12 / static_cast<double>(dim);
   found.codes = std::sqrt(variance) <= kLargestError;  // NaN is not
   return found;
 }

@@ -9,11 +9,11 @@ namespace qwen2vl {
 // How a head's scores may be computed.
 struct ScoreNumbers {
   // What all keys have in common, about: their mean. It adds the same to each of a query's scores, which no
-  // softmax sees, and is taken off keys in codes, of whose steps it would use up most (as in SageAttention,
+  // softmax sees, and is taken off keys in codes, of which it would use up most (as in SageAttention,
   // Zhang et al. 2025).
   float centre[kMostAttentionDim];
   // Whether codes of 8 bits are fine enough. They are not where a few numbers of a head are far above the
-  // others, since these decide on the step of all.
+  // others, since these decide on the scale of all.
   bool codes;
 };
 

@@ -7,10 +7,10 @@
 
 namespace qwen2vl {
 
-// Tokens' activations as codes -127 .. 127 with a step for each block of inputs.
+// Tokens' activations as codes -127 .. 127 with a scale for each block of inputs.
 struct TokenCodes {
   const int8_t* codes;  // [tokens, padded inputs]; what k lacks is zero
-  const float* steps;   // [tokens, blocks]
+  const float* scales;  // [tokens, blocks]
   const int32_t* sums;  // [tokens, blocks]: of a block's codes
 };
 

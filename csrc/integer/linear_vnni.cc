@@ -148,12 +148,12 @@ VNNI void tokens_by_panel(const TokenCodes& x, const Panel& panel, const Target&
                       panel.groups, sums);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512 scale = load_scales(panel, scales, half);
+      const __m512 weight_scale = load_scales(panel, scales, half);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const __m512 step = _mm512_set1_ps(x.steps[r * panel.blocks + block]);
-        totals[r][half] =
-            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][half]), _mm512_mul_ps(scale, step), totals[r][half]);
+        const __m512 token_scale = _mm512_set1_ps(x.scales[r * panel.blocks + block]);
+        totals[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][half]),
+                                          _mm512_mul_ps(weight_scale, token_scale), totals[r][half]);
       }
     }
   }
@@ -237,7 +237,7 @@ void IntegerLinear::run(const TokenCodes& x, int64_t tokens, const Addends& adde
     }
     for (int64_t token = 0; token < tokens; token += rows) {
       const int64_t part = token * blocks();
-      const TokenCodes own{x.codes + token * padded_inputs(), x.steps + part, x.sums + part};
+      const TokenCodes own{x.codes + token * padded_inputs(), x.scales + part, x.sums + part};
       for (int64_t i = 0; i < count; ++i) {
         const uint8_t* records = packed() + (begin + i) * panel_bytes();
         const Panel panel{unpacked ? codes + i * bytes : records,

@@ -32,10 +32,10 @@ struct QuantizeKernels {
   void (*activate)(const Activation& activation, int64_t k, float* y);
   // x [k] -> y [k].
   void (*normalize)(const float* x, const Normalization& normalization, int64_t k, float* y);
-  // The codes [k] of each `block` numbers (the last block may have fewer): round(y / step) + zero_point, half
-  // to even, with a step of 1/127 of the block's largest magnitude (at least 1e-10 / 127).
+  // The codes [k] of each `block` numbers (the last block may have fewer): round(y / scale) + zero_point,
+  // half to even, with a scale of 1/127 of the block's largest magnitude (at least 1e-10 / 127).
   void (*quantize)(const float* y, int64_t k, int64_t block, uint8_t zero_point, uint8_t* codes,
-                   float* steps);
+                   float* scales);
 };
 
 const QuantizeKernels* portable_quantize_kernels();

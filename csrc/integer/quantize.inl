@@ -77,15 +77,15 @@ TARGET void normalize(const float* x, const Normalization& normalization, int64_
 TARGET inline Integers magnitudes(Vector value) { return reinterpret_cast<Integers>(value) & 0x7FFFFFFF; }
 
 template <bool Whole>
-TARGET inline void round_at(const float* y, int64_t i, int64_t k, float step, uint8_t zero_point,
+TARGET inline void round_at(const float* y, int64_t i, int64_t k, float scale, uint8_t zero_point,
                             uint8_t* codes) {
-  const Vector rounded = load_at<Whole>(y, i, k) / step + kRounder;
+  const Vector rounded = load_at<Whole>(y, i, k) / scale + kRounder;
   const Bytes bytes = __builtin_convertvector(reinterpret_cast<Integers>(rounded) + zero_point, Bytes);
   std::memcpy(codes + i, &bytes, Whole ? kLanes : k - i);
 }
 
 TARGET inline void quantize_block(const float* y, int64_t k, uint8_t zero_point, uint8_t* codes,
-                                  float* step) {
+                                  float* scale) {
   const int64_t whole = k / kLanes * kLanes;
   Integers peaks = {};
   for (int64_t i = 0; i < whole; i += kLanes) {
@@ -97,14 +97,14 @@ TARGET inline void quantize_block(const float* y, int64_t k, uint8_t zero_point,
     peaks = next > peaks ? next : peaks;
   }
   const float peak = largest_of(reinterpret_cast<Vector>(peaks));
-  *step = (peak > 1e-10f ? peak : 1e-10f) * (1.0f / 127);
-  for (int64_t i = 0; i < whole; i += kLanes) round_at<true>(y, i, k, *step, zero_point, codes);
-  if (whole < k) round_at<false>(y, whole, k, *step, zero_point, codes);
+  *scale = (peak > 1e-10f ? peak : 1e-10f) * (1.0f / 127);
+  for (int64_t i = 0; i < whole; i += kLanes) round_at<true>(y, i, k, *scale, zero_point, codes);
+  if (whole < k) round_at<false>(y, whole, k, *scale, zero_point, codes);
 }
 
 TARGET void quantize(const float* y, int64_t k, int64_t block, uint8_t zero_point, uint8_t* codes,
-                     float* steps) {
-  for (int64_t first = 0; first < k; first += block, ++steps) {
-    quantize_block(y + first, k - first < block ? k - first : block, zero_point, codes + first, steps);
+                     float* scales) {
+  for (int64_t first = 0; first < k; first += block, ++scales) {
+    quantize_block(y + first, k - first < block ? k - first : block, zero_point, codes + first, scales);
   }
 }

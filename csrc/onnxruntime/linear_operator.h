@@ -63,14 +63,14 @@ class LinearOperator : public F {
       ends.push_back((i == 0 ? 0 : ends.back()) + layers_[i].panels());
     }
 
-    auto* steps = static_cast<float*>(shared_scratch(rows * (padded + 2 * blocks * sizeof(float))));
-    auto* sums = reinterpret_cast<int32_t*>(steps + rows * blocks);
+    auto* scales = static_cast<float*>(shared_scratch(rows * (padded + 2 * blocks * sizeof(float))));
+    auto* sums = reinterpret_cast<int32_t*>(scales + rows * blocks);
     auto* codes = reinterpret_cast<int8_t*>(sums + rows * blocks);
     const Input input{call.data<float>(0),
                       call.data<float>(1),
                       {call.data<float>(2), call.data<float>(3), epsilon_, norm_ == 2}};
     parallel_rows(call, rows, k, [&](int64_t r) {
-      quantize(input, r, codes + r * padded, steps + r * blocks);
+      quantize(input, r, codes + r * padded, scales + r * blocks);
       any.add_up(codes + r * padded, 1, sums + r * blocks);
     });
 
@@ -81,7 +81,7 @@ class LinearOperator : public F {
       for (size_t i = 0; begin < end; ++i) {
         const int64_t layer_end = std::min(end, ends[i]), offset = ends[i] - layers_[i].panels();
         if (begin >= layer_end) continue;
-        layers_[i].run({codes, steps, sums}, rows, addends[i], begin - offset, layer_end - offset,
+        layers_[i].run({codes, scales, sums}, rows, addends[i], begin - offset, layer_end - offset,
                        outputs[i]);
         begin = layer_end;
       }
@@ -106,8 +106,8 @@ class LinearOperator : public F {
     return std::clamp<int64_t>(bytes / kBytesATask, 1, ceil_divide(panels, together));
   }
 
-  // One token's codes and steps.
-  void quantize(const Input& input, int64_t row, int8_t* codes, float* steps) const {
+  // One token's codes and scales.
+  void quantize(const Input& input, int64_t row, int8_t* codes, float* scales) const {
     const int64_t k = layers_[0].inputs();
     const float* x = input.x + row * k;
     const float* other = input.other == nullptr ? nullptr : input.other + row * k;
@@ -119,7 +119,7 @@ class LinearOperator : public F {
       quantize_.activate({x, 1, nullptr, slope_, other, 1}, k, changed);
       x = changed;
     }
-    quantize_.quantize(x, k, layers_[0].block(), 0, reinterpret_cast<uint8_t*>(codes), steps);
+    quantize_.quantize(x, k, layers_[0].block(), 0, reinterpret_cast<uint8_t*>(codes), scales);
     std::memset(codes + k, 0, layers_[0].padded_inputs() - k);
   }
 

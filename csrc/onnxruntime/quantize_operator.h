@@ -27,7 +27,7 @@ class QuantizeTokensOperator {
                *other = call.data<float>(3), *other_scale = call.data<float>(4);
     auto* codes = call.output<uint8_t>(0, shape);
     shape.back() = 1;
-    auto* steps = call.output<float>(1, shape);
+    auto* code_scales = call.output<float>(1, shape);
     const bool plain = scale == nullptr && bias == nullptr && other == nullptr && slope_ == 0;
     parallel_rows(call, rows, k, [&](int64_t r) {
       const float* y = x + r * k;
@@ -39,7 +39,7 @@ class QuantizeTokensOperator {
             k, activated);
         y = activated;
       }
-      kernels_.quantize(y, k, k, 128, codes + r * k, steps + r);
+      kernels_.quantize(y, k, k, 128, codes + r * k, code_scales + r);
     });
   }
 

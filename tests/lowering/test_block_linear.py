@@ -22,8 +22,8 @@ def expected(product: BlockedProduct, x: np.ndarray) -> np.ndarray:
     *rows, k = x.shape
     padding = -k % BLOCK
     blocks = np.pad(x.reshape(-1, k), ((0, 0), (0, padding))).reshape(-1, (k + padding) // BLOCK, BLOCK)
-    step = np.maximum(np.abs(blocks).max(-1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 127)
-    rounded = (np.rint(blocks / step) * step.astype(np.float64)).reshape(-1, k + padding)[:, :k]
+    x_scale = np.maximum(np.abs(blocks).max(-1, keepdims=True), np.float32(1e-10)) * np.float32(1 / 127)
+    rounded = (np.rint(blocks / x_scale) * x_scale.astype(np.float64)).reshape(-1, k + padding)[:, :k]
     scale, zero_point = (
         np.repeat(part, BLOCK, axis=1)[:, :k].astype(np.float64)
         for part in (product.scale, product.zero_point)
@@ -44,7 +44,7 @@ def test_product(bits, tokens, n, k, symmetric, short, bias):
     to_block_linear(model, weights)
     assert [node.op_type for node in model.graph.node] == ["BlockLinear"]
     x = activations(product.rank, tokens, k)
-    x[..., : BLOCK // 2] *= 100  # blocks of different steps
+    x[..., : BLOCK // 2] *= 100  # blocks of different scales
     x[:, -1] *= 0  # a token of zeros
     y = expected(product, x) + (product.bias if bias else 0)
     actual = run(model, weights, x)

@@ -98,7 +98,7 @@ def common(qkv: np.ndarray) -> None:
 
 
 def far_above(qkv: np.ndarray) -> None:
-    """Channels that would decide on the step of all."""
+    """Channels that would decide on the scale of all."""
     qkv[:, :, 0, :, 3] *= 64
     qkv[:, :, 1, :, 7] *= 64
 

@@ -174,7 +174,7 @@ def test_weights_are_exact_where_activations_are(tokens):
     for bits, symmetric in ((4, False), (4, True), (8, False)):
         product = BlockedProduct(32, 384, bits, symmetric=symmetric)
         x = np.random.default_rng(1).integers(-127, 128, (1, tokens, 384)).astype(np.float32)
-        x[..., ::BLOCK] = 127  # every block's peak, so that a step is 1
+        x[..., ::BLOCK] = 127  # every block's peak, so that a scale is 1
         np.testing.assert_allclose(
             run(*product.lowered(), x), portable(product.model, x), rtol=1e-4, atol=2e-3
         )

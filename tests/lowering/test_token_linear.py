@@ -49,7 +49,7 @@ def node(x: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> onnx.ModelProto
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 11, 12, 13, 29, 70])
 @pytest.mark.parametrize("extreme", [False, True], ids=["", "extreme codes"])
 def test_integers(tokens, k, n, extreme):
-    """With steps and scales of 1 the results are the integers themselves; none saturates."""
+    """With scales of 1 on both sides the results are the integers themselves; none saturates."""
     rng = np.random.default_rng(tokens * k)
     x = rng.integers(-127, 128, (tokens, k))
     codes = rng.integers(-127, 128, (k, n)).astype(np.int8)
