@@ -4,6 +4,7 @@
 #include "common/instruction_set.h"
 #include "common/multiply_rate.h"
 #include "onnxruntime/attention_operators.h"
+#include "onnxruntime/linear_inputs.h"
 #include "onnxruntime/linear_operator.h"
 #include "onnxruntime/quantize_operator.h"
 #include "onnxruntime/scale_operator.h"
@@ -16,6 +17,15 @@ void register_operators(pybind11::module_& m) {
   m.attr("OPERATOR_DOMAIN") = ort::kDomain;
   m.attr("MOST_ATTENTION_DIM") = kMostAttentionDim;
   m.attr("FEW_ATTENDING_TOKENS") = kFewAttendingTokens;
+  m.attr("LINEAR_OTHER") = int64_t{ort::LinearInput::kOther};
+  m.attr("LINEAR_NORM_WEIGHT") = int64_t{ort::LinearInput::kNormWeight};
+  m.attr("LINEAR_NORM_BIAS") = int64_t{ort::LinearInput::kNormBias};
+  m.attr("LINEAR_ADDED") = int64_t{ort::LinearInput::kAdded};
+  m.attr("LINEAR_FIRST_MATRIX") = int64_t{ort::LinearInput::kFirstMatrix};
+  m.attr("MOST_LINEAR_LAYERS") = ort::kMostLayers;
+  m.attr("PLAIN_MATRIX_INPUTS") = int64_t{ort::PlainMatrix::kCount};
+  m.attr("CHANNEL_MATRIX_INPUTS") = int64_t{ort::ChannelMatrix::kCount};
+  m.attr("BLOCK_MATRIX_INPUTS") = int64_t{ort::BlockMatrix::kCount};
   m.def("limit_instruction_set", &limit_instruction_set, pybind11::arg("name"),
         "The largest instruction set that kernels loaded from now on may use; '' takes what "
         "QWEN2VL_INSTRUCTION_SET names, or all.");

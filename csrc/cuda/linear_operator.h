@@ -5,6 +5,7 @@
 
 #include "cuda/workspace.h"
 #include "linear/device_linear.h"
+#include "onnxruntime/linear_inputs.h"
 #include "onnxruntime/operator.h"
 #include "onnxruntime/shapes.h"
 
@@ -25,14 +26,15 @@ struct PlainMatrices {
   static constexpr ort::Port kInputs[] = {kX,        kOptional, kOptional, kOptional, kOptional,
                                           kOptional, kOptional, kOptional, kOptional, kOptional,
                                           kOptional, kOptional, kOptional};
-  static constexpr size_t kMatrixInputs = 2;
+  using Matrix = ort::PlainMatrix;
 
   PlainMatrices(const ort::Api&, const ort::KernelInfo*) {}
 
   void describe(LinearStep* step) const { step->form = MatrixForm::kPlain; }
   DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep*) const {
-    return {call.data<void>(first), nullptr, nullptr, call.data<void>(first + 1),
-            call.shape(first)[0],   nullptr};
+    return {
+        call.data<void>(first + Matrix::kWeights), nullptr, nullptr, call.data<void>(first + Matrix::kBias),
+        call.shape(first + Matrix::kWeights)[0],   nullptr};
   }
 };
 
@@ -47,7 +49,7 @@ struct BlockMatrices {
   static constexpr ort::Port kInputs[] = {
       kX,        kOptional, kOptional, kOptional, kOptional, kCodes, kOptional, kCodes,    kOptional, kCodes,
       kOptional, kCodes,    kOptional, kCodes,    kOptional, kCodes, kOptional, kOptional, kOptional};
-  static constexpr size_t kMatrixInputs = 4;
+  using Matrix = ort::BlockMatrix;
 
   BlockMatrices(const ort::Api& api, const ort::KernelInfo* info)
       : bits_(ort::integer_attribute(api, info, "bits")) {}
@@ -56,12 +58,12 @@ struct BlockMatrices {
     step->form = bits_ == 4 ? MatrixForm::kBlocks4 : MatrixForm::kBlocks8;
   }
   DeviceMatrix matrix(const ort::Call& call, size_t first, LinearStep* step) const {
-    const auto shape = call.shape(first);
+    const auto shape = call.shape(first + Matrix::kCodes);
     step->block = shape[2] * 8 / bits_;
-    return {call.data<void>(first),
-            call.data<void>(first + 1),
-            call.data<uint8_t>(first + 2),
-            call.data<void>(first + 3),
+    return {call.data<void>(first + Matrix::kCodes),
+            call.data<void>(first + Matrix::kScales),
+            call.data<uint8_t>(first + Matrix::kZeroPoints),
+            call.data<void>(first + Matrix::kBias),
             shape[0],
             nullptr};
   }
@@ -71,10 +73,9 @@ struct BlockMatrices {
 };
 
 // A LinearStep as an operator of ONNX Runtime's graphs, for each of the number formats that a GPU computes
-// in; x is [.., K], results are [.., N]. Inputs, of which what stands in the place of the dots is missing
-// where it is not needed: x; (not used); norm's weight; (not used); added; then, of each of three matrices,
-// those of its form; at the end cos and sin [.., head_dim / 2]. Attributes: layers (how many matrices), norm
-// (whether there is one), epsilon, gated, rotated: see LinearStep.
+// in; x is [.., K], results are [.., N]. Inputs: onnxruntime/linear_inputs.h, of which other and the norm's
+// bias are never there; behind those of all matrices cos and sin [.., head_dim / 2]. Attributes: layers (how
+// many matrices), norm (whether there is one), epsilon, gated, rotated: see LinearStep.
 template <FloatType type, template <FloatType> typename Matrices>
 class DeviceLinearOperator : public Matrices<type> {
  public:
@@ -99,21 +100,20 @@ class DeviceLinearOperator : public Matrices<type> {
     Base::describe(&step);
     step.inputs = shape.back();
     step.rows = ort::rows_of(shape);
-    step.x = call.data<void>(0);
-    step.norm = call.data<void>(2);
+    step.x = call.data<void>(ort::LinearInput::kX);
+    step.norm = call.data<void>(ort::LinearInput::kNormWeight);
     step.epsilon = epsilon_;
-    step.added = call.data<void>(4);
+    step.added = call.data<void>(ort::LinearInput::kAdded);
     step.matrices = static_cast<int32_t>(layers_);
     step.gated = static_cast<int32_t>(gated_);
     step.rotated = static_cast<int32_t>(rotated_);
-    constexpr size_t kFirst = 5, kTables = kFirst + kMostMatrices * Base::kMatrixInputs;
     if (rotated_ > 0) {
       step.cos = call.data<void>(kTables);
       step.sin = call.data<void>(kTables + 1);
       step.head_dim = 2 * call.shape(kTables).back();
     }
     for (int64_t i = 0; i < layers_; ++i) {
-      step.matrix[i] = Base::matrix(call, kFirst + i * Base::kMatrixInputs, &step);
+      step.matrix[i] = Base::matrix(call, kFirst + i * Base::Matrix::kCount, &step);
       if (i > 0 && gated_) continue;
       shape.back() = step.matrix[i].outputs;
       step.matrix[i].result = call.output<void>(i, shape);
@@ -124,6 +124,11 @@ class DeviceLinearOperator : public Matrices<type> {
   }
 
  private:
+  static constexpr int64_t kFirst = ort::LinearInput::kFirstMatrix;
+  static constexpr int64_t kTables = kFirst + ort::kMostLayers * Base::Matrix::kCount;  // cos, then sin
+  static_assert(std::size(Base::kInputs) == kTables + 2);
+  static_assert(ort::kMostLayers == kMostMatrices);
+
   int64_t layers_, gated_, rotated_;
   float epsilon_;
 };

@@ -9,6 +9,7 @@
 #include "common/scratch.h"
 #include "integer/linear.h"
 #include "integer/quantize.h"
+#include "onnxruntime/linear_inputs.h"
 #include "onnxruntime/operator.h"
 #include "onnxruntime/shapes.h"
 
@@ -18,9 +19,8 @@ namespace qwen2vl::ort {
 // [.., K] -> [.., N_i]: integer/linear.h. The input is x, or x normalised, or x * sigmoid(slope * x) (*
 // other), rounded to 8 bits: token by token (TokenLinear) or by blocks of 128 (BlockLinear). A class F of the
 // weights' form:
-//   kInputs, kMatrixInputs   all inputs: the five of the first line below, then those of three matrices
+//   kInputs, Matrix          all inputs, and the order of a matrix's own: onnxruntime/linear_inputs.h
 //   linear(api, info, index, first)   matrix `index`, whose inputs begin at `first`
-//   kBias                    where among a matrix's inputs the bias is
 // Inputs: x; optional: other [.., K], norm's weight [K], norm's bias [K], added [.., N] (of one layer only).
 // Attributes: layers (how many), slope (0: no sigmoid), norm (0 none, 1 RMS, 2 layer), epsilon (the norm's).
 template <typename F>
@@ -28,6 +28,8 @@ class LinearOperator : public F {
  public:
   using F::kInputs;
   static constexpr Port kOutputs[] = {{kFloat}, {kFloat, true}, {kFloat, true}};
+  static_assert(std::size(kInputs) == LinearInput::kFirstMatrix + kMostLayers * F::Matrix::kCount);
+  static_assert(std::size(kOutputs) == kMostLayers);
 
   LinearOperator(const Api& api, const KernelInfo* info)
       : quantize_(quantize_kernels()),
@@ -52,23 +54,24 @@ class LinearOperator : public F {
                   rows = rows_of(shape);
     if (shape.back() != k)
       throw Error("a layer of " + std::to_string(k) + " inputs got " + std::to_string(shape.back()));
-    const auto* added = call.data<float>(4);
+    const auto* added = call.data<float>(LinearInput::kAdded);
     std::vector<float*> outputs;
     std::vector<Addends> addends;
     std::vector<int64_t> ends;  // of the layers' panels, when those of all are counted through
     for (size_t i = 0; i < layers_.size(); ++i) {
       shape.back() = layers_[i].outputs();
       outputs.push_back(call.output<float>(i, shape));
-      addends.push_back({call.data<float>(first_input(i) + F::kBias), added});
+      addends.push_back({call.data<float>(first_input(i) + F::Matrix::kBias), added});
       ends.push_back((i == 0 ? 0 : ends.back()) + layers_[i].panels());
     }
 
     auto* scales = static_cast<float*>(shared_scratch(rows * (padded + 2 * blocks * sizeof(float))));
     auto* sums = reinterpret_cast<int32_t*>(scales + rows * blocks);
     auto* codes = reinterpret_cast<int8_t*>(sums + rows * blocks);
-    const Input input{call.data<float>(0),
-                      call.data<float>(1),
-                      {call.data<float>(2), call.data<float>(3), epsilon_, norm_ == 2}};
+    const Input input{call.data<float>(LinearInput::kX),
+                      call.data<float>(LinearInput::kOther),
+                      {call.data<float>(LinearInput::kNormWeight), call.data<float>(LinearInput::kNormBias),
+                       epsilon_, norm_ == 2}};
     parallel_rows(call, rows, k, [&](int64_t r) {
       quantize(input, r, codes + r * padded, scales + r * blocks);
       any.add_up(codes + r * padded, 1, sums + r * blocks);
@@ -94,7 +97,7 @@ class LinearOperator : public F {
     Normalization norm;
   };
 
-  static int64_t first_input(int64_t layer) { return 5 + layer * F::kMatrixInputs; }
+  static int64_t first_input(int64_t layer) { return LinearInput::kFirstMatrix + layer * F::Matrix::kCount; }
 
   // So much work a task that a thread's waking up does not show, and enough of them to share evenly. Of many
   // tokens a task has as many panels as go well together.
@@ -149,17 +152,17 @@ inline void packed(const Api& api, const KernelInfo* info, int64_t layer, const 
 // float32 [N] (optional).
 struct TokenWeights {
   static constexpr const char* kName = "TokenLinear";
-  static constexpr int64_t kMatrixInputs = 3, kBias = 2;
+  using Matrix = ChannelMatrix;
   static constexpr Port kInputs[] = {{kFloat},       {kFloat, true}, {kFloat, true}, {kFloat, true},
                                      {kFloat, true}, {kInt8, true},  {kFloat, true}, {kFloat, true},
                                      {kInt8, true},  {kFloat, true}, {kFloat, true}, {kInt8, true},
                                      {kFloat, true}, {kFloat, true}};
 
   static IntegerLinear linear(const Api& api, const KernelInfo* info, int64_t layer, int64_t first) {
-    const auto* codes = constant_data<int8_t>(api, info, first, kName);
-    const auto shape = shape_of(api, constant_input(api, info, first));
-    auto linear = IntegerLinear::of_channels(codes, constant_data<float>(api, info, first + 1, kName),
-                                             shape[0], shape[1]);
+    const auto* codes = constant_data<int8_t>(api, info, first + Matrix::kCodes, kName);
+    const auto shape = shape_of(api, constant_input(api, info, first + Matrix::kCodes));
+    auto linear = IntegerLinear::of_channels(
+        codes, constant_data<float>(api, info, first + Matrix::kScales, kName), shape[0], shape[1]);
     packed(api, info, layer, codes, shape[0] * shape[1]);
     return linear;
   }
@@ -171,21 +174,21 @@ using TokenLinearOperator = LinearOperator<TokenWeights>;
 // bits (4 or 8), and zero_points: which matrices have them, a bit each.
 struct BlockWeights {
   static constexpr const char* kName = "BlockLinear";
-  static constexpr int64_t kMatrixInputs = 4, kBias = 3;
+  using Matrix = BlockMatrix;
   static constexpr Port kInputs[] = {
       {kFloat},       {kFloat, true}, {kFloat, true}, {kFloat, true}, {kFloat, true}, {kUInt8, true},
       {kFloat, true}, {kUInt8, true}, {kFloat, true}, {kUInt8, true}, {kFloat, true}, {kUInt8, true},
       {kFloat, true}, {kUInt8, true}, {kFloat, true}, {kUInt8, true}, {kFloat, true}};
 
   static IntegerLinear linear(const Api& api, const KernelInfo* info, int64_t layer, int64_t first) {
-    const auto* codes = constant_data<uint8_t>(api, info, first, kName);
-    const auto shape = shape_of(api, constant_input(api, info, first));
+    const auto* codes = constant_data<uint8_t>(api, info, first + Matrix::kCodes, kName);
+    const auto shape = shape_of(api, constant_input(api, info, first + Matrix::kCodes));
     const bool zero_points = integer_attribute(api, info, "zero_points") >> layer & 1;
-    auto linear =
-        IntegerLinear::of_blocks(static_cast<int>(integer_attribute(api, info, "bits")), codes,
-                                 constant_data<float>(api, info, first + 1, kName),
-                                 zero_points ? constant_data<uint8_t>(api, info, first + 2, kName) : nullptr,
-                                 integer_attribute(api, info, "K"), shape[0]);
+    auto linear = IntegerLinear::of_blocks(
+        static_cast<int>(integer_attribute(api, info, "bits")), codes,
+        constant_data<float>(api, info, first + Matrix::kScales, kName),
+        zero_points ? constant_data<uint8_t>(api, info, first + Matrix::kZeroPoints, kName) : nullptr,
+        integer_attribute(api, info, "K"), shape[0]);
     packed(api, info, layer, codes, shape[0] * shape[1] * shape[2]);
     return linear;
   }

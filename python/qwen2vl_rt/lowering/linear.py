@@ -22,16 +22,20 @@ from qwen2vl_rt.lowering.graph import (
     replace_nodes,
 )
 
-SHARED = 5  # inputs before the first matrix': x, other, norm's weight, norm's bias, added
-OTHER, NORM_WEIGHT, NORM_BIAS, ADDED = range(1, SHARED)
+# Places of the inputs behind x (csrc/onnxruntime/linear_inputs.h); the matrices' own begin at SHARED.
+OTHER, NORM_WEIGHT, NORM_BIAS = _core.LINEAR_OTHER, _core.LINEAR_NORM_WEIGHT, _core.LINEAR_NORM_BIAS
+ADDED, SHARED = _core.LINEAR_ADDED, _core.LINEAR_FIRST_MATRIX
 # Those on a GPU (lowering/device_linear.py), by form and number format.
 DEVICE_KINDS = {
     f"{form}Linear_{name}": inputs
-    for form, inputs in (("Plain", 2), ("Blocks", 4))
+    for form, inputs in (("Plain", _core.PLAIN_MATRIX_INPUTS), ("Blocks", _core.BLOCK_MATRIX_INPUTS))
     for name in ("float32", "bfloat16", "float16")
 }
-MATRIX = {"TokenLinear": 3, "BlockLinear": 4} | DEVICE_KINDS  # inputs of a matrix
-MOST_LAYERS = 3
+MATRIX = {  # inputs of a matrix
+    "TokenLinear": _core.CHANNEL_MATRIX_INPUTS,
+    "BlockLinear": _core.BLOCK_MATRIX_INPUTS,
+} | DEVICE_KINDS
+MOST_LAYERS = _core.MOST_LINEAR_LAYERS
 NORM_KINDS = {"RMSNormalization": 1, "LayerNormalization": 2}  # their attribute `norm`
 
 
@@ -49,7 +53,8 @@ def linear_node(
 
     Bits of the attributes `mapped` and `zero_points` stand for layers.
     """
-    inputs = [x, other, "", "", "", *matrix]
+    inputs = [x, *[""] * (SHARED - 1), *matrix]
+    inputs[OTHER] = other
     return helper.make_node(
         kind,
         _without_trailing(inputs),

@@ -18,7 +18,7 @@ from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.geometry import DecoderGeometry
 from qwen2vl_rt.graph_format import COS, INPUTS_EMBEDS, LOGITS, SIN, cached_keys
 from qwen2vl_rt.lowering.graph import attribute, producers
-from qwen2vl_rt.lowering.linear import ADDED, DEVICE_KINDS, NORM_WEIGHT, SHARED
+from qwen2vl_rt.lowering.linear import ADDED, DEVICE_KINDS, MOST_LAYERS, NORM_WEIGHT, SHARED
 
 RMS_NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")  # lowering/simplified_layer_norm.py
 
@@ -126,7 +126,8 @@ class ProgramWriter:
         x, layers = self._values[node.input[0]], attribute(node, "layers")
         gated, rotated = attribute(node, "gated"), attribute(node, "rotated")
         plain = node.op_type.startswith("Plain")
-        inputs = list(node.input) + [""] * (SHARED + 3 * DEVICE_KINDS[node.op_type] - len(node.input))
+        matrix_inputs = DEVICE_KINDS[node.op_type]
+        inputs = list(node.input) + [""] * (SHARED + MOST_LAYERS * matrix_inputs - len(node.input))
         step: dict[str, Any] = {
             "dtype": self._dtype,
             "result_dtype": "float32" if last else self._dtype,
@@ -144,8 +145,8 @@ class ProgramWriter:
         step["form"] = "plain" if plain else f"blocks{attribute(node, 'bits')}"
         matrices = []
         for layer in range(layers):
-            first = SHARED + layer * DEVICE_KINDS[node.op_type]
-            names = inputs[first : first + DEVICE_KINDS[node.op_type]]
+            first = SHARED + layer * matrix_inputs
+            names = inputs[first : first + matrix_inputs]
             shape = self._weights.shapes[names[0]]
             outputs = shape[0]
             if not plain:
