@@ -7,7 +7,9 @@ namespace {
 
 struct RopeElement {
   RopeRows rope;
-  __device__ void operator()(int64_t index) const { rope_element(rope, index); }
+  __device__ void operator()(int64_t index) const {
+    rope_element(rope, index / rope.width, index % rope.width);
+  }
 };
 
 }  // namespace

@@ -10,8 +10,7 @@ struct CUstream_st;
 
 namespace qwen2vl {
 
-// cos/sin rows of the rotary embedding, from positions in memory: what RopeTable::fill computes, for twins on
-// the CPU and on the GPU.
+// cos/sin rows of the rotary embedding, from positions in memory.
 struct RopeRows {
   const float* inv_freq;     // [width]
   const uint8_t* axis;       // [width], which of the three positions turns this column
@@ -24,11 +23,11 @@ struct RopeRows {
   void* sin;  // [tokens, width]
 };
 
-QWEN2VL_HOST_DEVICE void rope_element(const RopeRows& rope, int64_t index) {
-  const int64_t token = index / rope.width, column = index % rope.width;
+QWEN2VL_HOST_DEVICE void rope_element(const RopeRows& rope, int64_t token, int64_t column) {
   const int64_t position = rope.positions[rope.axis[column] * rope.stride + token];
   float cos, sin;
   cos_sin(position, rope.inv_freq[column], &cos, &sin);
+  const int64_t index = token * rope.width + column;
   store_float(rope.cos, rope.type, index, cos);
   store_float(rope.sin, rope.type, index, sin);
 }

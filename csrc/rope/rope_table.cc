@@ -3,9 +3,8 @@
 #include <string>
 
 #include "common/error.h"
-#include "common/parallel.h"
-#include "rope/cos_sin.h"
 #include "rope/inverse_frequencies.h"
+#include "rope/rope_kernel.h"
 
 namespace qwen2vl {
 
@@ -31,19 +30,12 @@ RopeTable::RopeTable(int64_t head_dim, double theta, const std::array<int64_t, 3
 
 void RopeTable::fill(const int64_t* positions, int64_t stride, int64_t begin, int64_t tokens, float* cos,
                      float* sin) const {
-  const int64_t columns = width();
-  parallel_for(tokens, 256, [&](size_t first, size_t last) {
-    for (size_t token = first; token < last; ++token) {
-      for (int64_t i = 0; i < columns; ++i) {
-        const size_t at = token * columns + i;
-        cos_sin(positions[axis_[i] * stride + begin + token], inv_freq_[i], cos + at, sin + at);
-      }
-    }
-  });
+  cpu::rope_rows({inv_freq_.data(), axis_.data(), width(), positions + begin, stride, tokens,
+                  FloatType::kFloat32, cos, sin});
 }
 
 void RopeTable::fill_text(int64_t position, float* cos, float* sin) const {
-  for (int64_t i = 0; i < width(); ++i) cos_sin(position, inv_freq_[i], cos + i, sin + i);
+  fill(&position, 0, 0, 1, cos, sin);
 }
 
 }  // namespace qwen2vl

@@ -19,8 +19,8 @@ class RopeTable {
   const std::vector<uint8_t>& axes() const { return axis_; }                // [width]
   int64_t width() const { return static_cast<int64_t>(inv_freq_.size()); }  // head_dim / 2
 
-  // positions [3, stride], of which the columns [begin, begin + tokens) are used; writes cos, sin [tokens,
-  // width].
+  // positions [3, stride], of which the columns [begin, begin + tokens) are used (stride 0: one position for
+  // all axes); writes cos, sin [tokens, width].
   void fill(const int64_t* positions, int64_t stride, int64_t begin, int64_t tokens, float* cos,
             float* sin) const;
   // One row for a text token: the same position on all three axes. Writes cos, sin [width].
