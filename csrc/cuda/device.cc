@@ -29,7 +29,6 @@ DeviceInfo device_info(int device) {
   DeviceInfo info;
   info.name = properties.name;
   info.compute_capability = properties.major * 10 + properties.minor;
-  info.multiprocessors = properties.multiProcessorCount;
   info.integrated = properties.integrated != 0;
   size_t free_bytes = 0, total_bytes = 0;
   check(cudaMemGetInfo(&free_bytes, &total_bytes), "reading the GPU's memory");

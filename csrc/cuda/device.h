@@ -15,8 +15,7 @@ DeviceStatus device_status();
 
 struct DeviceInfo {
   std::string name;
-  int compute_capability = 0;  // 90 for 9.0
-  int multiprocessors = 0;
+  int compute_capability = 0;               // 90 for 9.0
   int64_t total_bytes = 0, free_bytes = 0;  // of device memory, now
   bool integrated = false;                  // shares the system's memory (Jetson)
   int driver_version = 0;                   // the CUDA version that the driver supports, 13000 for 13.0

@@ -25,7 +25,6 @@ void register_device(py::module_& m) {
   py::class_<DeviceInfo>(m, "DeviceInfo")
       .def_readonly("name", &DeviceInfo::name)
       .def_readonly("compute_capability", &DeviceInfo::compute_capability, "90 for 9.0")
-      .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
       .def_readonly("total_bytes", &DeviceInfo::total_bytes)
       .def_readonly("free_bytes", &DeviceInfo::free_bytes, "When the object was made.")
       .def_readonly("integrated", &DeviceInfo::integrated, "Shares the system's memory.")
