@@ -111,7 +111,7 @@ std::unique_ptr<Request> make_request(const py::object& token_ids, const py::obj
                                       const py::iterable& embeddings, const py::object& keys,
                                       const SamplingOptions& sampling, int64_t max_new_tokens,
                                       const py::object& stop_ids, std::vector<std::string> stop_strings,
-                                      bool keep_special, int64_t prompt_lookup) {
+                                      int64_t prompt_lookup) {
   auto request = std::make_unique<Request>();
   fill_prompt(token_ids, grids, keys, request.get());
   for (const py::handle visual : embeddings) request->visuals.push_back(visual_embeddings(visual));
@@ -119,7 +119,6 @@ std::unique_ptr<Request> make_request(const py::object& token_ids, const py::obj
   request->max_new_tokens = max_new_tokens;
   request->stop_ids = integer_vector<int32_t>(stop_ids, "stop_ids");
   request->stop_strings = std::move(stop_strings);
-  request->keep_special = keep_special;
   request->prompt_lookup = prompt_lookup;
   return request;
 }
@@ -143,7 +142,7 @@ void register_request(py::module_& m) {
            py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
            py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens"),
            py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
-           py::arg("keep_special") = false, py::arg("prompt_lookup") = 0,
+           py::arg("prompt_lookup") = 0,
            "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
            "those in the cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a "
            "hash of content and index for pads. max_new_tokens=0 only fills the cache. prompt_lookup: the "

@@ -28,19 +28,18 @@ void register_text(py::module_& m) {
           py::arg("id"))
       .def(
           "decode",
-          [](const TokenText& text, const py::object& ids, bool keep_special) {
-            TextStream stream(text, {}, keep_special);
+          [](const TokenText& text, const py::object& ids) {
+            TextStream stream(text, {});
             std::string decoded;
             for (const int32_t id : integer_vector<int32_t>(ids, "ids")) stream.push(id, &decoded);
             stream.finish(&decoded);
             return decoded;
           },
-          py::arg("ids"), py::arg("keep_special") = false, "The text of a whole answer.");
+          py::arg("ids"), "The text of a whole answer.");
 
   py::class_<TextStream>(m, "TextStream", "The text of one answer, token by token.")
-      .def(py::init<const TokenText&, std::vector<std::string>, bool>(), py::arg("token_text"),
-           py::arg("stop_strings") = std::vector<std::string>{}, py::arg("keep_special") = false,
-           py::keep_alive<1, 2>())
+      .def(py::init<const TokenText&, std::vector<std::string>>(), py::arg("token_text"),
+           py::arg("stop_strings") = std::vector<std::string>{}, py::keep_alive<1, 2>())
       .def(
           "push",
           [](TextStream& stream, int32_t id) {

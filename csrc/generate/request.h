@@ -29,7 +29,6 @@ struct Request {
   int64_t max_new_tokens = 0;
   std::vector<int32_t> stop_ids;  // tokens that end the answer; kept in token_ids, never part of the text
   std::vector<std::string> stop_strings;  // texts that end the answer; cut from the text
-  bool keep_special = false;              // whether special tokens' text is part of the text
   // The most tokens that one step may draft by looking them up (PromptLookup) and check together; 0 drafts
   // none. The answer is the same.
   int64_t prompt_lookup = 0;

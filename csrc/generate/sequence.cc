@@ -10,7 +10,7 @@ Sequence::Sequence(const Request& request, int64_t index, const VisualTokens& vi
     : request(request),
       index(index),
       prompt(request, visual_tokens),
-      text_(token_text, request.stop_strings, request.keep_special) {
+      text_(token_text, request.stop_strings) {
   result.prompt_tokens = prompt.tokens;
   result.token_ids.reserve(request.max_new_tokens);
   if (request.prompt_lookup > 0) {

@@ -4,11 +4,11 @@
 
 namespace qwen2vl {
 
-TextStream::TextStream(const TokenText& tokens, std::vector<std::string> stop_strings, bool keep_special)
-    : tokens_(tokens), keep_special_(keep_special), stop_(std::move(stop_strings)) {}
+TextStream::TextStream(const TokenText& tokens, std::vector<std::string> stop_strings)
+    : tokens_(tokens), stop_(std::move(stop_strings)) {}
 
 void TextStream::push(int32_t id, std::string* piece) {
-  if (tokens_.is_special(id) && !keep_special_) return;
+  if (tokens_.is_special(id)) return;
   decoded_.clear();
   decoder_.push(tokens_.bytes(id), &decoded_);
   stop_.push(decoded_, piece);

@@ -10,12 +10,12 @@
 
 namespace qwen2vl {
 
-// The text of one answer, token by token. Its pieces, joined, are the tokenizer's decode of all tokens, cut
-// at the first stop string; each piece is valid UTF-8.
+// The text of one answer, token by token. Its pieces, joined, are the tokenizer's decode of all tokens but
+// the special ones, cut at the first stop string; each piece is valid UTF-8.
 class TextStream {
  public:
-  // tokens must outlive the stream. keep_special: special tokens' own text is part of the text, too.
-  TextStream(const TokenText& tokens, std::vector<std::string> stop_strings, bool keep_special);
+  // tokens must outlive the stream.
+  TextStream(const TokenText& tokens, std::vector<std::string> stop_strings);
 
   // Appends to `piece` the text that this token completes, often none.
   void push(int32_t id, std::string* piece);
@@ -27,7 +27,6 @@ class TextStream {
 
  private:
   const TokenText& tokens_;
-  bool keep_special_;
   Utf8Decoder decoder_;
   StopStrings stop_;
   std::string decoded_;  // scratch

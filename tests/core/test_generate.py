@@ -167,30 +167,33 @@ def test_choosing_the_first_token_counts_as_prefill(tmp_path):
     assert result.decode_seconds < 0.1 * result.prefill_seconds
 
 
+def text_of(token_ids):
+    kept = [i for i in token_ids if i not in SPECIAL]
+    return b"".join(TOKEN_BYTES[i] for i in kept).decode("utf-8", "replace")
+
+
 def test_stop_id_ends_the_answer_and_stays_out_of_the_text(toy):
-    full = toy.generate(TEXT, keep_special=True)
+    full = toy.generate(TEXT)
     stop = full.token_ids[5]
     at = full.token_ids.index(stop)
-    result = toy.generate(TEXT, stop_ids=[VOCAB + 7, stop], keep_special=True)
+    result = toy.generate(TEXT, stop_ids=[VOCAB + 7, stop])
     assert result.token_ids == full.token_ids[: at + 1]
-    assert result.text == b"".join(TOKEN_BYTES[i] for i in full.token_ids[:at]).decode("utf-8", "replace")
+    assert result.text == text_of(full.token_ids[:at])
     assert (result.finish_reason, result.stop_string) == ("stop", None)
 
 
 def test_stop_string_is_cut_from_the_text(toy):
-    full = toy.generate(TEXT, keep_special=True)
+    full = toy.generate(TEXT)
     middle = len(full.text) // 2
     stop = full.text[middle : middle + 3]
-    result = toy.generate(TEXT, stop_strings=["never there", stop], keep_special=True)
+    result = toy.generate(TEXT, stop_strings=["never there", stop])
     assert result.text == full.text[: full.text.index(stop)]
     assert (result.finish_reason, result.stop_string) == ("stop", stop)
     assert result.token_ids == full.token_ids[: len(result.token_ids)]
-    joined = b"".join(TOKEN_BYTES[i] for i in result.token_ids).decode("utf-8", "replace")
-    assert joined.startswith(result.text + stop)
+    assert text_of(result.token_ids).startswith(result.text + stop)
 
 
-@pytest.mark.parametrize("keep_special", [False, True])
-def test_streamed_pieces_join_to_the_text(toy, keep_special):
+def test_streamed_pieces_join_to_the_text(toy):
     batch = [TEXT, PICTURE, PICTURES, LONG_VIDEO, MIXED]
     pieces = {i: [] for i in range(len(batch))}
     tokens = {i: [] for i in range(len(batch))}
@@ -199,12 +202,11 @@ def test_streamed_pieces_join_to_the_text(toy, keep_special):
         pieces[index].append(piece)
         tokens[index].append(token_id)
 
-    results = toy.generate(*batch, on_text=on_text, max_new_tokens=40, keep_special=keep_special)
+    results = toy.generate(*batch, on_text=on_text, max_new_tokens=40)
     for index, result in enumerate(results):
         assert "".join(pieces[index]) == result.text
         assert tokens[index] == result.token_ids
-        kept = [i for i in result.token_ids if keep_special or i not in SPECIAL]
-        assert result.text == b"".join(TOKEN_BYTES[i] for i in kept).decode("utf-8", "replace")
+        assert result.text == text_of(result.token_ids)
     assert any(END in r.token_ids or any(i in SPECIAL for i in r.token_ids) for r in results)
 
 

@@ -172,7 +172,7 @@ def test_cancel_during_decode_returns_the_part_so_far(toy):
 
 
 def test_held_back_text_of_a_cancelled_answer_comes_in_one_more_call(toy):
-    full = toy.generate(TEXT, max_new_tokens=4, keep_special=True).text
+    full = toy.generate(TEXT, max_new_tokens=4).text
     cancel = _core.CancelToken()
     calls = []
 
@@ -182,7 +182,7 @@ def test_held_back_text_of_a_cancelled_answer_comes_in_one_more_call(toy):
             cancel.cancel()
 
     stop = full[-1] + "never comes"
-    result = toy.generate(TEXT, stop_strings=[stop], keep_special=True, on_text=on_text, cancel=cancel)
+    result = toy.generate(TEXT, stop_strings=[stop], on_text=on_text, cancel=cancel)
     assert (result.finish_reason, result.text) == ("cancelled", full)
     assert calls[4:] == [(full[-1], -1)]
     assert "".join(piece for piece, _ in calls) == full

@@ -133,7 +133,7 @@ def calls(draw):
         if draw(st.booleans()):
             parts.append((IMAGE_PAD, (1, 2 * draw(st.integers(1, 3)), 4), number))
             parts.append(list(passages[0]))
-        options = {"max_new_tokens": draw(st.integers(1, 40)), "keep_special": draw(st.booleans())}
+        options = {"max_new_tokens": draw(st.integers(1, 40))}
         if draw(st.booleans()):
             options["stop_ids"] = draw(st.lists(st.integers(0, 11), min_size=1, max_size=2))
         if draw(st.booleans()):
@@ -513,7 +513,7 @@ def test_a_step_keeps_no_memory(copying, limit):
 
     for _ in range(3):  # what the first calls set up stays
         in_use.clear()
-        toy.generate(prompt, max_new_tokens=150, prompt_lookup=limit, on_text=on_text, keep_special=True)
+        toy.generate(prompt, max_new_tokens=150, prompt_lookup=limit, on_text=on_text)
     assert len(in_use) == 150
     # The test's own lists grow by some bytes a step; a row of the toy's logits is 384.
     assert np.median(in_use[100:]) - np.median(in_use[20:70]) < 80 * 200

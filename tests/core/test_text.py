@@ -117,7 +117,6 @@ def test_decode_equals_the_tokenizers(tokenizer, data):
     text = token_text_of(tokenizer)
     ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=20))
     assert text.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
-    assert text.decode(ids, keep_special=True) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def test_encoded_text_comes_back(tokenizer):
@@ -188,11 +187,9 @@ def test_nothing_comes_after_a_stop_string():
     assert out.finish() == ""
 
 
-def test_special_tokens_are_text_only_when_kept():
+def test_a_special_token_does_not_part_the_bytes_around_it():
     text = _core.TokenText([b"a", b"<|box_start|>", b"\xc3", b"\xa9"], [1])
-    ids = np.array([0, 2, 1, 3])
-    assert text.decode(ids) == "aé"  # a skipped token doesn't part the bytes around it
-    assert text.decode(ids, keep_special=True) == "a�<|box_start|>�"
+    assert text.decode(np.array([0, 2, 1, 3])) == "aé"
 
 
 def test_empty_stop_strings_are_refused():
