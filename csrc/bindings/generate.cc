@@ -145,8 +145,7 @@ void register_request(py::module_& m) {
            py::arg("prompt_lookup") = 0,
            "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
            "those in the cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a "
-           "hash of content and index for pads. max_new_tokens=0 only fills the cache. prompt_lookup: the "
-           "most tokens that a step may draft.")
+           "hash of content and index for pads. prompt_lookup: the most tokens that a step may draft.")
       .def_readonly("max_new_tokens", &Request::max_new_tokens)
       .def_property_readonly("prompt_tokens",
                              [](const Request& request) { return request.token_ids.size(); });

@@ -1,6 +1,7 @@
 #include "generate/batch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "generate/prefix.h"
 
@@ -19,14 +20,9 @@ Generator::Batch::Batch(Generator& generator, const std::vector<const Request*>&
   decode_rows_.reserve(cache_.rows());
 }
 
-template <typename Choose>
-void Generator::Batch::accept(Sequence& sequence, Choose choose) {
-  if (sequence.request.max_new_tokens == 0) {
-    sequence.finish_empty();
-    return;
-  }
+void Generator::Batch::accept(Sequence& sequence, SampledToken token) {
   piece_.clear();
-  sequence.accept(choose(), &piece_);
+  sequence.accept(std::move(token), &piece_);
   if (on_text_ && on_text_(sequence.index, piece_, sequence.last_token())) {
     piece_.clear();
     sequence.cancel(&piece_);
@@ -79,16 +75,12 @@ void Generator::Batch::prefill(Sequence& sequence, int64_t row) {
     decoder_.prefill(row, sequence.request, prompt, begin, end);
     cache_.append(row, &prompt.identities[begin], end - begin);
   }
-  const auto stop = [&] { sequence.result.prefill_seconds = watch.seconds(); };
-  stop();  // for a request that wants no token, which nobody waits for
   try {
-    accept(sequence, [&] {
-      SampledToken token = decoder_.first_token(row);
-      // A device's work was only queued before: it is this token that was waited for.
-      stop();
-      sequence.start_decode_clock();
-      return token;
-    });
+    SampledToken token = decoder_.first_token(row);
+    // A device's work was only queued before: it is this token that was waited for.
+    sequence.result.prefill_seconds = watch.seconds();
+    sequence.start_decode_clock();
+    accept(sequence, std::move(token));
   } catch (const UnusableLogitsError&) {
     cache_.erase_row(row);  // its keys and values are no better, and must not be reused
     throw;
@@ -185,7 +177,7 @@ void Generator::Batch::check_draft(int64_t row, const std::vector<int32_t>& draf
   for (const int32_t id : draft) append_fed(row, id);
   size_t taken = 0, accepted = 0;
   do {
-    accept(sequence, [&] { return decoder_.token(row); });
+    accept(sequence, decoder_.token(row));
     if (taken < draft.size() && sequence.last_token() == draft[taken]) ++accepted;
     ++taken;
   } while (accepted == taken && !sequence.finished() && !cancelled());
@@ -212,7 +204,7 @@ void Generator::Batch::take_step() {
   for (size_t i = 0; i < active_.size(); ++i) {
     if (active_[i]->finished()) continue;
     const auto row = static_cast<int64_t>(i);
-    accept(*active_[i], [&] { return decoder_.token(row); });
+    accept(*active_[i], decoder_.token(row));
   }
 }
 

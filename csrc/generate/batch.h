@@ -41,9 +41,8 @@ class Generator::Batch {
   void append_fed(int64_t row, int32_t id);
   // Takes finished sequences out and closes the gaps.
   void compact();
-  // Takes the next token of the sequence in `row`, which `choose` gives, and reports its text.
-  template <typename Choose>
-  void accept(Sequence& sequence, Choose choose);
+  // Takes the sequence's next token, and reports its text.
+  void accept(Sequence& sequence, SampledToken token);
   void cancel(Sequence& sequence);
   void keep_result(Sequence& sequence) { results_[sequence.index] = std::move(sequence.result); }
   bool cancelled() const { return cancel_ != nullptr && cancel_->cancelled(); }

@@ -51,8 +51,8 @@ Generator::CachedPrefix Generator::find_prefix(const Prompt& prompt, int64_t pre
 // Everything that can be wrong with a request, before anything of its batch runs.
 void Generator::check(const Request& request, bool may_use_cache) const {
   const Prompt prompt(request, settings_.visual_tokens);
-  if (request.max_new_tokens < 0) {
-    throw InputError("max_new_tokens must not be negative, got " + std::to_string(request.max_new_tokens));
+  if (request.max_new_tokens < 1) {
+    throw InputError("max_new_tokens must be at least 1, got " + std::to_string(request.max_new_tokens));
   }
   if (request.prompt_lookup < 0 || request.prompt_lookup > PromptLookup::kLongest) {
     throw InputError("prompt_lookup=" + std::to_string(request.prompt_lookup) +

@@ -25,8 +25,7 @@ struct Request {
   // visuals.
   std::vector<uint64_t> keys;
   SamplingOptions sampling;
-  // 0 only fills the cache: the next prompt that begins like this one answers sooner.
-  int64_t max_new_tokens = 0;
+  int64_t max_new_tokens = 1;     // at least 1
   std::vector<int32_t> stop_ids;  // tokens that end the answer; kept in token_ids, never part of the text
   std::vector<std::string> stop_strings;  // texts that end the answer; cut from the text
   // The most tokens that one step may draft by looking them up (PromptLookup) and check together; 0 drafts
@@ -47,9 +46,8 @@ struct Result {
   int64_t steps = 0;            // decode steps, each of which may serve several rows
   int64_t drafted_tokens = 0;   // checked by these steps beside the tokens that they were given
   int64_t accepted_tokens = 0;  // of the drafted ones, those that came true
-  // Until the first token is chosen; where none is wanted, until the prompt's last chunk is queued.
-  double prefill_seconds = 0;
-  double decode_seconds = 0;  // from the first token to the last, other rows' prefills included
+  double prefill_seconds = 0;   // until the first token is chosen
+  double decode_seconds = 0;    // from the first token to the last, other rows' prefills included
 };
 
 // Ends generations from any thread: they return at the next step or prefill chunk with what they have.

@@ -45,11 +45,6 @@ void Sequence::accept(SampledToken token, std::string* piece) {
   }
 }
 
-void Sequence::finish_empty() {
-  std::string nothing;
-  finish(FinishReason::kLength, &nothing);
-}
-
 void Sequence::cancel(std::string* piece) {
   if (!finished_) finish(FinishReason::kCancelled, piece);
 }

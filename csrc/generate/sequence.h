@@ -39,8 +39,6 @@ class Sequence {
 
   // Takes the answer's next token. Appends the text that it completes to `piece`.
   void accept(SampledToken token, std::string* piece);
-  // Ends an answer of which no token is wanted.
-  void finish_empty();
   // Ends the answer early, unless it has ended. Appends the text that was held back to `piece`.
   void cancel(std::string* piece);
 

@@ -132,19 +132,6 @@ def test_step_buffers_never_move(toy):
     assert len(addresses) == 1
 
 
-def test_max_new_tokens_zero_only_fills_the_cache(toy):
-    calls = []
-    result = toy.generate(PICTURE, max_new_tokens=0, on_text=lambda *call: calls.append(call))
-    assert (result.token_ids, result.text, result.finish_reason) == ([], "", "length")
-    assert toy.cache.length(0) == len(PICTURE.ids)
-    assert calls == []
-    toy.executor.shapes.clear()
-    result = toy.generate(PICTURE)
-    assert result.cached_tokens == len(PICTURE.ids) - 1
-    assert toy.executor.shapes[0] == (0, 1, 1)
-    assert result.token_ids == reference_answer(toy.model, PICTURE, 12)
-
-
 def test_choosing_the_first_token_counts_as_prefill(tmp_path):
     """A device has only queued the prompt's work until then. Here the choice takes far longer than the rest:
     nearly all of a million tokens are kept."""
@@ -266,6 +253,7 @@ def test_logprobs_are_reported_for_every_token(toy):
             r"prompt of 190 tokens \+ 12 new > capacity 200",
         ),
         (lambda: TEXT.request(max_new_tokens=2**62), PromptTooLongError, "capacity 200"),
+        (lambda: TEXT.request(max_new_tokens=0), InputError, "max_new_tokens must be at least 1, got 0"),
         (lambda: TEXT.request(max_new_tokens=-1), InputError, "max_new_tokens"),
         (lambda: Prompt([1, VOCAB]).request(), InputError, "token id 96"),
         (lambda: _core.Request([-5], max_new_tokens=1), InputError, "token id -5"),

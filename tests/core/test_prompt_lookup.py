@@ -442,7 +442,7 @@ def spoil(toy, number):
 
 def test_nan_behind_the_last_token_taken_is_nobodys_business(copying):
     toy, prompt, expected = copying
-    toy.generate(prompt, max_new_tokens=0)
+    toy.generate(prompt, max_new_tokens=1)
     spoil(toy, len(prompt.ids) + 4)
     result = toy.generate(prompt, max_new_tokens=30, prompt_lookup=16, stop_ids=[expected[4]])
     assert result.token_ids == expected[:5]
@@ -450,7 +450,7 @@ def test_nan_behind_the_last_token_taken_is_nobodys_business(copying):
 
 def test_nan_in_a_draft_is_an_error_at_its_step_and_does_not_outlive_it(copying):
     toy, prompt, expected = copying
-    toy.generate(prompt, max_new_tokens=0)
+    toy.generate(prompt, max_new_tokens=1)
     honest = toy.model.run
     spoil(toy, len(prompt.ids) + 4)
     with pytest.raises(Qwen2VLError, match="NaN logits at step 5"):

@@ -120,7 +120,6 @@ def fields(result):
         {"sampling": _core.SamplingOptions(repetition_penalty=1.4, frequency_penalty=0.2)},
         {"sampling": _core.SamplingOptions(temperature=0.8, presence_penalty=0.5, logprobs=3, seed=8)},
         {"max_new_tokens": 1},
-        {"max_new_tokens": 0},
         {"max_new_tokens": 2},
         {"max_new_tokens": 30, "stop_ids": list(range(20, 34))},
         {"max_new_tokens": 30, "stop_strings": ["a", "#7"]},
