@@ -13,7 +13,7 @@ LINTED  := $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inl' 2>/dev/null)
 BENCH_2B     ?= $(OUT)/bench-2b
 BENCH_RESULT ?= $(OUT)/cpu-2b
 
-.PHONY: demo eval bench bench-2b test test-emulated test-null-gpu test-gpu bench-gpu gpu-wheels lint format test-sanitize kernel-report clean
+.PHONY: demo eval bench bench-2b test test-emulated test-ptx test-null-gpu test-gpu bench-gpu gpu-wheels lint format test-sanitize kernel-report clean
 
 # --- environments: a stamp file stands for "installed, and nothing it was built from has changed" -----------
 
@@ -62,6 +62,11 @@ test: $(VENV)/installed-test
 # The GPU's kernels and all around them, on a GPU that the CPU emulates.
 test-emulated: $(VENV)/installed-test
 	cmake/test-emulated.sh $(BIN)/python
+
+# The same with what nvcc makes of the kernels for one architecture: with early starts (90), without (80).
+PTX ?= 90
+test-ptx: $(VENV)/installed-test
+	PTX=$(PTX) cmake/test-emulated.sh $(BIN)/python
 
 # ONNX Runtime's CUDA provider on a GPU that does nothing; fetches it (255 MB) once, needs the toolkit's headers.
 test-null-gpu: $(VENV)/installed-test

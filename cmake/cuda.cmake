@@ -19,25 +19,15 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cc csrc/cuda/bindings/*.cc)
 if(QWEN2VL_CUDA STREQUAL "OFF")
   return()
 endif()
+find_program(QWEN2VL_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+# -fmad=false: the same roundings as on the CPU, twin by twin.
+set(QWEN2VL_NVCC_FLAGS -fmad=false --expt-relaxed-constexpr)
+
 if(QWEN2VL_CUDA STREQUAL "EMULATED")
-  file(GLOB emulator CONFIGURE_DEPENDS tests/emulated_cuda/*.cc)
-  file(GLOB kernels CONFIGURE_DEPENDS csrc/*/*.cu tests/emulated_cuda/*.cu)
-  # Kernels first: of functions that others have, too, theirs are taken, which report their loads and stores.
-  pybind11_add_module(_cuda MODULE NO_EXTRAS ${kernels} ${cuda_sources} ${emulator})
-  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-    "-xc++;-fsanitize=thread;--param=tsan-instrument-func-entry-exit=0;-g1")
-  target_include_directories(_cuda PRIVATE tests/emulated_cuda)
-  target_compile_options(_cuda PRIVATE -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing)
-  target_link_libraries(_cuda PRIVATE qwen2vl_core ${CMAKE_DL_LIBS})
-  target_link_options(_cuda PRIVATE -Wl,-T,${CMAKE_CURRENT_SOURCE_DIR}/tests/emulated_cuda/shared_memory.ld)
-  string(REPLACE ";" " " architecture_list "${QWEN2VL_CUDA_ARCHITECTURES}")
-  target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}" QWEN2VL_CUDA_NEWEST=120
-                                           QWEN2VL_EMULATED_CUDA)
-  install(TARGETS _cuda LIBRARY DESTINATION qwen2vl_rt)
+  include(tests/emulated_cuda/emulated.cmake)
   return()
 endif()
 if(NOT CMAKE_CUDA_COMPILER)
-  find_program(QWEN2VL_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
   if(NOT QWEN2VL_NVCC)
     if(QWEN2VL_CUDA STREQUAL "ON")
       message(FATAL_ERROR "QWEN2VL_CUDA=ON, and nvcc is neither in PATH nor in CUDA_HOME or /usr/local/cuda")
@@ -79,8 +69,7 @@ string(REPLACE ";" " " architecture_list "${architectures}")
 target_compile_definitions(_cuda PRIVATE QWEN2VL_CUDA_ARCHITECTURES="${architecture_list}"
                                          QWEN2VL_CUDA_NEWEST=${newest})
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
-                                     # -fmad=false: the same roundings as on the CPU, twin by twin.
-                                     $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr -Xcompiler=-Wall>
+                                     "$<$<COMPILE_LANGUAGE:CUDA>:${QWEN2VL_NVCC_FLAGS};-Xcompiler=-Wall>"
                                      $<$<AND:$<BOOL:${QWEN2VL_WARNINGS_AS_ERRORS}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
 install(TARGETS _cuda LIBRARY DESTINATION qwen2vl_rt)
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}: kernels for ${architecture_list}")

@@ -77,13 +77,13 @@ class Block {
     clock_.blocks = shape.grid.x * shape.grid.y * shape.grid.z;
     count_ = shape.block.x * shape.block.y * shape.block.z;
     finished_ = 0;
-    dynamic_.assign((shape.shared_bytes + sizeof(Line) - 1) / sizeof(Line) + 1, Line{});
+    dynamic_.assign((shared_memory_bytes() + sizeof(Line) - 1) / sizeof(Line) + 1, Line{});
     std::memset(dynamic_.data(), kRubbish, dynamic_.size() * sizeof(Line));
     std::fill(__start_emulated_shared, __stop_emulated_shared, static_cast<char>(kRubbish));
     clock_.shared[0] = __start_emulated_shared;
     clock_.shared[1] = __stop_emulated_shared;
     clock_.dynamic[0] = dynamic_.data()->bytes;
-    clock_.dynamic[1] = clock_.dynamic[0] + shape.shared_bytes;
+    clock_.dynamic[1] = clock_.dynamic[0] + shared_memory_bytes();
     enter();
     prepare(count_, early);
   }
@@ -125,7 +125,7 @@ class Block {
       for (unsigned i = 0; i < count_; ++i) threads_[i].state = State::kReady;
     }
     const auto* const end = reinterpret_cast<const unsigned char*>(dynamic_.data() + dynamic_.size());
-    if (std::any_of(reinterpret_cast<const unsigned char*>(dynamic_.data()) + shape_.shared_bytes, end,
+    if (std::any_of(reinterpret_cast<const unsigned char*>(shared_memory()) + shared_memory_bytes(), end,
                     [](unsigned char byte) { return byte != kRubbish; })) {
       throw std::runtime_error("a kernel wrote behind its shared memory");
     }
@@ -164,7 +164,9 @@ class Block {
   }
 
   unsigned lane() const { return static_cast<unsigned>(current_ - threads_.data()) % kWarp; }
-  void* dynamic_shared_memory() { return dynamic_.data(); }
+  char* shared_memory() { return dynamic_.data()->bytes; }
+  size_t shared_memory_bytes() const { return shape_.declared_bytes + shape_.shared_bytes; }
+  void* dynamic_shared_memory() { return shared_memory() + shape_.declared_bytes; }
 
   // Nothing is there before somebody waits for it.
   void begin_copy(const Copy& copy) {
@@ -292,7 +294,7 @@ class Block {
   Shape shape_;
   uint3 index_{};
   BlockClock clock_;
-  std::vector<Line> dynamic_;  // shared memory that the launch decided on, and a little more that it did not
+  std::vector<Line> dynamic_;  // shared memory that is no variable of C++, and a little more
   unsigned count_ = 0, finished_ = 0;
   bool kernels_before_done_ = true;
   std::string failure_;         // what a thread ended with
@@ -378,6 +380,8 @@ const Brought* exchange(Together kind, const Brought& mine) {
 }
 unsigned lane() { return running->lane(); }
 void* dynamic_shared_memory() { return running->dynamic_shared_memory(); }
+char* shared_memory() { return running->shared_memory(); }
+size_t shared_memory_bytes() { return running->shared_memory_bytes(); }
 
 }  // namespace emulated_cuda
 

@@ -67,7 +67,11 @@ using Brought = std::array<uint32_t, 6>;
 const Brought* exchange(Together kind, const Brought& mine);
 unsigned lane();
 
+// What the launch decided on, behind what the kernel declares.
 void* dynamic_shared_memory();
+// Both.
+char* shared_memory();
+size_t shared_memory_bytes();
 
 // Adds one, acquires and releases: see csrc/cuda/last_block.cuh.
 int32_t count_up(int32_t* counter);
@@ -80,6 +84,7 @@ void multiply_add(bool bfloat16, float (&sums)[4], const uint32_t (&first)[4], c
 struct Shape {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  size_t declared_bytes = 0;  // of shared memory that the kernel declares; of C++'s variables nothing
 };
 
 class Block;

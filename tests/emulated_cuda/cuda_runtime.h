@@ -8,6 +8,9 @@
 #include "block.h"
 #include "cuda_runtime_api.h"
 #include "launch.h"
+#ifdef QWEN2VL_EMULATED_PTX
+#include "ptx/translated.h"
+#endif
 
 #define __global__
 #define __device__
@@ -49,7 +52,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       parameters);
   if (!known) return emulated_cuda::fail(cudaErrorIllegalAddress);
   const bool early = config->numAttrs > 0 && config->attrs->val.programmaticStreamSerializationAllowed != 0;
-  return emulated_cuda::launch({config->gridDim, config->blockDim, config->dynamicSmemBytes}, config->stream,
-                               early, reinterpret_cast<const void*>(kernel),
-                               [kernel, parameters] { std::apply(kernel, parameters); });
+  emulated_cuda::Shape shape{config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  std::function<void()> body = [kernel, parameters] { std::apply(kernel, parameters); };
+#ifdef QWEN2VL_EMULATED_PTX
+  if (const ptx::Kernel* const other = ptx::in_place_of(reinterpret_cast<const void*>(kernel))) {
+    shape.declared_bytes = other->shared_bytes;
+    body = [other, bytes = ptx::packed(parameters)]() mutable { other->run(bytes.data()); };
+  }
+#endif
+  return emulated_cuda::launch(shape, config->stream, early, reinterpret_cast<const void*>(kernel),
+                               std::move(body));
 }

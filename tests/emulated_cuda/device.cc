@@ -9,7 +9,11 @@
 #include "stream.h"
 
 constexpr int kDevices = 2;
-constexpr int kMajor = 9;            // compute capability 9.0
+#ifdef QWEN2VL_EMULATED_PTX
+constexpr int kMajor = QWEN2VL_EMULATED_PTX / 10;  // compute capability: the kernels'
+#else
+constexpr int kMajor = 9;
+#endif
 constexpr int kMultiprocessors = 4;  // kernels that go by their number take several rounds
 
 const char* cudaGetErrorName(cudaError_t error) {
