@@ -100,20 +100,20 @@ VisualEmbeddings visual_embeddings(const py::handle& object) {
   return visual;
 }
 
-void fill_prompt(const py::object& token_ids, const py::object& grids, const py::object& keys,
+void fill_prompt(const py::object& token_ids, const py::object& grids, const py::object& content_ids,
                  Request* request) {
   request->token_ids = integer_vector<int32_t>(token_ids, "token_ids");
   request->grids = grid_vector(grids);
-  if (!keys.is_none()) request->keys = integer_vector<uint64_t>(keys, "keys");
+  if (!content_ids.is_none()) request->content_ids = integer_vector<uint64_t>(content_ids, "content_ids");
 }
 
 std::unique_ptr<Request> make_request(const py::object& token_ids, const py::object& grids,
-                                      const py::iterable& embeddings, const py::object& keys,
+                                      const py::iterable& embeddings, const py::object& content_ids,
                                       const SamplingOptions& sampling, int64_t max_new_tokens,
                                       const py::object& stop_ids, std::vector<std::string> stop_strings,
                                       int64_t prompt_lookup) {
   auto request = std::make_unique<Request>();
-  fill_prompt(token_ids, grids, keys, request.get());
+  fill_prompt(token_ids, grids, content_ids, request.get());
   for (const py::handle visual : embeddings) request->visuals.push_back(visual_embeddings(visual));
   request->sampling = sampling;
   request->max_new_tokens = max_new_tokens;
@@ -139,13 +139,14 @@ void register_request(py::module_& m) {
   py::class_<Request, std::shared_ptr<Request>>(m, "Request",
                                                 "A prompt, ready for the decoder, and how to continue.")
       .def(py::init(&make_request), py::arg("token_ids"), py::kw_only(), py::arg("grids") = py::none(),
-           py::arg("embeddings") = py::tuple(), py::arg("keys") = py::none(),
+           py::arg("embeddings") = py::tuple(), py::arg("content_ids") = py::none(),
            py::arg("sampling") = SamplingOptions(), py::arg("max_new_tokens"),
            py::arg("stop_ids") = py::tuple(), py::arg("stop_strings") = std::vector<std::string>{},
            py::arg("prompt_lookup") = 0,
            "token_ids [T], pads expanded; grids [n, 3] and embeddings (float32 [n_i, hidden], or None for "
-           "those in the cached prefix) in order of appearance; keys uint64 [T]: the token id for text, a "
-           "hash of content and index for pads. prompt_lookup: the most tokens that a step may draft.")
+           "those in the cached prefix) in order of appearance; content_ids uint64 [T]: the token id for "
+           "text, "
+           "a hash of content and index for pads. prompt_lookup: the most tokens that a step may draft.")
       .def_readonly("max_new_tokens", &Request::max_new_tokens)
       .def_property_readonly("prompt_tokens",
                              [](const Request& request) { return request.token_ids.size(); });
@@ -236,12 +237,12 @@ void register_generate(py::module_& m) {
       .def(
           "cached_prefix",
           [](const Generator& generator, const py::object& token_ids, const py::object& grids,
-             const py::object& keys) {
+             const py::object& content_ids) {
             Request request;
-            fill_prompt(token_ids, grids, keys, &request);
+            fill_prompt(token_ids, grids, content_ids, &request);
             return generator.cached_prefix(request);
           },
-          py::arg("token_ids"), py::arg("grids") = py::none(), py::arg("keys") = py::none(),
+          py::arg("token_ids"), py::arg("grids") = py::none(), py::arg("content_ids") = py::none(),
           "How many leading tokens need not be computed when this prompt is the first of the next call: "
           "visuals wholly before that may be None in its request.");
 }

@@ -15,9 +15,10 @@ uint64_t scramble(uint64_t value) {
 
 }  // namespace
 
-uint64_t position_identity(uint64_t key, int32_t token_id, int64_t temporal, int64_t height, int64_t width) {
+uint64_t position_identity(uint64_t content_id, int32_t token_id, int64_t temporal, int64_t height,
+                           int64_t width) {
   uint64_t identity = 0;
-  for (const uint64_t part : {key, static_cast<uint64_t>(token_id), static_cast<uint64_t>(temporal),
+  for (const uint64_t part : {content_id, static_cast<uint64_t>(token_id), static_cast<uint64_t>(temporal),
                               static_cast<uint64_t>(height), static_cast<uint64_t>(width)}) {
     identity = scramble(identity + 0x9E3779B97F4A7C15u + part);
   }

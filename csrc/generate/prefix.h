@@ -7,11 +7,12 @@
 
 namespace qwen2vl {
 
-// What the keys and values at a position depend on, in 64 bits: what stands there (key), its token id, and
-// its M-RoPE position on all three axes. Keys and values at a position are the same exactly when everything
-// up to it is, so comparing identities from the first position on tells how much of a cache row a prompt can
-// use.
-uint64_t position_identity(uint64_t key, int32_t token_id, int64_t temporal, int64_t height, int64_t width);
+// What the keys and values at a position depend on, in 64 bits: what stands there (its content id), its token
+// id, and its M-RoPE position on all three axes. Keys and values at a position are the same exactly when
+// everything up to it is, so comparing identities from the first position on tells how much of a cache row a
+// prompt can use.
+uint64_t position_identity(uint64_t content_id, int32_t token_id, int64_t temporal, int64_t height,
+                           int64_t width);
 
 // How many leading positions of a prompt the cache row already holds: the longest common prefix of `held` and
 // `prompt`, cut so that

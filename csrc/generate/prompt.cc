@@ -14,19 +14,20 @@ Prompt::Prompt(const Request& request, const VisualTokens& visual_tokens)
                                 static_cast<int64_t>(request.grids.size()) / 3, visual_tokens)),
       positions(3 * tokens) {
   if (tokens == 0) throw InputError("the prompt is empty: it needs at least one token");
-  const bool has_keys = !request.keys.empty();
-  if (has_keys ? request.keys.size() != request.token_ids.size() : !blocks.empty()) {
+  const bool has_ids = !request.content_ids.empty();
+  if (has_ids ? request.content_ids.size() != request.token_ids.size() : !blocks.empty()) {
     throw InputError("a prompt of " + std::to_string(tokens) + " tokens with " +
-                     std::to_string(blocks.size()) + " pictures or videos needs a key for every token, got " +
-                     std::to_string(request.keys.size()));
+                     std::to_string(blocks.size()) +
+                     " pictures or videos needs a content id for every token, got " +
+                     std::to_string(request.content_ids.size()));
   }
   rope_delta = mrope_positions(blocks, tokens, positions.data());
   identities.resize(tokens);
   for (int64_t i = 0; i < tokens; ++i) {
     const int32_t id = request.token_ids[i];
-    const uint64_t key = has_keys ? request.keys[i] : static_cast<uint64_t>(id);
+    const uint64_t content = has_ids ? request.content_ids[i] : static_cast<uint64_t>(id);
     identities[i] =
-        position_identity(key, id, positions[i], positions[tokens + i], positions[2 * tokens + i]);
+        position_identity(content, id, positions[i], positions[tokens + i], positions[2 * tokens + i]);
   }
 }
 

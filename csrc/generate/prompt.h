@@ -10,7 +10,7 @@ namespace qwen2vl {
 
 // A request's prompt with its positions: all that prefill and the prefix rule need to know about it.
 struct Prompt {
-  // Throws InputError when the prompt is empty or its pads, grids and keys disagree.
+  // Throws InputError when the prompt is empty or its pads, grids and content ids disagree.
   Prompt(const Request& request, const VisualTokens& visual_tokens);
 
   int64_t tokens;

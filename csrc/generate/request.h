@@ -23,7 +23,7 @@ struct Request {
   // [T], what stands at each position, so that the cache's content can be recognised: the token id for text,
   // a hash of the picture's content and the index within it for pads. May be empty for a prompt without
   // visuals.
-  std::vector<uint64_t> keys;
+  std::vector<uint64_t> content_ids;
   SamplingOptions sampling;
   int64_t max_new_tokens = 1;     // at least 1
   std::vector<int32_t> stop_ids;  // tokens that end the answer; kept in token_ids, never part of the text

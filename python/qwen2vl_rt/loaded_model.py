@@ -11,10 +11,10 @@ import numpy as np
 from qwen2vl_rt import _core
 from qwen2vl_rt.backends.backend import Backend
 from qwen2vl_rt.bundle import GENERATION_CONFIG, PREFILL_GRAPH, Bundle
+from qwen2vl_rt.content_ids import content_ids, visual_spans
 from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.generation_config import generation_defaults
 from qwen2vl_rt.options import GenerationOptions
-from qwen2vl_rt.position_keys import position_keys, visual_spans
 from qwen2vl_rt.processing.device_frames import DeviceFrames
 from qwen2vl_rt.processing.processor import PreparedPrompt, Visual
 from qwen2vl_rt.processing.tokenizer import Tokenizer
@@ -120,8 +120,8 @@ class LoadedModel:
         """Requests with the visual embeddings of everything that the cache does not hold already."""
         # Only the first prompt of a call may continue what the cache holds.
         first = prompts[0]
-        keys = position_keys(first, self._geometry)
-        cached = [self._generator.cached_prefix(first.token_ids, first.grids, keys)]
+        ids = content_ids(first, self._geometry)
+        cached = [self._generator.cached_prefix(first.token_ids, first.grids, ids)]
         cached += [0] * (len(prompts) - 1)
         new = [
             (row, index)
@@ -147,7 +147,7 @@ class LoadedModel:
             prompt.token_ids,
             grids=prompt.grids,
             embeddings=visuals,
-            keys=position_keys(prompt, self._geometry),
+            content_ids=content_ids(prompt, self._geometry),
             sampling=option.sampling(self._defaults.get("repetition_penalty", 1.0)),
             max_new_tokens=option.max_new_tokens,
             stop_ids=() if option.ignore_eos else self._geometry.special_ids.eos,

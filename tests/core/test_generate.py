@@ -271,9 +271,13 @@ def test_logprobs_are_reported_for_every_token(toy):
                 [IMAGE_PAD], grids=[(1, 2, 2)], embeddings=[np.zeros((1, HIDDEN))], max_new_tokens=1
             ),
             InputError,
-            "key",
+            "content id",
         ),
-        (lambda: _core.Request([1, 2], keys=[1], max_new_tokens=1), InputError, "key for every token"),
+        (
+            lambda: _core.Request([1, 2], content_ids=[1], max_new_tokens=1),
+            InputError,
+            "content id for every token",
+        ),
         (lambda: TEXT.request(stop_strings=[""]), InputError, "empty"),
     ],
 )

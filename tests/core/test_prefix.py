@@ -55,7 +55,7 @@ def test_another_picture_with_the_same_tokens_is_not_taken_for_the_first(toy):
 def test_the_same_tokens_on_another_grid_are_not_taken_for_the_first(toy):
     """2 x 8 and 8 x 2 merged tokens: the same ids; even with equal keys the positions tell them apart."""
     wide, tall = (Prompt([1]) + picture(1, h, w) + Prompt([3]) for h, w in ((4, 16), (16, 4)))
-    tall.keys = wide.keys
+    tall.content_ids = wide.content_ids
     check(toy, wide, 0)
     check(toy, tall, 1)
 
@@ -64,7 +64,7 @@ def test_a_block_is_reused_whole_or_not_at_all(toy):
     start = Prompt([1, 2])
     # The same picture's first rows, as a caller's weak keys could claim.
     first, second = start + picture(1) + Prompt([3]), start + picture(1) + Prompt([3])
-    second.keys[4] += 1  # the third token of the block differs
+    second.content_ids[4] += 1  # the third token of the block differs
     check(toy, first, 0)
     check(toy, second, 2)
 
@@ -183,6 +183,6 @@ def test_any_history_of_prompts_equals_full_prefills(tmp_path_factory, history, 
 def test_keys_may_be_left_out_for_text(toy):
     first = toy.generator.generate([_core.Request([1, 2, 3, 4], max_new_tokens=3)])[0]
     second = toy.generator.generate(
-        [_core.Request([1, 2, 3, 9], keys=np.array([1, 2, 3, 9]), max_new_tokens=3)]
+        [_core.Request([1, 2, 3, 9], content_ids=np.array([1, 2, 3, 9]), max_new_tokens=3)]
     )[0]
     assert (first.cached_tokens, second.cached_tokens) == (0, 3)

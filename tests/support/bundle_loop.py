@@ -49,7 +49,7 @@ def requests(bundle: Bundle, **options: Any) -> list[_core.Request]:
             [7, 8] + [pad] * 6 + list(range(20, 31)),
             grids=[(1, 4, 6)],
             embeddings=[picture],
-            keys=np.arange(19, dtype=np.uint64),
+            content_ids=np.arange(19, dtype=np.uint64),
             max_new_tokens=20,
             **options,
         ),

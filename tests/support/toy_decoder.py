@@ -158,11 +158,11 @@ class Prompt:
     """parts: a list of token ids, or (pad, (t, h, w) in patches, picture seed)."""
 
     def __init__(self, *parts):
-        self.ids, self.grids, self.visuals, self.keys = [], [], [], []
+        self.ids, self.grids, self.visuals, self.content_ids = [], [], [], []
         for part in parts:
             if isinstance(part, list):
                 self.ids += part
-                self.keys += part
+                self.content_ids += part
                 continue
             pad, grid, seed = part
             count = grid[0] * grid[1] * grid[2] // MERGE**2
@@ -171,11 +171,11 @@ class Prompt:
             self.visuals.append(
                 np.random.default_rng(1000 + seed).normal(size=(count, HIDDEN)).astype(np.float32)
             )
-            self.keys += [hash((seed, grid, i)) % 2**64 for i in range(count)]
+            self.content_ids += [hash((seed, grid, i)) % 2**64 for i in range(count)]
 
     def __add__(self, other):
         joined = Prompt()
-        for name in ("ids", "grids", "visuals", "keys"):
+        for name in ("ids", "grids", "visuals", "content_ids"):
             setattr(joined, name, getattr(self, name) + getattr(other, name))
         return joined
 
@@ -184,7 +184,7 @@ class Prompt:
             self.ids,
             grids=self.grids,
             embeddings=self.visuals if embeddings is None else embeddings,
-            keys=np.array(self.keys, np.uint64),
+            content_ids=np.array(self.content_ids, np.uint64),
             max_new_tokens=max_new_tokens,
             **options,
         )
