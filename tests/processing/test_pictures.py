@@ -167,7 +167,7 @@ class TestAddresses:
             ("data:image/png;base64,aGVsbG8=", "not a picture in a known format"),
             ("file://elsewhere/a.png", "another host"),
             ("/nowhere/a.png", "no such file: /nowhere/a.png"),
-            ("", "cannot be read"),
+            ("", "an empty string is no path"),
             ("a\0b", "null byte"),
             ("x" * 5000, "cannot be read"),
             ("ftp://host/a.png", "ftp:// is not supported; give a path, or an http"),

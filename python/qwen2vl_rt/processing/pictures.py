@@ -151,6 +151,8 @@ def is_address(source: str) -> bool:
 
 def path_of(source: str, name: str) -> Path:
     """The path that a str names: a path as it is, or a file:// address."""
+    if not source:
+        raise PictureError(f"{name}: an empty string is no path")
     if source[:7].lower() == "file://":
         parts = urllib.parse.urlsplit(source)
         if parts.netloc not in ("", "localhost"):
