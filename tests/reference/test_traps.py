@@ -10,7 +10,8 @@ import pytest
 from bench.tiny import TINY
 from qwen2vl_export.export import export_checkpoint
 from qwen2vl_rt import MemoryLimitError, Session, _core
-from qwen2vl_rt.backends.cpu.executors import LEAST_CHUNK, CpuDecoder
+from qwen2vl_rt.backends.cpu.backend import LEAST_CHUNK
+from qwen2vl_rt.backends.cpu.executors import CpuDecoder
 from tests.reference.reference import Reference, frames, picture
 from tests.support.random_model import of_the_tiny_tokenizer, random_model, save_checkpoint
 
