@@ -145,7 +145,7 @@ class Toy:
         return _core.Generator(decoder, self.token_text, **self.settings)
 
     def cached_prefix(self, prompt):
-        return self.generator.cached_prefix(prompt.ids, prompt.grids, np.array(prompt.keys, np.uint64))
+        return self.generator.cached_prefix(prompt.ids, prompt.grids, np.array(prompt.content_ids, np.uint64))
 
     def generate(self, *prompts, **options):
         """One result for one prompt, else a list."""
