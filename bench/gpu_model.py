@@ -50,6 +50,7 @@ from qwen2vl_rt.processing.processor import PreparedPrompt, Processor, Visual
 from qwen2vl_rt.processing.visuals import prepare_picture
 from qwen2vl_rt.session_limits import AskedLimits
 
+BACKENDS = {backend.name: backend for backend in (CpuBackend, CudaBackend, TensorRTBackend)}
 PROMPT, ANSWER = 512, 128  # tokens
 CONTEXT = 4096  # positions of the cache
 # Ways to run decode steps (docs/cuda.md): what is not named has its default.
@@ -73,9 +74,6 @@ def memory_in_use() -> int | None:
         return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) << 20
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None
-
-
-BACKENDS = {backend.name: backend for backend in (CpuBackend, CudaBackend, TensorRTBackend)}
 
 
 class Measurement:

@@ -17,15 +17,14 @@ PROCESS_BYTES = 160 * MIB
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A session's memory by part, in bytes, at its stated limits in full use."""
+    """A session's memory by part, in bytes, at its stated limits in full use: the process' with the cpu
+    backend, with cuda and tensorrt the GPU's, and the process' where they share it.
+    """
 
     limits: SessionLimits
     parts: dict[str, int]
     limit: int
     """What the session may use: `memory_limit`, else what the machine had available."""
-    backend: str = "cpu"
-    """Whose memory is planned: "cpu" the process', "cuda" and "tensorrt" the GPU's, with the process' where
-    they share it."""
     measured: int | None = field(default=None)
     """Memory in use when the plan was asked for (the process's resident memory, or the GPU's by whomever);
     None before loading."""

@@ -6,10 +6,9 @@ import numpy as np
 from onnx import ModelProto
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.errors import BackendError
 from qwen2vl_rt.geometry import Geometry
 from qwen2vl_rt.lowering.block_linear import to_block_linear
-from qwen2vl_rt.lowering.cpu_attention import fits, to_cached_attention, to_picture_attention
+from qwen2vl_rt.lowering.cpu_attention import check_heads, to_cached_attention, to_picture_attention
 from qwen2vl_rt.lowering.linear import fuse_linear
 from qwen2vl_rt.lowering.matmul_integer import to_matmul_integer_to_float
 from qwen2vl_rt.lowering.matmul_nbits import to_matmul_nbits
@@ -32,7 +31,7 @@ def lower_decoder(
             attention multiplies bfloat16 numbers; otherwise a token's result would depend on whether it came
             alone, since the few queries of a decode step attend in float32.
     """
-    _check_heads(geometry.decoder.head_dim)
+    check_heads(geometry.decoder.head_dim)
     _lower_products(model, weights)
     to_cached_attention(model, bfloat16=prompts)
 
@@ -40,15 +39,10 @@ def lower_decoder(
 def lower_vision(model: ModelProto, weights: dict[str, np.ndarray], geometry: Geometry) -> None:
     """Lower the vision tower and its external weights in place."""
     quantized = any(node.op_type == "MatMulInteger" for node in model.graph.node)
-    _check_heads(geometry.vision.head_dim)
+    check_heads(geometry.vision.head_dim)
     _lower_products(model, weights)
     # In a quantized bundle queries and keys are what a product of 8-bit activations made.
     to_picture_attention(model, codes=quantized)
-
-
-def _check_heads(head_dim: int) -> None:
-    if not fits(head_dim):
-        raise BackendError(f"The cpu backend has no attention for heads of {head_dim} numbers.")
 
 
 def _lower_products(model: ModelProto, weights: dict[str, np.ndarray]) -> None:

@@ -12,15 +12,20 @@ from collections.abc import Iterator
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from qwen2vl_rt import _core
-from qwen2vl_rt.errors import BundleError
+from qwen2vl_rt.errors import BackendError, BundleError
 from qwen2vl_rt.lowering.graph import drop_unread, only_readers, producers, replace_nodes, use_own_operators
 
 DOMAIN = _core.OPERATOR_DOMAIN
 
 
-def fits(head_dim: int) -> bool:
-    """Whether the operators take heads of this size."""
-    return head_dim % 2 == 0 and head_dim <= _core.MOST_ATTENTION_DIM
+def check_heads(head_dim: int) -> None:
+    """Refuse heads of a size that the operators don't take.
+
+    Raises:
+        BackendError: it is odd, or too large.
+    """
+    if head_dim % 2 or head_dim > _core.MOST_ATTENTION_DIM:
+        raise BackendError(f"The cpu backend has no attention for heads of {head_dim} numbers.")
 
 
 def to_picture_attention(model: ModelProto, *, codes: bool) -> None:

@@ -39,7 +39,7 @@ class CpuBackend(Backend):
         return plan_cpu(bundle, limits, memory_limit)
 
     def memory_in_use(self) -> int:
-        """Those of the process that are in memory."""
+        """Bytes of the process that are in memory."""
         return resident_memory()
 
     def open(self, bundle: Bundle, limits: SessionLimits, threads: int) -> Opened:

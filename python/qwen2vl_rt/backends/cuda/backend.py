@@ -45,7 +45,7 @@ class CudaBackend(Backend):
         return plan_cuda(bundle, limits, memory_limit)
 
     def memory_in_use(self) -> int:
-        """Those of the GPU, by whomever."""
+        """Bytes of the GPU, by whomever."""
         return used_device_memory()
 
     def open(self, bundle: Bundle, limits: SessionLimits, threads: int) -> Opened:

@@ -17,7 +17,7 @@ INT8_SCALES = 1 + 2 / _core.BLOCK
 def plan_cuda(bundle: Bundle, limits: SessionLimits, memory_limit: int | None = None) -> MemoryPlan:
     """Plan a session: the GPU's memory, and the process's where they share it. See `Backend.plan`."""
     limit = free_device_memory() if memory_limit is None else memory_limit
-    return MemoryPlan(limits, host_parts(bundle) | _device_parts(bundle, limits), limit, "cuda")
+    return MemoryPlan(limits, host_parts(bundle) | _device_parts(bundle, limits), limit)
 
 
 def _device_parts(bundle: Bundle, limits: SessionLimits) -> dict[str, int]:

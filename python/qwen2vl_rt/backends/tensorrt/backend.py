@@ -59,7 +59,7 @@ class TensorRTBackend(Backend):
         return smaller_engines(bundle, plan)
 
     def memory_in_use(self) -> int:
-        """Those of the GPU, by whomever."""
+        """Bytes of the GPU, by whomever."""
         return used_device_memory()
 
     def open(self, bundle: Bundle, limits: SessionLimits, threads: int) -> Opened:

@@ -39,7 +39,7 @@ def plan_engines(
         "pictures of prompts": pictures_of_prompts(bundle.geometry, limits, 4 if shares_memory() else item),
     }
     limit = free_device_memory() if memory_limit is None else memory_limit
-    return MemoryPlan(limits, parts, limit, "tensorrt")
+    return MemoryPlan(limits, parts, limit)
 
 
 def smaller_engines(bundle: Bundle, plan: MemoryPlan) -> str:
