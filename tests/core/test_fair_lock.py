@@ -89,8 +89,9 @@ def interrupts():
     signal.signal(signal.SIGALRM, before)
 
 
-def test_ctrl_c_reaches_the_queue(interrupts):
-    lock, holds, over = _core.FairLock(), threading.Event(), threading.Event()
+def held_by_a_thread(lock) -> tuple[threading.Thread, threading.Event]:
+    """The thread, and what lets go of the lock."""
+    holds, over = threading.Event(), threading.Event()
 
     def hold():
         with lock.turn():
@@ -100,6 +101,12 @@ def test_ctrl_c_reaches_the_queue(interrupts):
     thread = threading.Thread(target=hold)
     thread.start()
     assert holds.wait(10)
+    return thread, over
+
+
+def test_ctrl_c_reaches_the_queue(interrupts):
+    lock = _core.FairLock()
+    thread, over = held_by_a_thread(lock)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     with pytest.raises(KeyboardInterrupt), lock.turn():
         pass
@@ -124,16 +131,7 @@ def test_an_interrupted_call_is_not_waited_for_by_its_own_thread():
         over = threading.Event()
         with lock.turn():
             signal.raise_signal(signal.SIGALRM)
-        holds, over = threading.Event(), threading.Event()
-
-        def hold():
-            with lock.turn():
-                holds.set()
-                over.wait(10)
-
-        thread = threading.Thread(target=hold)
-        thread.start()
-        assert holds.wait(10)
+        thread, over = held_by_a_thread(lock)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with lock.turn() as turn:
             assert turn
