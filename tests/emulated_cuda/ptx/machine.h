@@ -22,28 +22,17 @@ using qwen2vl::FloatType;
 
 // --- registers: bits, and values of an instruction's type ------------------------------------------------
 
-template <typename Value, typename Bits>
-inline __attribute__((always_inline)) Value value(Bits bits) {
-  if constexpr (std::is_floating_point_v<Value>) {
-    static_assert(sizeof(Value) == sizeof(Bits));
-    Value result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
+// Of a register's bits a value, or the other way round. An integer that is narrower than its register is
+// extended by its own sign.
+template <typename To, typename From>
+inline __attribute__((always_inline)) To as(From from) {
+  if constexpr (std::is_floating_point_v<To> != std::is_floating_point_v<From>) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
   } else {
-    return static_cast<Value>(bits);
-  }
-}
-
-// An integer that is narrower than its register is extended by its own sign.
-template <typename Bits, typename Value>
-inline __attribute__((always_inline)) Bits bits(Value value) {
-  if constexpr (std::is_floating_point_v<Value>) {
-    static_assert(sizeof(Value) == sizeof(Bits));
-    Bits result;
-    std::memcpy(&result, &value, sizeof result);
-    return result;
-  } else {
-    return static_cast<Bits>(value);
+    return static_cast<To>(from);
   }
 }
 
@@ -111,7 +100,7 @@ inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(
 inline float exp2_approximately(float x) { return flushed(std::exp2(flushed(x))); }
 // To 20 bits; what csrc computes with it is refined.
 inline double reciprocal_approximately(double x) {
-  return value<double>(bits<uint64_t>(1 / x) & 0xFFFFFFFF00000000u);
+  return as<double>(as<uint64_t>(1 / x) & 0xFFFFFFFF00000000u);
 }
 // Rounded towards minus infinity.
 float fused_down(float x, float y, float z);
@@ -188,7 +177,7 @@ inline uint32_t shuffled_bfly(uint32_t mine, uint32_t distance, uint32_t clamp, 
 }
 inline uint32_t shuffled_idx(uint32_t mine, uint32_t lane, uint32_t clamp, uint32_t mask) {
   require_whole_warp(mask, clamp);
-  return bits<uint32_t>(__shfl_sync(mask, value<float>(mine), static_cast<int>(lane % 32)));
+  return as<uint32_t>(__shfl_sync(mask, as<float>(mine), static_cast<int>(lane % 32)));
 }
 inline void warp_barrier(uint32_t mask) {
   require_whole_warp(mask);

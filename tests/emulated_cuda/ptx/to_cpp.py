@@ -148,13 +148,13 @@ class Translation:
 
     def value(self, operand: str, kind: str) -> str:
         """An operand as a value of a type."""
-        return f"ptx::value<{c_type(kind)}>({self.raw(operand, BITS[kind])})"
+        return f"ptx::as<{c_type(kind)}>({self.raw(operand, BITS[kind])})"
 
     def into(self, register: str, value: str) -> str:
         """A value's bits into a register."""
         if register == "_":
             return f"static_cast<void>({value});"
-        return f"{variable_of(register)} = ptx::bits<{register_type(self.registers[register])}>({value});"
+        return f"{variable_of(register)} = ptx::as<{register_type(self.registers[register])}>({value});"
 
     def address(self, operand: str, space: str) -> str:
         """The pointer that "[base+offset]" stands for."""
